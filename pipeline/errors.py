@@ -1,0 +1,36 @@
+"""The two kinds of failure that a person reads, and the exit codes of every command and job.
+
+`InputError` is the user's: it collects every problem found, one line each, and ends with exit code 2 before anything
+is written. `FaultError` is the machine's: a lost peer, a hang, a broken device; the job may be run again (exit code 76).
+Everything else is a defect of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_INPUT = 2
+EXIT_STOPPED = 75  # stopped on request with a complete checkpoint: run me again (EX_TEMPFAIL)
+EXIT_FAULT = 76  # infrastructure fault: the last verified checkpoint stands, run me again
+
+
+class InputError(Exception):
+    """Wrong input or configuration. `problems` holds one line per problem: file, path, value, rule, hint."""
+
+    def __init__(self, *problems: str):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class FaultError(Exception):
+    """An infrastructure fault: a peer lost, a hang verdict, a device error."""
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """A hint that names what `name` may have meant, or what there is; empty when there is nothing to name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(f"`{match}`" for match in close) + "?"
+    return f"there are: {', '.join(known)}" if known else ""
