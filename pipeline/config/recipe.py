@@ -126,3 +126,10 @@ def load_recipe(config_class: type[ConfigT], recipe: str, overrides: Sequence[st
     """The recipe of this name or path, with `key=value` overrides applied, validated."""
     path = recipe_path(recipe)
     return validate(config_class, apply_overrides(read_yaml(path), parse_overrides(overrides)), path.name)
+
+
+def split_profile_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides of the recipe, and those of the profile (keys that begin with `profile.`) without that prefix."""
+    prefix = "profile."
+    of_profile = [override.removeprefix(prefix) for override in overrides if override.startswith(prefix)]
+    return [override for override in overrides if not override.startswith(prefix)], of_profile

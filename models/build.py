@@ -1,0 +1,26 @@
+"""From configs to modules: the only place where a `kind` becomes a class."""
+
+from typing import assert_never
+
+import torch
+from torch import nn
+
+from models.config import EncoderConfig, MaskedAutoencoderConfig, ObjectiveConfig, SupervisedConfig
+from models.encoder import build_encoder
+from models.objectives.mae import MaskedAutoencoder
+from models.objectives.supervised import SupervisedObjective
+
+
+def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_classes: int, seed: int) -> nn.Module:
+    """The module that maps a batch to a loss, freshly initialised from `seed`: equal on every rank.
+
+    It holds the encoder as `.encoder`; everything else in it is thrown away after pretraining.
+    """
+    torch.manual_seed(seed)
+    match objective:
+        case SupervisedConfig():
+            return SupervisedObjective(objective, build_encoder(encoder, num_classes), seed)
+        case MaskedAutoencoderConfig():
+            return MaskedAutoencoder(objective, build_encoder(encoder), seed)
+        case _:
+            assert_never(objective)

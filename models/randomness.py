@@ -1,0 +1,46 @@
+"""Random numbers that belong to a sample, not to a rank: a hash of (seed, purpose, position, index).
+
+Counter-based, so there is no generator state to save, and any rank, device or restart draws the same for the same
+position. The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), on int64 with wrap-around.
+"""
+
+import zlib
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the signed integer that torch's int64 holds."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    """Logical shift right; torch's own keeps the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = bits * 1  # never in place: callers broadcast
+    bits = (bits ^ _shift(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits = (bits ^ _shift(bits, 27)) * _signed(0x94D049BB133111EB)
+    return bits ^ _shift(bits, 31)
+
+
+def position_bits(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
+    """64 random bits for each of `count` draws of each position.
+
+    Shape:
+        positions: (B,) int64
+        returns: (B, count) int64
+    """
+    stream = _signed((seed * 0x9E3779B97F4A7C15) ^ (zlib.crc32(purpose.encode()) << 32))
+    per_position = _mix(positions.unsqueeze(1) * _signed(0x9E3779B97F4A7C15) + stream)  # (B, 1)
+    index = torch.arange(1, count + 1, device=positions.device)
+    return _mix(per_position + index * _signed(0xD1B54A32D192ED03))
+
+
+def position_uniform(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
+    """(B, count) float32, uniform in [0, 1), 24 bits each; see `position_bits`."""
+    return _shift(position_bits(seed, purpose, positions, count), 40).float() / (1 << 24)

@@ -1,0 +1,102 @@
+"""What follows from a config, a dataset's size and a world: batches, steps, arithmetic and memory. Pure, torch-free."""
+
+from typing import NamedTuple
+
+from models.config import EncoderConfig, MaskedAutoencoderConfig, ObjectiveConfig
+from models.decoder_size import decoder_macs, decoder_parameters
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import InputError
+
+
+class BatchPlan(NamedTuple):
+    """How one optimizer step is split over ranks and micro-steps. Counts are images."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+    gradient_accumulation_steps: int
+
+
+def plan_batches(global_batch_size: int, micro_batch_size: int, world_size: int) -> BatchPlan:
+    per_micro_step = micro_batch_size * world_size
+    accumulation, remainder = divmod(global_batch_size, per_micro_step)
+    if remainder or accumulation == 0:
+        below = max(1, global_batch_size // per_micro_step) * per_micro_step
+        raise InputError(
+            f"global_batch_size {global_batch_size} is not a multiple of micro_batch_size x world size = "
+            f"{micro_batch_size} x {world_size} = {per_micro_step}; "
+            f"nearest that are: {below} and {below + per_micro_step}, or change micro_batch_size"
+        )
+    return BatchPlan(global_batch_size, micro_batch_size, world_size, accumulation)
+
+
+class StepPlan(NamedTuple):
+    """Length of a run. `warmup_samples` is where the learning rate reaches its peak."""
+
+    samples: int
+    steps: int
+    warmup_samples: int
+
+
+def plan_steps(config: TrainingConfig, samples_per_epoch: int) -> StepPlan:
+    unit, amount = config.length
+    in_samples = {"epochs": samples_per_epoch, "steps": config.global_batch_size, "samples": 1}[unit]
+    steps = max(1, -(-round(amount * in_samples) // config.global_batch_size))
+    return StepPlan(steps * config.global_batch_size, steps, round(config.optimizer.warmup * in_samples))
+
+
+def count_parameters(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> int:
+    """Parameters of the training module: encoder, and head or decoder."""
+    width, hidden = encoder.embed_dim, encoder.mlp_dim
+    block = 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
+    patch = encoder.patch_size**2 * encoder.channels * width + width
+    total = encoder.depth * block + patch + width + (encoder.num_patches + 1) * width + 2 * width
+    if isinstance(objective, MaskedAutoencoderConfig):
+        return total + decoder_parameters(objective.decoder, encoder)
+    return total + num_classes * (width + 1)
+
+
+def training_flops(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> float:
+    """Floating-point operations per training image: forward 1, backward 2; matrix products only, 2 per multiply-add."""
+    width, hidden, patches = encoder.embed_dim, encoder.mlp_dim, encoder.num_patches
+    tokens = patches + 1
+    extra = width * num_classes
+    if isinstance(objective, MaskedAutoencoderConfig):
+        tokens = patches - int(patches * objective.mask_ratio) + 1
+        extra = decoder_macs(objective.decoder, encoder, tokens)
+    block = tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
+    embed = patches * encoder.patch_size**2 * encoder.channels * width
+    return 6.0 * (encoder.depth * block + embed + extra)
+
+
+def state_bytes(parameters: int, stage: int, world_size: int, precision: str, ema: bool) -> int:
+    """Bytes per rank of weights, gradients, master weights, moments and average, without activations (arXiv:1910.02054, figure 1)."""
+    compute = 2 if precision == "bf16" else 4
+    weights, gradients = compute * parameters, compute * parameters
+    states = (12 + 4 * ema) * parameters  # fp32 master, two moments; DeepSpeed keeps a master copy in fp32 too
+    if stage == 0:
+        return 4 * parameters + 4 * parameters + (8 + 4 * ema) * parameters
+    if stage >= 1:
+        states //= world_size
+    if stage >= 2:
+        gradients //= world_size
+    if stage >= 3:
+        weights //= world_size
+    return weights + gradients + states
+
+
+def activation_bytes(encoder: EncoderConfig, objective: ObjectiveConfig, micro_batch_size: int, precision: str) -> int:
+    """Bytes kept for backward, about 34 per token and width in two-byte precision (arXiv:2205.05198, equation 2, fused attention)."""
+    tokens = encoder.num_patches + 1
+    if isinstance(objective, MaskedAutoencoderConfig):
+        visible = encoder.num_patches - int(encoder.num_patches * objective.mask_ratio) + 1
+        per_image = 34 * visible * encoder.embed_dim * encoder.depth
+        per_image += 34 * tokens * objective.decoder.embed_dim * objective.decoder.depth
+    else:
+        per_image = 34 * tokens * encoder.embed_dim * encoder.depth
+    return micro_batch_size * per_image * (1 if precision == "bf16" else 2)
+
+
+def checkpoint_bytes(parameters: int, ema: bool) -> int:
+    """Bytes of one checkpoint: fp32 weight and two moments per parameter, and the average."""
+    return parameters * (12 + 4 * ema)

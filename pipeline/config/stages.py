@@ -1,0 +1,77 @@
+"""Configs of the stages that do not train, and the config file of a run directory."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Config, Count
+from pipeline.config.recipe import read_yaml, validate
+from pipeline.config.training import FinetuneConfig, PretrainConfig
+from pipeline.errors import InputError
+
+PROTOCOLS = ("classify-v1", "knn-20-v1", "linear-cached-v1")
+
+
+class EvaluateConfig(Config):
+    """Evaluation of one or more models on a dataset under named protocols."""
+
+    stage: Literal["evaluate"] = "evaluate"
+    models: Annotated[dict[str, str], Field(min_length=1)]
+    """MODELs by the name they get in the table."""
+    data: str
+    """The dataset directory, absolute."""
+    dataset: str
+    """The dataset's name in the metrics."""
+    protocols: Annotated[tuple[Literal["classify-v1", "knn-20-v1", "linear-cached-v1"], ...], Field(min_length=1)]
+    """What is measured; see pipeline/evaluation/protocols."""
+    split: str = "test"
+    """The split that is scored; features of `train` are what k-NN and linear probes learn from."""
+    batch_size: Count = 64
+    """Images per rank per forward."""
+
+
+class RegisterConfig(Config):
+    """Registration of a trained model in MLflow."""
+
+    stage: Literal["register"] = "register"
+    model: str
+    """The MODEL, a run or checkpoint directory."""
+    name: str
+    """Registered model name."""
+    tracking_uri: str
+    """The MLflow tracking store."""
+    evaluations: tuple[str, ...] = ()
+    """Run directories of evaluations of this model; the first protocol of the newest decides the champion."""
+    promotion_margin: Annotated[float, Field(ge=0, le=1)] = 0.005
+    """How much better than the champion's top-1, on the same data and protocol, a version must be to replace it."""
+
+
+class SequenceConfig(Config):
+    """Several training runs, one after the other, in one set of processes: start-up is paid once."""
+
+    stage: Literal["sequence"] = "sequence"
+    runs: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Run directories, absolute, in order."""
+
+
+StageConfig = PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | SequenceConfig
+STAGES: dict[str, type[Config]] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "register": RegisterConfig,
+    "sequence": SequenceConfig,
+}
+
+
+def read_run_config(run_directory: Path) -> StageConfig:
+    """The resolved config of a run directory."""
+    path = Path(run_directory) / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{run_directory}: not a run directory: it has no config.yaml")
+    raw = read_yaml(path)
+    stage = raw.get("stage")
+    if stage not in STAGES:
+        raise InputError(f"{path}: stage: {stage!r} is none of {', '.join(STAGES)}")
+    return validate(STAGES[stage], raw, str(path))

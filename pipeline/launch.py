@@ -1,0 +1,132 @@
+"""The supervisor: one per node, started as `python -m pipeline.launch RUN_DIR`.
+
+It starts the node's ranks with the five standard variables, forwards signals to them, and answers with one exit code
+decided from their exit records. torchrun is not used: it loses exit codes and dies of SIGUSR1.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline.errors import EXIT_FAULT, InputError
+from pipeline.run_directory import Attempt, RunDirectory, read_json, verdict_of, write_atomic, write_json
+
+ENTRY_POINTS = {
+    "pretrain": "pipeline.pretrain",
+    "finetune": "pipeline.finetune",
+    "evaluate": "pipeline.evaluate",
+    "register": "pipeline.register",
+    "sequence": "pipeline.sequence",
+}
+GRACE_SECONDS = 20.0  # for the peers of a dead rank to see their broken collective and leave a record
+HEARTBEAT_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+def main(run_directory: str) -> int:
+    run = RunDirectory(run_directory).require()
+    plan = run.plan()
+    attempt = _begin_attempt(run)
+    ranks = _start_ranks(run, plan, attempt)
+    _forward_signals(ranks)
+    return_codes = _wait(ranks, attempt)
+    records = [record for record in attempt.exit_records() if record.rank in return_codes]
+    code, reason = verdict_of(records, return_codes)
+    write_json(attempt.path / "exit" / "verdict.json", {"code": code, "reason": reason, "time": time.time()})
+    return code
+
+
+def _begin_attempt(run: RunDirectory) -> Attempt:
+    """The attempt that the submitter numbered, or the next one when this supervisor was started by hand."""
+    given = os.environ.get("VIT_ATTEMPT")
+    if given:
+        return run.attempt(int(given)).make()
+    number = run.last_attempt() + 1
+    attempt = run.attempt(number).make()
+    job = read_json(run.job_file) or {"kind": "by hand", "id": str(os.getpid()), "key": run.key}
+    write_json(run.job_file, job | {"attempt": number})
+    return attempt
+
+
+def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, subprocess.Popen]:
+    ranks_per_node = plan["ranks_per_node"]
+    environment = os.environ | {
+        "WORLD_SIZE": str(plan["world_size"]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "VIT_ATTEMPT": str(attempt.number),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "DS_ACCELERATOR": "cuda" if plan["accelerators_per_node"] else "cpu",
+        # Threads beyond the cores of a rank slow every rank down.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_per_node))),
+    }
+    ranks = {}
+    for local_rank in range(ranks_per_node):
+        with open(attempt.log(local_rank), "ab") as log:
+            ranks[local_rank] = subprocess.Popen(
+                [sys.executable, "-m", ENTRY_POINTS[plan["stage"]], str(run.path)],
+                env=environment | {"RANK": str(local_rank), "LOCAL_RANK": str(local_rank)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,
+            )
+    return ranks
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _forward_signals(ranks: dict[int, subprocess.Popen]) -> None:
+    def forward(number: int, frame: object) -> None:
+        for process in ranks.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, forward)
+
+
+def _wait(ranks: dict[int, subprocess.Popen], attempt: Attempt) -> dict[int, int]:
+    """Return codes of all ranks; once one fails, the others get a grace and are then killed."""
+    failed_at, beat_at = None, 0.0
+    while True:
+        codes = {rank: process.poll() for rank, process in ranks.items()}
+        now = time.monotonic()
+        if all(code is not None for code in codes.values()):
+            return codes
+        if failed_at is None and any(code not in (None, 0) for code in codes.values()):
+            failed_at = now
+        if failed_at is not None and now - failed_at > GRACE_SECONDS:
+            for process in ranks.values():
+                process.kill()
+        if now - beat_at > HEARTBEAT_SECONDS:
+            beat_at = now
+            beat = {"time": time.time(), "pid": os.getpid(), "ranks": {r: p.pid for r, p in ranks.items()}}
+            write_atomic(attempt.path / "heartbeat" / "node-000", json.dumps(beat))
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(str(Path(sys.argv[1]).absolute())))
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_FAULT)

@@ -1,0 +1,197 @@
+"""From a recipe, a dataset and a profile to a run that can be written and submitted: config, plan and notes.
+
+Everything is validated here, with one error text for the command line and the flows, before anything is written.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.plan import (
+    activation_bytes,
+    checkpoint_bytes,
+    count_parameters,
+    plan_batches,
+    plan_steps,
+    state_bytes,
+    training_flops,
+)
+from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
+from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
+from pipeline.errors import InputError
+from pipeline.preparation.placement import Placement
+from pipeline.registry.locate import ModelSource
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.order import default_lanes, default_window_shards
+from pipeline.shards.reader import ShardReader
+from pipeline.training.selection import Selection
+
+WINDOW_BYTES = 1 << 30
+CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A validated run, not yet written. `notes` are lines that a person should read."""
+
+    name: str
+    config: Any
+    plan: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def config_text(self) -> str:
+        return dump_config(self.config)
+
+
+def dump_config(config: Any) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def prepare_training(
+    stage: str,
+    recipe: str,
+    overrides: Sequence[str],
+    index: DatasetIndex,
+    placement: Placement,
+    model: ModelSource | None = None,
+) -> PreparedRun:
+    """The run that `recipe` with `overrides` makes on a dataset, under a placement; of `model` where one is given."""
+    path = recipe_path(recipe)
+    raw, settings = read_yaml(path), parse_overrides(overrides)
+    _require_stage(raw, stage, path)
+    notes: list[str] = []
+    if model is not None:
+        raw = _start_from(raw, model, overrides, path)
+    raw, by_hand = _replace_length(raw, settings)
+    raw.setdefault("data", {})["sources"] = [{"path": str(index.directory)}]
+    config = validate(CONFIGS[stage], apply_overrides(raw, settings), path.name)
+    config = _filled_in(config, index, model, path)
+    samples_per_epoch = _samples_per_epoch(config, index)
+    if by_hand and "optimizer.warmup" not in settings:
+        recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
+        config = _shortened_warmup(config, recipe_unit, samples_per_epoch, notes)
+    plan = training_plan(config, index, placement, samples_per_epoch, model)
+    if config.precision == "bf16" and plan["precision"] == "fp32":
+        notes.append("no accelerator here: computing in fp32 where the recipe says bf16")
+    return PreparedRun(path.stem, config, plan, notes)
+
+
+def _require_stage(raw: Mapping[str, Any], stage: str, path: Path) -> None:
+    found = raw.get("stage")
+    if found != stage:
+        raise InputError(f"{path.name}: stage: this is a recipe of stage {found!r}, not {stage}")
+
+
+def _start_from(raw: dict[str, Any], model: ModelSource, overrides: Sequence[str], path: Path) -> dict[str, Any]:
+    """The recipe with the model's encoder under its own, and the model as where weights come from."""
+    encoder = (model.encoder or {}) | (raw.get("encoder") or {})
+    if model.kind == "timm" and "name" not in encoder:
+        encoder["name"] = model.path.partition(".")[0]
+    if "name" not in encoder and not any(override.startswith("encoder.name=") for override in overrides):
+        raise InputError(
+            f"{path.name}: encoder.name: `{model.reference}` holds weights alone; "
+            "say which encoder they fit, for example --set encoder.name=vit_b16"
+        )
+    return raw | {"encoder": encoder, "initialise_from": model.reference}
+
+
+def _replace_length(raw: dict[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Setting one length by hand replaces the recipe's; whether that happened."""
+    given = [unit for unit in LENGTH_UNITS if unit in settings]
+    if given:
+        raw = {key: value for key, value in raw.items() if key not in LENGTH_UNITS}
+    return raw, bool(given)
+
+
+def _with(config: TrainingConfig, source: str, **changes: Any) -> Any:
+    """A validated copy with dotted keys changed; pydantic's own copy would skip validation."""
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return validate(type(config), apply_overrides(config.model_dump(), dotted), source)
+
+
+def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource | None, path: Path) -> TrainingConfig:
+    """Every None that the dataset or the model decides, decided and written down."""
+    data = config.data
+    if data.split not in index.splits:
+        raise InputError(f"{path.name}: data.split: {index.directory} has no split `{data.split}`, only {', '.join(index.splits)}")
+    shards = index.splits[data.split]
+    mean = data.mean or (model.mean if model else None) or tuple(index.statistics.mean)
+    std = data.std or (model.std if model else None) or tuple(index.statistics.std)
+    crop = data.evaluation_crop
+    if model and model.evaluation_crop and "evaluation_crop" not in data.model_fields_set:
+        crop = model.evaluation_crop
+    if len(mean) != config.encoder.channels:
+        raise InputError(
+            f"{path.name}: encoder.channels: {config.encoder.channels}, but the dataset's statistics have {len(mean)}"
+        )
+    return _with(
+        config, path.name,
+        data__lanes=data.lanes or default_lanes(config.global_batch_size),
+        data__window_shards=data.window_shards or default_window_shards([s.bytes for s in shards], WINDOW_BYTES),
+        data__mean=list(mean), data__std=list(std), data__evaluation_crop=crop,
+    )  # fmt: skip
+
+
+def _samples_per_epoch(config: TrainingConfig, index: DatasetIndex) -> int:
+    if config.objective.kind == "supervised" and not index.labelled:
+        raise InputError(
+            f"{index.directory}: objective.kind: `supervised` needs labels and these samples have none; "
+            "learn without labels by --param objective=mae, or the recipe pretrain_mae_<encoder>"
+        )
+    if config.data.label_fraction == 1.0:
+        return index.num_samples(config.data.split)
+    return int(Selection.of(ShardReader(index, config.data.split), config.data.label_fraction).shard_sizes.sum())
+
+
+def _shortened_warmup(config: TrainingConfig, recipe_unit: str, samples_per_epoch: int, notes: list[str]) -> Any:
+    """The recipe's warm-up in the new unit, at most a tenth of a length that was set by hand."""
+    unit, amount = config.length
+    in_samples = {"epochs": samples_per_epoch, "steps": config.global_batch_size, "samples": 1}
+    wanted = config.optimizer.warmup * in_samples[recipe_unit] / in_samples[unit]
+    allowed = min(wanted, amount / 10)
+    if allowed < wanted:
+        notes.append(f"warm-up shortened from {wanted:g} to {allowed:g} {unit}: a tenth of the length set by hand")
+    return _with(config, "--set", optimizer__warmup=allowed)
+
+
+def training_plan(
+    config: TrainingConfig, index: DatasetIndex, placement: Placement, samples_per_epoch: int, model: ModelSource | None
+) -> dict[str, Any]:
+    """What `plan.json` holds: everything that follows from the config, the dataset and the placement."""
+    batches = plan_batches(config.global_batch_size, config.micro_batch_size, placement.world_size)
+    steps = plan_steps(config, samples_per_epoch)
+    num_classes = index.num_classes if config.objective.kind == "supervised" else 0
+    precision = config.precision if placement.precision == "bf16" else "fp32"
+    parameters = count_parameters(config.encoder, config.objective, num_classes)
+    ema = config.ema_decay > 0
+    activations = activation_bytes(config.encoder, config.objective, config.micro_batch_size, precision)
+    return {
+        "format_version": 1,
+        "stage": config.stage,
+        **placement.as_plan(),
+        "precision": precision,
+        "batches": batches._asdict(),
+        "steps": steps._asdict(),
+        "samples_per_epoch": samples_per_epoch,
+        "num_classes": num_classes,
+        "data": {
+            "path": str(index.directory),
+            "name": index.directory.name,
+            "fingerprint": index.fingerprint,
+            "classes": list(index.classes) if index.classes else None,
+        },
+        "initialise_from": model.as_dict() if model else None,
+        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        "parameters": parameters,
+        "training_flops_per_image": training_flops(config.encoder, config.objective, num_classes),
+        "memory_bytes_per_rank": {
+            f"stage {stage}": state_bytes(parameters, stage, placement.world_size, precision, ema) + activations
+            for stage in range(4)
+        },
+        "checkpoint_bytes": checkpoint_bytes(parameters, ema),
+    }

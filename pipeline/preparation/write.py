@@ -1,0 +1,104 @@
+"""Writing a prepared run to its directory, before submission; and where that directory is."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.deepspeed import deepspeed_config
+from pipeline.config.plan import BatchPlan
+from pipeline.errors import InputError
+from pipeline.preparation.training import PreparedRun
+from pipeline.run_directory import RunDirectory, write_atomic, write_json
+
+PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "webdataset", "mlflow", "prefect", "numpy", "pillow")
+
+
+def run_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
+    """`run_dir` where given, else `home/runs/RECIPE-KEY`: the same config on the same data is the same run."""
+    if run_dir is not None:
+        return Path(run_dir).absolute()
+    fingerprint = prepared.plan.get("data", {}).get("fingerprint", "")
+    key = hashlib.sha256((prepared.config_text + fingerprint).encode()).hexdigest()[:8]
+    if prepared.plan.get("rehearsal"):  # rehearsed anew each time it is asked for
+        key = f"rehearsal-{time.strftime('%Y%m%d-%H%M%S')}-{key[:4]}"
+    return home / "runs" / f"{prepared.name}-{key}"
+
+
+def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirectory:
+    """Make the run directory, or accept one that holds this very run. InputError where it holds another."""
+    run = RunDirectory(path)
+    if run.config_file.is_file():
+        if run.config_file.read_text() != prepared.config_text:
+            raise InputError(
+                f"{path}: holds another run; go on with it by `vit resume {path}`, or choose another --run-dir"
+            )
+        return run
+    if path.exists() and any(path.iterdir()):
+        raise InputError(f"{path}: is not empty and is no run directory; choose another --run-dir")
+    path.mkdir(parents=True, exist_ok=True)
+    run.checkpoints.mkdir(exist_ok=True)
+    write_json(run.plan_file, prepared.plan)
+    if "batches" in prepared.plan and prepared.config.zero.stage > 0:
+        write_json(path / "deepspeed.json", _deepspeed(prepared))
+    write_json(run.provenance_file, provenance(prepared.plan))
+    write_atomic(run.profile_file, profile_text)
+    write_atomic(run.config_file, prepared.config_text)  # last: what has a config is a run
+    return run
+
+
+def _deepspeed(prepared: PreparedRun) -> dict[str, Any]:
+    config, plan = prepared.config, prepared.plan
+    return deepspeed_config(
+        BatchPlan(**plan["batches"]), config.zero.stage, precision=plan["precision"],
+        max_grad_norm=config.optimizer.max_grad_norm, cuda=plan["accelerators_per_node"] > 0,
+    )  # fmt: skip
+
+
+def provenance(plan: dict[str, Any]) -> dict[str, Any]:
+    """Where a run comes from: code, packages, machine, data, parent."""
+    return {
+        "format_version": 1,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "code": _code_state(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "host": platform.node(),
+        "data": plan.get("data"),
+        "parent": (plan.get("initialise_from") or {}).get("reference"),
+        "config_sha256": plan.get("config_sha256"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _code_state() -> dict[str, Any]:
+    """Commit and a hash of what differs from it, or the installed version where there is no repository."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {"version": _version("vit-pretraining")}
+    difference = git("diff", "HEAD") or ""
+    return {
+        "commit": commit,
+        "dirty": bool(difference),
+        "diff_sha256": hashlib.sha256(difference.encode()).hexdigest() if difference else None,
+    }

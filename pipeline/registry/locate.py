@@ -1,0 +1,191 @@
+"""What a MODEL reference stands for, found without torch: where its weights are and what network they fit.
+
+MODEL is one of: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a run directory, a checkpoint directory, a
+`.safetensors`/`.pth`/`.npz` file, `timm:NAME`, or a directory in timm's own layout (config.json + model.safetensors).
+"""
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from models.config import EncoderConfig
+from pipeline.config.stages import read_run_config
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import InputError, near_matches
+from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A located model. `encoder` is None where the weights do not say what network they fit."""
+
+    reference: str
+    kind: str  # checkpoint | timm_directory | file | timm
+    path: str
+    encoder: dict[str, Any] | None = None
+    num_classes: int = 0
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    evaluation_crop: float | None = None
+    objective: str | None = None
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def source_from_dict(raw: dict[str, Any]) -> ModelSource:
+    """The inverse of `ModelSource.as_dict` after a trip through JSON."""
+    lists = {key: tuple(value) for key, value in raw.items() if isinstance(value, list)}
+    return ModelSource(**(raw | lists))
+
+
+def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSource:
+    """The model that `reference` stands for; InputError names what is missing and what there is instead."""
+    if reference.startswith("models:/"):
+        return _registered(reference, tracking_uri)
+    if reference.startswith("timm:"):
+        return ModelSource(reference, "timm", reference.removeprefix("timm:"))
+    path = Path(reference).expanduser()
+    if not path.exists() and (home / "runs" / reference).is_dir():
+        path = home / "runs" / reference
+    path = path.absolute()
+    if path.is_file() and path.suffix in WEIGHT_FILES:
+        return ModelSource(reference, "file", str(path))
+    if (path / "config.yaml").is_file():
+        return _of_run(reference, RunDirectory(path))
+    if (path / "manifest.json").is_file():
+        return _of_checkpoint_directory(reference, path)
+    if (path / "config.json").is_file():
+        return _of_timm_directory(reference, path)
+    if path.exists():
+        raise InputError(f"MODEL `{reference}`: neither a run, a checkpoint, a timm directory nor a weights file")
+    runs = [entry.name for entry in (home / "runs").glob("*")] if (home / "runs").is_dir() else []
+    hint = near_matches(Path(reference).name, runs)
+    raise InputError(f"MODEL `{reference}` does not exist{'; runs: ' + hint if hint else ''}")
+
+
+def _of_run(reference: str, run: RunDirectory) -> ModelSource:
+    if (parent := run.result_file).is_file() and json.loads(parent.read_text()).get("rehearsal"):
+        raise InputError(f"MODEL `{reference}` is a rehearsal, not a trained model; train it with --rehearse never")
+    checkpoint = run.newest_checkpoint()
+    if checkpoint is None:
+        raise InputError(f"MODEL `{reference}`: the run has no complete checkpoint yet; `vit resume {run.path}`")
+    return _of_checkpoint(reference, run, checkpoint)
+
+
+def planned_source(run_directory: Path) -> ModelSource:
+    """The model that a run will have made when it is done; for stages that are planned before it has run."""
+    run = RunDirectory(run_directory).require()
+    return _of_checkpoint(str(run_directory), run, None)
+
+
+def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint | None) -> ModelSource:
+    config = read_run_config(run.path)
+    if not isinstance(config, TrainingConfig):
+        raise InputError(f"MODEL `{reference}`: a run of stage {config.stage} makes no model")
+    plan = run.plan()
+    return ModelSource(
+        reference,
+        "checkpoint",
+        str(checkpoint.directory if checkpoint else run.path),
+        encoder=config.encoder.model_dump(),
+        num_classes=plan["num_classes"] if config.objective.kind == "supervised" else 0,
+        classes=tuple(plan["data"]["classes"] or ()) if config.objective.kind == "supervised" else (),
+        mean=config.data.mean,
+        std=config.data.std,
+        evaluation_crop=config.data.evaluation_crop,
+        objective=config.objective.kind,
+        lineage={
+            "run": str(run.path),
+            "step": checkpoint.step if checkpoint else None,
+            "data_fingerprint": plan["data"]["fingerprint"],
+            "config_sha256": plan["config_sha256"],
+            "parent": (plan.get("initialise_from") or {}).get("reference"),
+        },
+    )
+
+
+def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
+    manifest = verified_manifest(path)
+    if manifest is None:
+        raise InputError(f"MODEL `{reference}`: the checkpoint's files do not agree with its manifest.json")
+    run = RunDirectory(path.parent.parent)
+    if run.config_file.is_file():
+        return _of_checkpoint(reference, run, Checkpoint(path, manifest))
+    return ModelSource(
+        reference, "checkpoint", str(path), encoder=manifest["encoder"], objective=manifest["objective"]["kind"],
+        num_classes=manifest["num_classes"] if manifest["objective"]["kind"] == "supervised" else 0,
+        lineage={"data_fingerprint": manifest["data_fingerprint"], "step": manifest["step"]},
+    )  # fmt: skip
+
+
+def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | None = None) -> ModelSource:
+    """timm's own layout; ours adds a `vit` block that says what timm has no key for."""
+    raw = json.loads((path / "config.json").read_text())
+    if not (path / "model.safetensors").is_file():
+        raise InputError(f"MODEL `{reference}`: {path} has a config.json but no model.safetensors")
+    arguments, data, ours = raw.get("model_args", {}), raw.get("pretrained_cfg", {}), raw.get("vit", {})
+    encoder = ours.get("encoder")
+    if encoder is None and raw["architecture"].startswith("vit_"):
+        try:
+            known = EncoderConfig(name=raw["architecture"]).model_dump()
+        except ValueError as error:
+            raise InputError(f"MODEL `{reference}`: {raw['architecture']}: {error}") from None
+        renamed = {"img_size": "image_size", "in_chans": "channels"}
+        encoder = known | {renamed.get(k, k): v for k, v in arguments.items() if renamed.get(k, k) in known}
+        encoder["pooling"] = "token" if raw.get("global_pool", "token") == "token" else "mean"
+    return ModelSource(
+        reference, "timm_directory", str(path), encoder=encoder, num_classes=raw.get("num_classes", 0),
+        classes=tuple(raw.get("label_names", ())), mean=tuple(data["mean"]) if "mean" in data else None,
+        std=tuple(data["std"]) if "std" in data else None, evaluation_crop=data.get("crop_pct"),
+        objective=ours.get("objective"), lineage=(lineage or {}) | ours.get("lineage", {}),
+    )  # fmt: skip
+
+
+def require_tracking_server(uri: str, timeout_seconds: float = 5.0) -> None:
+    """InputError where the tracking store is a server that does not answer; quick, before MLflow's patient retries."""
+    parts = urlparse(uri)
+    if parts.scheme not in ("http", "https"):
+        return
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=timeout_seconds).close()
+    except OSError as error:
+        raise InputError(
+            f"MLflow server {uri} does not answer ({error.strerror or error}); start it, or correct MLFLOW_TRACKING_URI"
+        ) from None
+
+
+def _registered(reference: str, tracking_uri: str) -> ModelSource:
+    """A registered version, its artifacts on this machine. Aliases and versions that do not exist are named."""
+    require_tracking_server(tracking_uri)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri)
+    client = mlflow.MlflowClient()
+    name, _, choice = reference.removeprefix("models:/").partition("@")
+    try:
+        if choice:
+            version = client.get_model_version_by_alias(name, choice)
+        else:
+            name, _, number = name.partition("/")
+            version = client.get_model_version(name, number)
+        local = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}")
+    except MlflowException as error:
+        known = [model.name for model in client.search_registered_models(max_results=200)]
+        hint = near_matches(name, known) if name not in known else str(error).splitlines()[0]
+        raise InputError(f"MODEL `{reference}` is not registered at {tracking_uri}; {hint or 'nothing is'}") from None
+    lineage = {"registered": f"models:/{name}/{version.version}"} | {
+        key.removeprefix("vit."): value for key, value in version.tags.items() if key.startswith("vit.")
+    }
+    return _of_timm_directory(reference, Path(local) / "artifacts" / "hf", lineage)

@@ -1,0 +1,139 @@
+"""The mirror of a run directory in MLflow: parameters once, every step of the ledger at least once, the final status.
+
+The trainer never talks to MLflow; the controller forwards. A cursor file makes forwarding resumable, and identical
+points are dropped by MLflow itself, so an outage or a killed controller loses nothing and doubles nothing.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.recipe import read_yaml
+from pipeline.run_directory import RunDirectory, read_json, write_json
+
+KEY_TAG = "vit.run_key"
+BATCH = 1000  # metrics per request, MLflow's limit
+
+
+def connect(tracking_uri: str) -> Any:
+    """An MLflow client that gives up early: a watcher tries again by itself."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=tracking_uri)
+
+
+def experiment_id(client: Any, name: str, tracking_uri: str, home: Path) -> str:
+    """The experiment of this name. On a local store its artifacts lie in `home/artifacts`, as the local server serves them."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = f"file://{home / 'artifacts'}" if tracking_uri.startswith("sqlite:") else None
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # another process made it in between
+            found = client.get_experiment_by_name(name)
+    return found.experiment_id
+
+
+class Mirror:
+    """Forwards one run directory to one MLflow run, found again by the run's key."""
+
+    def __init__(self, run: RunDirectory, tracking_uri: str, home: Path):
+        self.run, self.tracking_uri, self.home = run, tracking_uri, home
+        self.cursor_file = run.path / "forwarded.json"
+        self.client: Any = None
+        self.run_id: str | None = None
+
+    def forward(self) -> None:
+        """Send what the ledgers hold beyond the cursor."""
+        self._open()
+        cursor = read_json(self.cursor_file) or {"offsets": {}, "last_step": -1}
+        for number in range(1, self.run.last_attempt() + 1):
+            name = f"{number:02d}"
+            ledger = self.run.attempt(number).ledger
+            offset = cursor["offsets"].get(name, 0)
+            if not ledger.is_file() or ledger.stat().st_size <= offset:
+                continue
+            lines, offset = _whole_lines(ledger, offset)
+            fresh = [line for line in lines if line["step"] > cursor["last_step"]]
+            self._send(fresh)
+            cursor["offsets"][name] = offset
+            cursor["last_step"] = max([cursor["last_step"], *(line["step"] for line in fresh)])
+            write_json(self.cursor_file, cursor | {"run_id": self.run_id})
+
+    def finish(self, status: str, metrics: dict[str, float] | None = None, tags: dict[str, str] | None = None) -> str:
+        """Forward the rest, write final metrics and tags, and set the status; returns the MLflow run's id."""
+        self.forward()
+        for key, value in (metrics or {}).items():
+            self.client.log_metric(self.run_id, key, value)
+        for key, value in (tags or {}).items():
+            self.client.set_tag(self.run_id, key, value)
+        self.client.set_terminated(self.run_id, status)
+        return self.run_id
+
+    def _open(self) -> None:
+        if self.run_id is not None:
+            return
+        self.client = connect(self.tracking_uri)
+        config = read_yaml(self.run.config_file)
+        experiment = experiment_id(self.client, f"vit/{config['stage']}", self.tracking_uri, self.home)
+        found = self.client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{self.run.key}'", max_results=1)
+        if found:
+            self.run_id = found[0].info.run_id
+            return
+        tags = {KEY_TAG: self.run.key, "vit.run_directory": str(self.run.path)} | self._provenance_tags()
+        self.run_id = self.client.create_run(experiment, run_name=self.run.path.name, tags=tags).info.run_id
+        self._log_parameters(config)
+
+    def _log_parameters(self, config: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        parameters = [Param(key, str(value)[:500]) for key, value in _flat(config).items()]
+        for start in range(0, len(parameters), 100):
+            self.client.log_batch(self.run_id, params=parameters[start : start + 100])
+
+    def _provenance_tags(self) -> dict[str, str]:
+        facts = read_json(self.run.provenance_file) or {}
+        tags = {
+            "vit.config_sha256": facts.get("config_sha256"),
+            "vit.git_commit": (facts.get("code") or {}).get("commit"),
+            "vit.data_fingerprint": (facts.get("data") or {}).get("fingerprint"),
+            "vit.parent": facts.get("parent"),
+        }
+        return {key: str(value) for key, value in tags.items() if value}
+
+    def _send(self, lines: list[dict[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key, value, int(line["time"] * 1000), line["step"])
+            for line in lines
+            for key, value in line.items()
+            if "/" in key
+        ]
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
+
+
+def _whole_lines(ledger: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Parsed lines from a byte offset on, and the offset after the last whole one."""
+    with open(ledger, "rb") as file:
+        file.seek(offset)
+        content = file.read()
+    end = content.rfind(b"\n") + 1
+    return [json.loads(line) for line in content[:end].splitlines()], offset + end
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

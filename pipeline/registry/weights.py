@@ -1,0 +1,87 @@
+"""Tensors of a located model, and the module they make. No pickle is opened that could run code."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from models.config import EncoderConfig
+from models.encoder import build_encoder
+from models.weights import WeightsError, load_encoder_weights
+from pipeline.errors import InputError
+from pipeline.registry.locate import ModelSource, source_from_dict
+from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
+from pipeline.training.checkpoint import read_weights
+
+
+def source_weights(source: ModelSource | dict) -> dict[str, Tensor]:
+    """The model's tensors by name, float32, on the host."""
+    if isinstance(source, dict):
+        source = source_from_dict(source)
+    path = Path(source.path)
+    match source.kind:
+        case "checkpoint":
+            return read_weights(_checkpoint(path))
+        case "timm_directory":
+            return load_file(path / "model.safetensors")
+        case "timm":
+            return _timm_weights(source.path)
+        case _:
+            return _file_weights(path)
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, or the newest of the run at `path`."""
+    if (path / "config.yaml").is_file():
+        newest = RunDirectory(path).newest_checkpoint()
+        if newest is None:
+            raise InputError(f"{path}: the run has no complete checkpoint yet")
+        return newest
+    manifest = verified_manifest(path)
+    if manifest is None:
+        raise InputError(f"{path}: the checkpoint's files do not agree with its manifest.json")
+    return Checkpoint(path, manifest)
+
+
+def _timm_weights(name: str) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub's client raises whatever its HTTP library does
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"timm:{name}: pretrained weights could not be loaded: {first_line}") from error
+
+
+def _file_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npz":
+            raise InputError(f"{path}: weights in .npz are not read yet; convert them with timm to .safetensors")
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: not readable as weights: {str(error).splitlines()[0]}") from error
+    for key in ("state_dict_ema", "state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+
+
+def load_model(source: ModelSource) -> VisionTransformer:
+    """The encoder with its head, where it has one, in evaluation mode."""
+    if source.encoder is None:
+        raise InputError(f"MODEL `{source.reference}`: weights alone do not say which encoder they fit")
+    encoder = build_encoder(EncoderConfig.model_validate(source.encoder), source.num_classes)
+    try:
+        report = load_encoder_weights(encoder, source_weights(source), head=source.num_classes > 0)
+    except WeightsError as error:
+        raise InputError(f"MODEL `{source.reference}`: {error}") from error
+    if report.missing:
+        raise InputError(f"MODEL `{source.reference}`: {report}")
+    return encoder.eval()

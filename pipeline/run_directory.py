@@ -1,0 +1,201 @@
+"""The run directory: the one truth about a run. Everything else (Prefect, MLflow, the cluster) mirrors it.
+
+    RUN/config.yaml  profile.yaml  plan.json  deepspeed.json  provenance.json   written before submission
+    RUN/job.json                                                where it runs: kind, id, key, attempt
+    RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, exit}
+    RUN/checkpoints/step-00000100/{manifest.json, ...}          complete when and only when manifest.json verifies
+    RUN/result.json                                             what the next stage reads
+
+Every start is a new attempt and writes only under its own number. Torch-free.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, InputError
+
+FORMAT_VERSION = 1
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a whole file or nothing: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomic(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """How one rank ended, in its own words."""
+
+    rank: int
+    code: int
+    reason: str
+    phase: str = ""
+    step: int = -1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint and its manifest."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"]
+
+
+class RunDirectory:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.profile_file = self.path / "profile.yaml"
+        self.plan_file = self.path / "plan.json"
+        self.job_file = self.path / "job.json"
+        self.result_file = self.path / "result.json"
+        self.provenance_file = self.path / "provenance.json"
+        self.attempts = self.path / "attempts"
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def key(self) -> str:
+        """Deterministic name of the run for the cluster and the registry: derived from its absolute path."""
+        path = self.path.resolve()
+        return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+    def require(self) -> "RunDirectory":
+        if not self.config_file.is_file():
+            raise InputError(f"{self.path}: not a run directory: it has no config.yaml")
+        return self
+
+    def plan(self) -> dict[str, Any]:
+        plan = read_json(self.plan_file)
+        if plan is None:
+            raise InputError(f"{self.path}: it has no plan.json; make the run with `vit pretrain` or `vit finetune`")
+        return plan
+
+    def last_attempt(self) -> int:
+        """Number of the newest attempt, 0 when none was made."""
+        if not self.attempts.is_dir():
+            return 0
+        return max((int(entry.name) for entry in self.attempts.iterdir() if entry.name.isdigit()), default=0)
+
+    def current_attempt(self) -> int:
+        """The attempt that may commit checkpoints: the one job.json names."""
+        return int((read_json(self.job_file) or {}).get("attempt", 0))
+
+    def attempt(self, number: int) -> "Attempt":
+        return Attempt(self.attempts / f"{number:02d}")
+
+    def committed_checkpoints(self) -> list[Checkpoint]:
+        """Checkpoints whose manifest agrees with the files' sizes, newest first."""
+        found = []
+        for directory in sorted(self.checkpoints.glob("step-*"), reverse=True):
+            if _STEP.fullmatch(directory.name) and (manifest := verified_manifest(directory)):
+                found.append(Checkpoint(directory, manifest))
+        return sorted(found, key=lambda checkpoint: -checkpoint.step)
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        return next(iter(self.committed_checkpoints()), None)
+
+    def ledger_lines(self) -> int:
+        """Lines in the newest attempt's ledger: how far a watcher can read."""
+        ledger = self.attempt(self.last_attempt()).ledger
+        return sum(1 for _ in open(ledger, "rb")) if ledger.is_file() else 0
+
+
+class Attempt:
+    """One start of a run: its logs, ledger, heartbeats and exit records."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.ledger = path / "metrics.jsonl"
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    def make(self) -> "Attempt":
+        for folder in ("log", "heartbeat", "samples", "exit"):
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def log(self, rank: int) -> Path:
+        return self.path / "log" / f"rank-{rank:05d}.log"
+
+    def samples(self, rank: int) -> Path:
+        return self.path / "samples" / f"rank-{rank:05d}.tsv"
+
+    def exit_file(self, rank: int) -> Path:
+        return self.path / "exit" / f"rank-{rank:05d}.json"
+
+    def write_exit(self, record: ExitRecord) -> None:
+        write_json(self.exit_file(record.rank), asdict(record))
+
+    def exit_records(self) -> list[ExitRecord]:
+        return [ExitRecord(**read_json(path)) for path in sorted((self.path / "exit").glob("rank-*.json"))]
+
+    def verdict(self) -> dict[str, Any] | None:
+        """What the supervisor concluded: {code, reason}; None while the attempt runs or after it was killed."""
+        return read_json(self.path / "exit" / "verdict.json")
+
+
+def verified_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint directory whose files all have the sizes it states; None otherwise."""
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text())
+        for name, facts in manifest["files"].items():
+            if os.path.getsize(directory / name) != facts["bytes"]:
+                return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return manifest
+
+
+def verdict_of(records: list[ExitRecord], return_codes: dict[int, int]) -> tuple[int, str]:
+    """One exit code and one reason from the ranks' own records and their processes' codes.
+
+    A rank's own exception outranks a peer's broken collective; a rank that died without a word is a fault.
+    """
+    by_rank = {record.rank: record for record in records}
+    for code in (EXIT_INPUT, EXIT_FAILED):
+        for record in records:
+            if record.code == code:
+                return code, f"rank {record.rank}: {record.reason}"
+    silent = {rank: code for rank, code in return_codes.items() if rank not in by_rank}
+    if silent:
+        rank, code = sorted(silent.items())[0]
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return EXIT_FAULT, f"rank {rank} {how} without an exit record"
+    codes = {record.code for record in records}
+    if codes == {EXIT_DONE}:
+        return EXIT_DONE, "done"
+    if codes <= {EXIT_STOPPED, EXIT_DONE}:
+        return EXIT_STOPPED, records[0].reason
+    fault = next(record for record in records if record.code not in (EXIT_DONE, EXIT_STOPPED))
+    return EXIT_FAULT, f"rank {fault.rank}: {fault.reason}"

@@ -1,0 +1,146 @@
+"""The engine: accelerate is the face, DeepSpeed ZeRO 1 to 3 or plain data parallel behind it, one loop for all.
+
+Kept in our own hands, because the libraries' versions proved wrong or weak: the learning rate, the clip value, the
+moving average, checkpoints and time-outs. The DeepSpeed dictionary is a pure function, never "auto".
+"""
+
+import datetime
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.objectives.batch import Batch
+from pipeline.config.deepspeed import deepspeed_config
+from pipeline.config.plan import BatchPlan
+from pipeline.config.training import TrainingConfig
+from pipeline.training.checkpoint import frozen_tensors
+from pipeline.training.fragments import TrainingState
+from pipeline.training.optimizer import build_optimizer, parameter_groups
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class StepResult(NamedTuple):
+    """One optimizer step, agreed on by all ranks."""
+
+    loss: float  # mean over the global batch
+    gradient_norm: float  # before clipping
+    skipped: bool  # a non-finite gradient was found and the weights were left alone
+    stop: bool  # some rank was asked to stop
+    sums: dict[str, float]  # the objective's sums over the global batch
+
+
+class Engine:
+    """A module, its optimizer and its place in the world. Collective: every rank must make and call it alike."""
+
+    def __init__(self, module: nn.Module, config: TrainingConfig, plan: BatchPlan, *, precision: str):
+        assert all(name in os.environ for name in RANK_VARIABLES), f"a launcher must set {RANK_VARIABLES}"
+        self.config, self.plan, self.module, self.stage = config, plan, module, config.zero.stage
+        self.frozen = frozen_tensors(module)
+        self.accelerator = _accelerator(plan, config, precision)
+        assert self.accelerator.num_processes == plan.world_size, "accelerate did not see the whole world"
+        optimizer = build_optimizer(
+            parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer
+        )  # fmt: skip
+        # The loader is never prepared: its positions are already those of this rank.
+        self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
+        _set_time_out()
+        base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
+        self.state = TrainingState(self.wrapped, module, base, self.stage, config.ema_decay)
+        self.state.check_coverage()
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    def step(self, batches: Sequence[Batch], learning_rate: float, *, stop: bool) -> StepResult:
+        """One optimizer step over exactly `gradient_accumulation_steps` micro-batches. Collective."""
+        assert len(batches) == self.plan.gradient_accumulation_steps
+        self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
+        self.wrapped.train()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums: dict[str, Tensor] = {}
+        norm: Any = None
+        for batch in batches:
+            with self.accelerator.accumulate(self.wrapped):
+                with self.accelerator.autocast():
+                    outcome = self.wrapped(batch)
+                self.accelerator.backward(outcome.loss)
+                loss_sum += outcome.loss.detach().double()
+                for name, value in outcome.sums.items():
+                    sums[name] = sums.get(name, 0) + value.detach().double()
+                if self.accelerator.sync_gradients:
+                    norm = self._clip()
+                if self.stage or norm is None or torch.isfinite(torch.as_tensor(norm)):
+                    self.optimizer.step()
+                self.optimizer.zero_grad()
+        skipped = not torch.isfinite(torch.as_tensor(norm)).item()
+        if not skipped:
+            self.state.update_average()
+        return self._agree(loss_sum / len(batches), float(norm), skipped, stop, sums)
+
+    def _clip(self) -> Any:
+        """The gradient's global norm before clipping. DeepSpeed clips by its own config and only reports here."""
+        limit = self.config.optimizer.max_grad_norm
+        return self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit if limit else float("inf"))
+
+    def _agree(self, loss: Tensor, norm: float, skipped: bool, stop: bool, sums: dict[str, Tensor]) -> StepResult:
+        """Loss, stop and skip flags and sums in one collective."""
+        names = sorted(sums)
+        pack = [loss / self.plan.world_size, float(stop), float(skipped), *(sums[name] for name in names)]
+        packed = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in pack])
+        if self.plan.world_size > 1:
+            dist.all_reduce(packed)
+        mean_loss, stops, skips, *totals = packed.tolist()
+        return StepResult(mean_loss, norm, skips > 0, stops > 0, dict(zip(names, totals, strict=True)))
+
+
+def _accelerator(plan: BatchPlan, config: TrainingConfig, precision: str) -> Any:
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
+
+    AcceleratorState._reset_state()  # several runs may follow each other in one process
+    cuda = torch.cuda.is_available()
+    # Without an explicit backend accelerate takes every rank for the only one on a processor without accelerators.
+    group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=_time_out())
+    if config.zero.stage == 0:
+        return Accelerator(
+            cpu=not cuda,
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            gradient_accumulation_steps=plan.gradient_accumulation_steps,
+            kwargs_handlers=[group],
+        )
+    import deepspeed
+
+    if not cuda:  # its only use is inference, and it would need a C++ compiler at run time
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    dictionary = deepspeed_config(
+        plan, config.zero.stage, precision=precision, max_grad_norm=config.optimizer.max_grad_norm, cuda=cuda
+    )
+    return Accelerator(
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dictionary, zero3_init_flag=False),
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        kwargs_handlers=[group],
+    )
+
+
+def _time_out() -> datetime.timedelta:
+    return datetime.timedelta(seconds=float(os.environ.get("VIT_COLLECTIVE_TIMEOUT_SECONDS", "600")))
+
+
+def _set_time_out() -> None:
+    """DeepSpeed clones the world group without its time-out (half an hour under gloo); set it on every group."""
+    if dist.is_initialized():
+        from torch.distributed import distributed_c10d
+
+        for group in list(distributed_c10d._world.pg_map):
+            distributed_c10d._set_pg_timeout(_time_out(), group)

@@ -1,0 +1,136 @@
+"""Where the fp32 truth of a training state lives under each backend, as named one-dimensional fragments.
+
+A fragment is a slice of one parameter's flat fp32 weight, its two moments and its moving average that this rank
+owns. Fragments know nothing of files; checkpoints are written and read in terms of them, so any world size and any
+ZeRO stage reads what any other wrote. This is the only module that touches DeepSpeed's private attributes, and
+`check_coverage` fails at start-up if they no longer mean what they meant in 0.19.8.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+KINDS = ("fp32", "exp_avg", "exp_avg_sq", "ema")
+
+
+class Fragment(NamedTuple):
+    """Elements [start, start + count) of a parameter, held at `offset` of this rank's flat tensor number `flat`."""
+
+    name: str
+    start: int
+    count: int
+    flat: int
+    offset: int
+
+
+class TrainingState:
+    """The weights, moments and moving average of this rank."""
+
+    def __init__(self, wrapped: nn.Module, module: nn.Module, base: torch.optim.Optimizer, stage: int, ema_decay: float):
+        self.wrapped, self.module, self.base, self.stage, self.ema_decay = wrapped, module, base, stage, ema_decay
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.fragments = self._fragments()
+        self.average = [flat.detach().clone() for flat in self._flats()] if ema_decay else []
+
+    def check_coverage(self) -> None:
+        """Assert that the fragments of all ranks hold every trained element once. Collective."""
+        owned = dict.fromkeys(self.trained, 0)
+        for fragment in self.fragments:
+            owned[fragment.name] += fragment.count
+        flats = self._flats()
+        counts = torch.tensor(list(owned.values()), dtype=torch.int64, device=flats[0].device)
+        if self.stage and dist.is_initialized():
+            dist.all_reduce(counts)
+        for (name, parameter), count in zip(self.trained.items(), counts.tolist(), strict=True):
+            size = getattr(parameter, "ds_numel", parameter.numel())
+            assert count == size, f"{name}: the ranks own {count} of {size} elements; is this another DeepSpeed?"
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of every trained parameter, also where ZeRO-3 holds only a part of it."""
+        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.trained.items()}
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.base.param_groups:
+            group["lr"] = rate * group["learning_rate_scale"]
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        if self.average:
+            torch._foreach_lerp_(self.average, [flat.detach() for flat in self._flats()], 1 - self.ema_decay)
+
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """The flat tensors of this rank by kind: `fragments` index into each list."""
+        flats = self._flats()
+        kinds = {"fp32": [flat.detach().view(-1) for flat in flats]}
+        for kind in ("exp_avg", "exp_avg_sq"):
+            kinds[kind] = [self.base.state[flat][kind].view(-1) for flat in flats]
+        if self.average:
+            kinds["ema"] = [flat.view(-1) for flat in self.average]
+        return kinds
+
+    def prepare_moments(self, step: int) -> None:
+        """Make the optimizer's state as it is after `step` updates, moments at zero, to be read into."""
+        for flat in self._flats():
+            self.base.state[flat] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the fp32 truth into the compute weights. Collective under ZeRO."""
+        if self.stage == 0:
+            return
+        zero = self._zero()
+        if self.stage < 3:
+            zero.update_lp_params()
+            return
+        for group, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            zero.fp16_partitioned_groups_flat[group].data.copy_(flat.data)
+            parts = zero.unflatten(zero.fp16_partitioned_groups_flat[group], zero.fp16_partitioned_groups[group])
+            for parameter, part in zip(zero.fp16_partitioned_groups[group], parts, strict=True):
+                parameter.data = part.data
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].partition(zero.persistent_parameters)
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def _zero(self) -> Any:
+        return self.wrapped.optimizer
+
+    def _flats(self) -> list[Tensor]:
+        if self.stage == 0:
+            return list(self.trained.values())
+        zero = self._zero()
+        return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+
+    def _fragments(self) -> list[Fragment]:
+        if self.stage == 0:
+            return [Fragment(name, 0, p.numel(), i, 0) for i, (name, p) in enumerate(self.trained.items())]
+        return self._fragments_of_stage_3() if self.stage == 3 else self._fragments_of_stages_1_and_2()
+
+    def _fragments_of_stages_1_and_2(self) -> list[Fragment]:
+        found = []
+        for name, parameter in self.trained.items():
+            mapping = getattr(parameter, "_hp_mapping", None)
+            if mapping is not None:  # None: another rank owns all of it
+                part, place = mapping.lp_fragment_address, mapping.hp_fragment_address
+                found.append(Fragment(name, part.start, place.numel, mapping.param_group_index, place.start))
+        return found
+
+    def _fragments_of_stage_3(self) -> list[Fragment]:
+        zero = self._zero()
+        names = {id(parameter): name for name, parameter in self.trained.items()}
+        rank = dist.get_rank(zero.dp_process_group)
+        found = []
+        for group, parameters in enumerate(zero.fp16_groups):
+            offset = 0
+            for parameter in parameters:
+                size = parameter.partition_numel()
+                owned = max(0, min(size, parameter.ds_numel - rank * size))
+                if owned:
+                    found.append(Fragment(names[id(parameter)], rank * size, owned, group, offset))
+                offset += size
+        return found

@@ -1,0 +1,208 @@
+"""The training loop of pretraining and fine-tuning: straight code, whichever the objective and the backend."""
+
+import json
+import logging
+import sys
+import time
+from itertools import islice
+
+import torch
+
+from models.build import build_objective
+from models.weights import WeightsError, load_encoder_weights
+from pipeline.config.plan import BatchPlan
+from pipeline.config.stages import read_run_config
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import InputError
+from pipeline.rank import Rank, Stopped
+from pipeline.registry.weights import source_weights
+from pipeline.run_directory import Checkpoint, write_json
+from pipeline.shards.index import read_index
+from pipeline.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from pipeline.training.data import PositionDataset, to_device, training_batches
+from pipeline.training.engine import Engine, StepResult
+from pipeline.training.ledger import Ledger, SampleRecorder, SpeedMeter
+from pipeline.training.mixing import mix_batch
+from pipeline.training.schedule import learning_rate
+
+MAX_SKIPPED_IN_A_ROW = 5
+log = logging.getLogger(__name__)
+
+
+def train(me: Rank) -> None:
+    """Train the run of `me.run` from its newest checkpoint, or from the start, to its last step. Collective."""
+    _log_to_stdout(me)
+    config, plan = read_run_config(me.run.path), me.run.plan()
+    batches = BatchPlan(**plan["batches"])
+
+    # 1. Data: a pure function of the position, so resuming is a seek.
+    me.phase = "data"
+    index = read_index(config.data.sources[0].path)
+    if index.fingerprint != plan["data"]["fingerprint"]:
+        raise InputError(
+            f"{config.data.sources[0].path}: the dataset changed since this run began: its fingerprint is "
+            f"{index.fingerprint}, the run was planned on {plan['data']['fingerprint']}"
+        )
+    dataset = PositionDataset(config, index)
+
+    # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
+    me.phase = "model"
+    checkpoint = me.run.newest_checkpoint()
+    module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
+    if checkpoint is None and config.initialise_from is not None:
+        _initialise(module, config, plan)
+    engine = Engine(module, config, batches, precision=plan["precision"])
+    first_step = 0
+    if checkpoint is not None:
+        load_checkpoint(engine.state, checkpoint)
+        first_step = checkpoint.step
+        log.info("resumed at step %d from %s", first_step, checkpoint.directory)
+    _log_start(me, config, plan)
+
+    # 3. Steps.
+    me.phase = "train"
+    last_step = plan["steps"]["steps"]
+    if first_step < last_step:
+        _train_steps(me, config, plan, engine, dataset, first_step, last_step)
+    if me.is_first:
+        write_json(me.run.result_file, _result(me, config, plan))
+
+
+def _train_steps(me: Rank, config: TrainingConfig, plan: dict, engine: Engine, dataset, first: int, last: int) -> None:
+    """Steps [first, last): read, augment, mix, update, report, save; all ranks leave together."""
+    ledger = Ledger(me.attempt) if me.is_first else None
+    recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
+    meter = SpeedMeter(config.global_batch_size, last)
+    stream = training_batches(
+        dataset, engine.plan, rank=me.rank, first_step=first, last_step=last, workers=plan["loader_workers"]
+    )
+    skipped_in_a_row = 0
+    for step in range(first, last):
+        me.step, started = step, time.perf_counter()
+        raw = list(islice(stream, engine.plan.gradient_accumulation_steps))
+        waited = time.perf_counter() - started
+        micro_batches = [to_device(one, engine.device, config.data.mean, config.data.std) for one in raw]
+        if config.augmentation.mixes:
+            micro_batches = [mix_batch(one, config.augmentation, config.seed) for one in micro_batches]
+        rate = _rate(config, plan, step)
+        result = engine.step(micro_batches, rate, stop=me.stop_requested)
+        for one in raw:
+            recorder.write(step, one.positions.tolist(), one.keys)
+        meter.add(time.perf_counter() - started, waited)
+        done = step + 1
+
+        skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
+        if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"the gradient was not finite for {skipped_in_a_row} steps in a row, up to step {done}; "
+                "lower optimizer.learning_rate, clip with optimizer.max_grad_norm, or try precision: fp32"
+            )
+        if ledger is not None:
+            figures = meter.figures(done)
+            ledger.write(done, **_metrics(result, rate, config), **figures)
+            if done % config.log_every_steps == 0 or done in (first + 1, last):
+                _log_progress(done, last, result, figures)
+
+        rehearsal_stop = plan.get("stop_after_step") == done and me.attempt.number == 1
+        stopping = (result.stop or rehearsal_stop) and done < last
+        if done % config.checkpoint.every_steps == 0 or done == last or stopping:
+            _save(me, config, plan, engine, done)
+        if stopping:
+            raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
+
+
+def _rate(config: TrainingConfig, plan: dict, step: int) -> float:
+    seen = (step + 1) * config.global_batch_size  # the rate of the end of the step: never zero
+    return learning_rate(config.optimizer, seen, plan["steps"]["warmup_samples"], plan["steps"]["samples"])
+
+
+def _save(me: Rank, config: TrainingConfig, plan: dict, engine: Engine, step: int) -> None:
+    me.phase = "checkpoint"
+    started = time.perf_counter()
+    facts = {
+        "step": step,
+        "position": step * config.global_batch_size,
+        "skipped": [],
+        "stage": config.stage,
+        "encoder": config.encoder.model_dump(),
+        "objective": config.objective.model_dump(),
+        "num_classes": plan["num_classes"],
+        "ema": config.ema_decay > 0,
+        "data_fingerprint": plan["data"]["fingerprint"],
+        "config_sha256": plan["config_sha256"],
+    }
+    where = save_checkpoint(
+        engine.state, me.run, me.attempt, rank=me.rank, world_size=me.world_size, frozen=engine.frozen, facts=facts
+    )
+    if me.is_first:
+        log.info("saved %s in %.1f s", where.name, time.perf_counter() - started)
+        prune_checkpoints(me.run, config.checkpoint.keep)
+    me.phase = "train"
+
+
+def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:
+    source = plan["initialise_from"]
+    try:
+        report = load_encoder_weights(module.encoder, source_weights(source), head=False)
+    except WeightsError as error:
+        raise InputError(f"initialise_from {config.initialise_from}: {error}") from error
+    log.info("initialised from %s: %s", config.initialise_from, report)
+
+
+def _metrics(result: StepResult, rate: float, config: TrainingConfig) -> dict[str, float]:
+    metrics = {
+        "train/loss": result.loss,
+        "train/learning_rate": rate,
+        "train/gradient_norm": result.gradient_norm,
+        "train/skipped": float(result.skipped),
+    }
+    return metrics | {f"train/{name}": total / config.global_batch_size for name, total in result.sums.items()}
+
+
+def _log_progress(step: int, last: int, result: StepResult, figures: dict[str, float]) -> None:
+    log.info(
+        "step %d/%d  loss %.4f  gradient norm %.3f  %.1f images/s  data wait %.0f %%  %.0f s left%s",
+        step, last, result.loss, result.gradient_norm, figures["perf/images_per_second"],
+        100 * figures["perf/data_wait_share"], figures["perf/seconds_left"], "  (skipped)" if result.skipped else "",
+    )  # fmt: skip
+
+
+def _log_start(me: Rank, config: TrainingConfig, plan: dict) -> None:
+    batches = plan["batches"]
+    log.info(
+        "global batch %d = %d ranks x %d images x %d accumulated; ZeRO stage %d, %s, %d steps, clip %s",
+        batches["global_batch_size"], batches["world_size"], batches["micro_batch_size"],
+        batches["gradient_accumulation_steps"], config.zero.stage, plan["precision"], plan["steps"]["steps"],
+        config.optimizer.max_grad_norm or "off",
+    )  # fmt: skip
+
+
+def _result(me: Rank, config: TrainingConfig, plan: dict) -> dict:
+    checkpoint: Checkpoint | None = me.run.newest_checkpoint()
+    last = _last_ledger_line(me)
+    return {
+        "format_version": 1,
+        "stage": config.stage,
+        "rehearsal": bool(plan.get("rehearsal")),
+        "steps": plan["steps"]["steps"],
+        "checkpoint": str(checkpoint.directory) if checkpoint else None,
+        "data_fingerprint": plan["data"]["fingerprint"],
+        "metrics": {key: value for key, value in last.items() if "/" in key},
+    }
+
+
+def _last_ledger_line(me: Rank) -> dict:
+    for number in range(me.attempt.number, 0, -1):
+        ledger = me.run.attempt(number).ledger
+        if ledger.is_file() and (lines := ledger.read_text().splitlines()):
+            return json.loads(lines[-1])
+    return {}
+
+
+def _log_to_stdout(me: Rank) -> None:
+    """Rank 0 tells the run's story; the others speak up only when something is wrong."""
+    level = logging.INFO if me.is_first else logging.WARNING
+    logging.basicConfig(
+        stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger("pipeline").setLevel(level)

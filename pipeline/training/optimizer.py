@@ -1,0 +1,44 @@
+"""AdamW over parameter groups: no decay where it hurts, and a learning-rate factor per layer."""
+
+import re
+
+import torch
+from torch import nn
+
+from pipeline.config.training import OptimizerConfig
+
+_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
+_STEM = ("encoder.patch_embed", "encoder.pos_embed", "encoder.cls_token", "encoder.reg_token", "encoder.norm_pre")
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices and kernels, not to norms, biases, tokens or positions."""
+    return parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", "reg_token", "mask_token"))
+
+
+def layer_of(name: str, depth: int) -> int:
+    """0 for the embedding, i + 1 for block i, depth + 1 for what follows (as in BEiT, arXiv:2106.08254)."""
+    if match := _BLOCK.match(name):
+        return int(match[1]) + 1
+    return 0 if name.startswith(_STEM) else depth + 1
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig, depth: int) -> list[dict]:
+    """Groups for AdamW: every trainable parameter in exactly one, with its `weight_decay` and `learning_rate_scale`."""
+    groups: dict[tuple[bool, float], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = config.layer_decay ** (depth + 1 - layer_of(name, depth))
+        decay = decays(name, parameter)
+        group = groups.setdefault(
+            (decay, scale),
+            {"params": [], "weight_decay": config.weight_decay if decay else 0.0, "learning_rate_scale": scale},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.AdamW:
+    """The rate is set before every step; see `schedule`."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)

@@ -1,0 +1,38 @@
+"""A share of a split's samples, chosen per class by their keys: the same samples whatever the seed or the world."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.shards.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which samples of each shard take part. `chosen` is None where all do."""
+
+    shard_sizes: np.ndarray
+    chosen: tuple[np.ndarray, ...] | None = None
+
+    def sample(self, shard: int, place: int) -> int:
+        """The sample in the shard that is the `place`-th selected one."""
+        return place if self.chosen is None else int(self.chosen[shard][place])
+
+    @classmethod
+    def of(cls, reader: ShardReader, fraction: float) -> "Selection":
+        """Round(fraction * class size) samples of each class, at least one, lowest hash of the key first."""
+        if fraction == 1.0:
+            return cls(reader.shard_sizes)
+        places: dict[int, list[tuple[bytes, int, int]]] = {}
+        for shard in range(len(reader.shard_sizes)):
+            keys, labels = reader.keys(shard), reader.labels(shard)
+            for sample, (key, label) in enumerate(zip(keys, labels, strict=True)):
+                digest = hashlib.sha256(key.encode()).digest()
+                places.setdefault(int(label), []).append((digest, shard, sample))
+        taken: list[list[int]] = [[] for _ in reader.shard_sizes]
+        for candidates in places.values():
+            for _, shard, sample in sorted(candidates)[: max(1, round(fraction * len(candidates)))]:
+                taken[shard].append(sample)
+        chosen = tuple(np.array(sorted(samples), np.int64) for samples in taken)
+        return cls(np.array([len(samples) for samples in chosen], np.int64), chosen)
