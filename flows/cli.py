@@ -1,0 +1,181 @@
+"""`vit`: the command line. Recipe plus `--set`, and no third way; the flows call the same functions.
+
+Heavy imports stay inside the commands, so that help answers at once.
+"""
+
+import sys
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from pipeline.errors import EXIT_INPUT, InputError
+
+app = App(
+    name="vit",
+    help="Distributed ViT pretraining: raw images in, a registered and evaluated model out.",
+    help_format="plaintext",
+)
+Set = Annotated[list[str], Parameter(name="--set", negative=(), consume_multiple=False)]
+Rehearse = Annotated[bool | None, Parameter(name="--rehearse", negative="--no-rehearse")]
+Dir = Annotated[str | None, Parameter(name="--dir")]
+
+
+def main() -> None:
+    """Run a command and exit with the code of the contract; wrong input is one line per problem, never a traceback."""
+    try:
+        code = app(result_action="return_value", exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        say(f"vit: {error}; see `vit --help`", error=True)
+        sys.exit(EXIT_INPUT)
+    except InputError as error:
+        for problem in error.problems:
+            say(problem, error=True)
+        sys.exit(EXIT_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def say(line: str, *, error: bool = False) -> None:
+    stream = sys.stderr if error else sys.stdout
+    stream.write(line + "\n")
+    stream.flush()
+
+
+@app.command
+def ingest(source: str, dest: str, *, set: Set = []) -> int:
+    """Raw images to a checked dataset directory. SOURCE: a folder, a glob of tars, or sklearn:digits."""
+    from flows.commands import ingest_command
+
+    return ingest_command(source, dest, set, say)
+
+
+@app.command
+def check(dataset: str, *, full: bool = False) -> int:
+    """Exit 0 if the dataset is sound, 1 with every fault named, 2 if there is no such path."""
+    from flows.commands import check_command
+
+    return check_command(dataset, full, say)
+
+
+@app.command
+def plan(recipe: str, *, data: str | None = None, profile: str = "local", set: Set = [], dir: Dir = None) -> int:
+    """What a run would be: batches, steps, parameters, arithmetic, memory per ZeRO stage, checkpoint size."""
+    from flows.commands import plan_command
+
+    return plan_command(recipe, data, profile, set, dir, say)
+
+
+@app.command
+def pretrain(
+    recipe: str, *, data: str | None = None, profile: str = "local", set: Set = [], dry_run: bool = False,
+    rehearse: Rehearse = None, run_dir: str | None = None, watch: bool = False, dir: Dir = None,
+) -> int:  # fmt: skip
+    """Pretrain an encoder. Ctrl-C stops with a checkpoint (exit 75); the same command goes on."""
+    from flows.commands import training_command
+
+    return training_command("pretrain", recipe, data=data, profile=profile, overrides=set, dry_run=dry_run,
+                            rehearse=rehearse, run_dir=run_dir, directory=dir, model=None, say=say)  # fmt: skip
+
+
+@app.command
+def finetune(
+    model: str, *, data: str | None = None, recipe: str = "finetune_vit", profile: str = "local", set: Set = [],
+    dry_run: bool = False, rehearse: Rehearse = None, run_dir: str | None = None, watch: bool = False, dir: Dir = None,
+) -> int:  # fmt: skip
+    """Fine-tune a MODEL (a run, a checkpoint, models:/NAME@ALIAS, a weights file) on a labelled dataset."""
+    from flows.commands import training_command
+
+    return training_command("finetune", recipe, data=data, profile=profile, overrides=set, dry_run=dry_run,
+                            rehearse=rehearse, run_dir=run_dir, directory=dir, model=model, say=say)  # fmt: skip
+
+
+@app.command
+def evaluate(
+    model: str, *, data: str | None = None, protocol: Annotated[list[str], Parameter(negative=(), consume_multiple=False)] = [],
+    profile: str = "local", set: Set = [], run_dir: str | None = None, dir: Dir = None,
+) -> int:  # fmt: skip
+    """Score a MODEL on a labelled dataset under named protocols."""
+    from flows.commands import evaluate_command
+
+    return evaluate_command(model, data, protocol, profile, set, run_dir, dir, say)
+
+
+@app.command
+def register(model: str, *, name: str, dir: Dir = None) -> int:
+    """Register a trained run or checkpoint in MLflow, with its evaluations and where it came from."""
+    from flows.commands import register_command
+
+    return register_command(model, name, dir, say)
+
+
+@app.command
+def runs(*, dir: Dir = None) -> int:
+    """What runs where."""
+    from flows.commands import runs_command
+
+    return runs_command(dir, say)
+
+
+@app.command
+def logs(run: str, *, dir: Dir = None) -> int:
+    """The log of a run's newest attempt."""
+    from flows.commands import logs_command
+
+    return logs_command(run, dir, say)
+
+
+@app.command
+def stop(run: str, *, dir: Dir = None) -> int:
+    """Stop a run with a checkpoint."""
+    from flows.commands import stop_command
+
+    return stop_command(run, dir, say)
+
+
+@app.command
+def resume(run: str, *, set: Set = [], dir: Dir = None) -> int:
+    """Go on with a run from its newest checkpoint; --set changes only what does not change the training."""
+    from flows.commands import resume_command
+
+    return resume_command(run, set, dir, say)
+
+
+@app.command
+def reconcile(*, dir: Dir = None) -> int:
+    """Forward what MLflow has not seen of every run's ledger, and set the status it should have."""
+    from flows.commands import reconcile_command
+
+    return reconcile_command(dir, say)
+
+
+@app.command
+def up(*, dir: Dir = None, data: str | None = None) -> int:
+    """Start the local stack: Prefect server, MLflow server, one worker, all deployments."""
+    from flows.commands import up_command
+
+    return up_command(dir, data, say)
+
+
+@app.command
+def down(*, dir: Dir = None) -> int:
+    """End every process of the local stack."""
+    from flows.commands import down_command
+
+    return down_command(dir, say)
+
+
+@app.command
+def status(*, dir: Dir = None) -> int:
+    """What of the local stack lives and answers."""
+    from flows.commands import status_command
+
+    return status_command(dir, say)
+
+
+@app.command
+def quickstart(*, dir: Dir = None) -> int:
+    """The whole path on handwritten digits: ingest, pretrain, fine-tune, evaluate, register. Minutes on two cores."""
+    from flows.commands import quickstart_command
+
+    return quickstart_command(dir, say)

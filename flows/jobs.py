@@ -1,0 +1,199 @@
+"""The controller: submit once, watch, forward, conclude. Plain Python that may die; the job lives on and is found again.
+
+`@flow` functions and the command line call the same `control`.
+"""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.job import Job, JobRequest, JobState, Launcher
+from cluster.local import LocalLauncher
+from flows.home import tracking_uri
+from flows.progress import LedgerTail
+from pipeline.config.recipe import read_yaml
+from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
+from pipeline.preparation.rehearsal import verdict as rehearsal_verdict
+from pipeline.registry.tracking import Mirror
+from pipeline.run_directory import RunDirectory, read_json, write_json
+
+POLL_SECONDS = 0.3
+FORWARD_SECONDS = 5.0
+STOP_GRACE_SECONDS = 600.0  # a checkpoint of a large model takes minutes
+TRAINING = ("pretrain", "finetune")
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """How a run ended: the exit code of the contract, the reason in one line, and what it left for the next stage."""
+
+    code: int
+    reason: str
+    run: RunDirectory
+    result: dict[str, Any]
+
+    @property
+    def message(self) -> str:
+        """The state message that a person reads."""
+        if self.result.get("rehearsal") and self.code == EXIT_DONE:
+            return rehearsal_message(self.result)
+        return f"{self.run.path.name}: {self.reason}"
+
+
+def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threading.Event | None = None) -> Conclusion:
+    """Bring a run to its end: attach to its living job or submit one, watch it, forward its ledger, conclude.
+
+    When `cancelled` is set, the job is asked to stop with a checkpoint and waited for.
+    """
+    plan = run.plan()
+    if (done := _already_done(run)) is not None:
+        report(f"{run.path.name} is already done; nothing to do")
+        return done
+    if plan.get("rehearsal"):
+        report(f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, with a stop and a resume")
+    launcher: Launcher = LocalLauncher()
+    cancelled = cancelled or threading.Event()
+    forwarder = _Forwarder(run, home, report)
+    code, reason = _one_attempt(run, launcher, report, cancelled)
+    if plan.get("rehearsal") and code == EXIT_STOPPED and not cancelled.is_set():
+        report("stopped on request with a checkpoint, as planned; resuming")
+        code, reason = _one_attempt(run, launcher, report, cancelled)
+    if plan.get("rehearsal") and code == EXIT_DONE:
+        write_json(run.result_file, read_json(run.result_file) | rehearsal_verdict(run))
+    result = read_json(run.result_file) or {}
+    forwarder.finish(code, result)
+    return Conclusion(code, reason, run, result)
+
+
+def _already_done(run: RunDirectory) -> Conclusion | None:
+    result = read_json(run.result_file)
+    return None if result is None else Conclusion(EXIT_DONE, "done", run, result)
+
+
+def submit(run: RunDirectory, launcher: Launcher) -> Job:
+    """The run's living job, or a new one; the launcher looks before it starts."""
+    number = run.last_attempt() + 1
+    attempt = run.attempt(number)
+    request = JobRequest(
+        key=run.key,
+        command=(sys.executable, "-m", "pipeline.launch", str(run.path)),
+        directory=run.path,
+        attempt=number,
+        environment={**read_yaml(run.profile_file).get("env", {}), "VIT_ATTEMPT": str(number)},
+        log=attempt.path / "log" / "supervisor.log",
+    )
+    return launcher.submit(request)
+
+
+def _one_attempt(run: RunDirectory, launcher: Launcher, report: Report, cancelled: threading.Event) -> tuple[int, str]:
+    job = submit(run, launcher)
+    report(f"{run.path.name}: attempt {job.attempt} runs as {job.kind} job {job.id.partition(':')[0]}; {run.path}")
+    tail = LedgerTail(run, job.attempt)
+    asked_to_stop = False
+    while launcher.state(job) is not JobState.ENDED:
+        for line in tail.lines():
+            report(line)
+        if cancelled.is_set() and not asked_to_stop:
+            asked_to_stop = True
+            report("stopping with a checkpoint")
+            threading.Thread(target=launcher.cancel, args=(job, STOP_GRACE_SECONDS), daemon=True).start()
+        time.sleep(POLL_SECONDS)
+    for line in tail.lines(last=True):
+        report(line)
+    return conclude(run, job)
+
+
+def conclude(run: RunDirectory, job: Job) -> tuple[int, str]:
+    """Exit code and reason of an attempt that has ended."""
+    attempt = run.attempt(job.attempt)
+    verdict = attempt.verdict()
+    if verdict is None:
+        tail = _last_line(attempt.path / "log" / "supervisor.log")
+        return EXIT_FAULT, f"the supervisor of attempt {job.attempt} ended without a verdict{': ' + tail if tail else ''}"
+    code, reason = verdict["code"], verdict["reason"]
+    if code not in (EXIT_DONE, EXIT_STOPPED):
+        reason = f"{reason} (logs: {attempt.path / 'log'})"
+    return code, reason
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
+    return next((line for line in reversed(lines) if line.strip()), "")
+
+
+def rehearsal_message(result: dict[str, Any]) -> str:
+    """The verdict of a rehearsal and the cost of the run it stands for, in one line."""
+    return (
+        f"rehearsal ok: stopped and resumed, {result['images_per_second']:.3g} images/s, "
+        f"{result['peak_memory_bytes_per_rank'] / 2**30:.1f} GiB per process "
+        f"(planned {result['planned_memory_bytes_per_rank'] / 2**30:.1f}); "
+        f"the full run of {result['full_run_samples']:,} images ({result['full_run_steps']:,} steps, on {result['full_run_on']}) "
+        f"would take {_duration(result['full_run_hours'])} here, {result['full_run_device_hours']:,.0f} device-hours"
+    )
+
+
+def _duration(hours: float) -> str:
+    if hours < 48:
+        return f"{hours:.1f} hours"
+    return f"{hours / 24:,.0f} days" if hours < 24 * 730 else f"{hours / 8766:,.1f} years"
+
+
+class _Forwarder:
+    """Forwards the ledger from a thread of its own, so that a slow server never delays what a person sees."""
+
+    def __init__(self, run: RunDirectory, home: Path, report: Report):
+        self.mirror = Mirror(run, tracking_uri(home), home)
+        self.report, self.warned, self.ended = report, False, threading.Event()
+        self.enabled = run.plan()["stage"] in TRAINING
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        if self.enabled:
+            self.thread.start()
+
+    def _run(self) -> None:
+        while not self.ended.wait(FORWARD_SECONDS):
+            self._guarded(self.mirror.forward)
+
+    def finish(self, code: int, result: dict[str, Any]) -> None:
+        if not self.enabled:
+            return
+        self.ended.set()
+        self.thread.join(timeout=60)
+        status = {EXIT_DONE: "FINISHED", EXIT_STOPPED: "KILLED"}.get(code, "FAILED")
+        tags = {"vit.rehearsal": str(bool(result.get("rehearsal"))).lower()}
+        self._guarded(lambda: self.mirror.finish(status, tags=tags))
+
+    def _guarded(self, forward: Callable[[], Any]) -> None:
+        """Tracking never ends a run: what could not be sent is sent later by `vit reconcile` or the next attempt."""
+        try:
+            forward()
+        except Exception as error:  # MLflow raises whatever its store and its HTTP library raise
+            if not self.warned:
+                self.warned = True
+                first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self.report(f"MLflow at {self.mirror.tracking_uri} could not be written, the ledger keeps everything: {first_line[:160]}")
+
+
+class stop_on_interrupt:
+    """Context manager: Ctrl-C or SIGTERM asks for a stop with a checkpoint; a second Ctrl-C ends the watching only."""
+
+    def __init__(self, cancelled: threading.Event):
+        self.cancelled = cancelled
+
+    def __enter__(self) -> None:
+        self.previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.cancelled.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.cancelled.set()

@@ -1,0 +1,47 @@
+"""What a person sees of a running job: one line per so many seconds, read from the ledger."""
+
+import json
+import time
+from typing import Any
+
+from pipeline.run_directory import RunDirectory
+
+LINE_SECONDS = 5.0
+
+
+class LedgerTail:
+    """Progress lines of one attempt, at most one per `LINE_SECONDS`, and the last step's always."""
+
+    def __init__(self, run: RunDirectory, attempt: int):
+        self.ledger = run.attempt(attempt).ledger
+        self.last_step = run.plan().get("steps", {}).get("steps", 0)
+        self.offset, self.shown_at, self.newest = 0, 0.0, None
+
+    def lines(self, *, last: bool = False) -> list[str]:
+        self._read()
+        if self.newest is None or not (last or time.monotonic() - self.shown_at >= LINE_SECONDS):
+            return []
+        self.shown_at, line = time.monotonic(), progress_line(self.newest, self.last_step)
+        self.newest = None
+        return [line]
+
+    def _read(self) -> None:
+        if not self.ledger.is_file() or self.ledger.stat().st_size == self.offset:
+            return
+        with open(self.ledger, "rb") as file:
+            file.seek(self.offset)
+            content = file.read()
+        end = content.rfind(b"\n") + 1
+        self.offset += end
+        if end:
+            self.newest = json.loads(content[:end].splitlines()[-1])
+
+
+def progress_line(entry: dict[str, Any], last_step: int) -> str:
+    """`step 40/600  loss 1.2345  812.3 images/s  data wait 3 %  0:01:12 left`"""
+    left = int(entry.get("perf/seconds_left", 0))
+    return (
+        f"step {entry['step']}/{last_step}  loss {entry['train/loss']:.4f}  "
+        f"{entry['perf/images_per_second']:.1f} images/s  data wait {100 * entry['perf/data_wait_share']:.0f} %  "
+        f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+    )

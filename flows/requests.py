@@ -1,0 +1,261 @@
+"""From what a person asked (recipe, data, profile, settings) to a run on disk: one code path and one error text for the
+command line and the flows. Nothing is written before everything is valid. Torch-free, and Prefect is not imported.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import yaml
+
+from cluster.profile import LocalProfile, profile_names, profile_path, resolved_profile
+from flows.home import read_stack, tracking_uri
+from models.config import SIZES
+from pipeline.config.ingest import IngestConfig
+from pipeline.config.recipe import (
+    apply_overrides,
+    parse_overrides,
+    read_yaml,
+    recipe_names,
+    recipe_path,
+    split_profile_overrides,
+    validate,
+)
+from pipeline.config.stages import PROTOCOLS, EvaluateConfig, RegisterConfig, SequenceConfig
+from pipeline.errors import InputError, near_matches
+from pipeline.ingestion.build import ingest
+from pipeline.preparation.placement import Placement
+from pipeline.preparation.rehearsal import (
+    DAY_SECONDS,
+    length_set_by_hand,
+    prepare_rehearsal,
+    seconds_without_accelerator,
+)
+from pipeline.preparation.training import PreparedRun, prepare_training
+from pipeline.preparation.write import run_path, write_run
+from pipeline.registry.locate import ModelSource, locate_model, planned_source, require_tracking_server
+from pipeline.run_directory import RunDirectory
+from pipeline.shards.index import DatasetIndex, read_index
+
+Rehearse = Literal["auto", "always", "never"]
+PROCESS_BYTES = 1_200_000_000  # torch, DeepSpeed and timm, resident in each rank before the model
+
+
+def load_profile(profile: str, overrides: Sequence[str] = ()) -> tuple[LocalProfile, Placement]:
+    """The profile of this name or path with `profile.*` settings, resolved on this machine."""
+    path = profile_path(profile)
+    if not path.is_file():
+        raise InputError(f"profile `{profile}` does not exist; {near_matches(profile, profile_names())}")
+    raw = apply_overrides(read_yaml(path), parse_overrides(overrides))
+    resolved = resolved_profile(validate(LocalProfile, raw, path.name))
+    return resolved, _placement(profile, resolved)
+
+
+def _placement(name: str, profile: LocalProfile) -> Placement:
+    return Placement(
+        name, profile.nodes, profile.ranks_per_node, profile.loader_workers, profile.accelerators_per_node
+    )
+
+
+def changed_profile(path: Path, overrides: Sequence[str]) -> tuple[str, Placement]:
+    """The text of a run's own profile with settings changed, and its placement."""
+    raw = apply_overrides(read_yaml(path), parse_overrides(overrides))
+    resolved = resolved_profile(validate(LocalProfile, raw, str(path)))
+    return _profile_text(resolved), _placement(path.stem, resolved)
+
+
+def recipe_of(encoder: str, objective: str) -> str:
+    """The pretraining recipe of an encoder and an objective; InputError with the near ones where there is none."""
+    name = f"pretrain_{objective}_{encoder}"
+    if name not in recipe_names():
+        pretraining = [known for known in recipe_names() if known.startswith("pretrain_")]
+        raise InputError(f"objective `{objective}` with encoder `{encoder}`: no recipe {name}; {near_matches(name, pretraining)}")
+    return name
+
+
+def dataset(path: str | None, home: Path) -> DatasetIndex | None:
+    """The dataset at `path`, or the one `vit up --data` was given; None where neither is said."""
+    path = path or (read_stack(home) or {}).get("data")
+    return read_index(Path(path).expanduser().absolute(), check_sizes=True) if path else None
+
+
+def built_in_dataset(home: Path) -> DatasetIndex:
+    """Real images that come with scikit-learn, ingested once under the home: what a rehearsal without data reads."""
+    destination = home / "data" / "digits"
+    if not (destination / "index.json").is_file():
+        ingest("sklearn:digits", destination, IngestConfig())
+    return read_index(destination, check_sizes=True)
+
+
+def training_run(
+    stage: str, recipe: str, *, data: str | None, profile: str, overrides: Sequence[str], run_dir: str | None,
+    home: Path, rehearse: Rehearse = "auto", model: str | None = None,
+) -> RunDirectory:  # fmt: skip
+    """A training run, or its rehearsal, on disk and ready to submit."""
+    of_recipe, of_profile = split_profile_overrides(overrides)
+    chosen, placement = load_profile(profile, of_profile)
+    prepared = prepared_training(
+        stage, recipe, data=data, placement=placement, overrides=of_recipe, home=home, rehearse=rehearse, model=model
+    )
+    return write_run(prepared, run_path(prepared, home, run_dir), _profile_text(chosen))
+
+
+def prepared_training(
+    stage: str, recipe: str, *, data: str | None, placement: Placement, overrides: Sequence[str], home: Path,
+    rehearse: Rehearse, model: str | None,
+) -> PreparedRun:  # fmt: skip
+    source = initial_model(model or _setting(overrides, "initialise_from"), home)
+    index = dataset(data, home)
+    built_in = index is None
+    if built_in and rehearse == "never":
+        raise InputError("no data: name a dataset directory with --data (or `vit up --data`), or rehearse on built-in images")
+    if built_in:
+        recipe_path(recipe), parse_overrides(overrides)  # their errors come before anything is written
+        index = built_in_dataset(home)
+    full = prepare_training(stage, recipe, overrides, index, placement, source)
+    if _should_rehearse(rehearse, built_in, full, overrides, placement):
+        full = prepare_rehearsal(stage, recipe, overrides, index, placement, source, full, built_in_data=built_in)
+    _require_memory(full, placement)
+    return full
+
+
+def initial_model(reference: str | None, home: Path) -> ModelSource | None:
+    """The located MODEL, or what a run that is still to be trained will make."""
+    if reference is None:
+        return None
+    path = Path(reference).expanduser()
+    if (path / "config.yaml").is_file() and not (path / "result.json").is_file():
+        return planned_source(path)
+    return locate_model(reference, tracking_uri=tracking_uri(home), home=home)
+
+
+def _setting(overrides: Sequence[str], key: str) -> str | None:
+    return parse_overrides(overrides).get(key)
+
+
+def _should_rehearse(rehearse: str, built_in: bool, full: PreparedRun, overrides: Sequence[str], where: Placement) -> bool:
+    if rehearse != "auto":
+        return rehearse == "always"
+    if length_set_by_hand(overrides):
+        return False
+    if built_in:
+        return True
+    return where.accelerators_per_node == 0 and seconds_without_accelerator(full) > DAY_SECONDS
+
+
+def _require_memory(prepared: PreparedRun, placement: Placement) -> None:
+    """InputError where this machine's memory cannot hold the ranks, with the nearest encoder that fits."""
+    if placement.accelerators_per_node:
+        return
+    stage = f"stage {prepared.config.zero.stage}"
+    available = psutil.virtual_memory().available
+
+    def needed(memory: int) -> int:
+        return placement.ranks_per_node * (memory + PROCESS_BYTES)
+
+    need = needed(prepared.plan["memory_bytes_per_rank"][stage])
+    if need <= available:
+        return
+    parameters = prepared.plan["parameters"]
+    smaller = [
+        f"vit_{letter}{prepared.config.encoder.patch_size}"
+        for letter, (_, width, depth, _, ratio) in SIZES.items()
+        if needed(int(prepared.plan["memory_bytes_per_rank"][stage] * (4 + 2 * ratio) * width**2 * depth / parameters)) < available
+    ]
+    hint = f"the nearest that fits is encoder.name={smaller[-1]}" if smaller else "no encoder fits"
+    raise InputError(
+        f"{prepared.name}: {placement.ranks_per_node} ranks need about {need / 2**30:.1f} GiB of memory, "
+        f"{available / 2**30:.1f} GiB are free; {hint}"
+    )
+
+
+def evaluation_run(
+    models: dict[str, str], *, data: str | None, protocols: Sequence[str], profile: str, overrides: Sequence[str],
+    run_dir: str | None, home: Path,
+) -> RunDirectory:  # fmt: skip
+    """An evaluation of models on a dataset, on disk and ready to submit."""
+    of_stage, of_profile = split_profile_overrides(overrides)
+    chosen, placement = load_profile(profile, of_profile)
+    index = dataset(data, home)
+    if index is None:
+        raise InputError("no data: name a dataset directory with --data")
+    sources = {name: initial_model(reference, home) for name, reference in models.items()}
+    for name, source in sources.items():
+        if source.encoder is None:
+            raise InputError(f"MODEL `{models[name]}`: weights alone do not say which encoder they fit; evaluate a run or a registered model")
+    with_head = all(source.num_classes for source in sources.values())
+    chosen_protocols = list(protocols) or [p for p in PROTOCOLS if with_head or p != "classify-v1"]
+    for protocol in chosen_protocols:
+        if protocol not in PROTOCOLS:
+            raise InputError(f"protocol `{protocol}` does not exist; {near_matches(protocol, PROTOCOLS)}")
+    if not index.labelled:
+        raise InputError(f"{index.directory}: evaluation needs labels and these samples have none")
+    if "classify-v1" in chosen_protocols and (headless := [n for n, s in sources.items() if not s.num_classes]):
+        raise InputError(f"protocol classify-v1 scores a model's own head, and {', '.join(headless)} has none")
+    raw = {
+        "models": models, "data": str(index.directory), "dataset": index.directory.name,
+        "protocols": chosen_protocols, "split": "test" if "test" in index.splits else "validation",
+    }  # fmt: skip
+    config = validate(EvaluateConfig, apply_overrides(raw, parse_overrides(of_stage)), "--set")
+    index.shards(config.split)
+    plan = {
+        "format_version": 1, "stage": "evaluate", **placement.as_plan(), "precision": placement.precision,
+        "data": {"path": str(index.directory), "name": index.directory.name, "fingerprint": index.fingerprint},
+        "sources": {name: source.as_dict() for name, source in sources.items()},
+    }  # fmt: skip
+    return _write_stage(config, plan, f"evaluate-{index.directory.name}", run_dir, home, chosen)
+
+
+def registration_run(model: str, name: str, *, home: Path, evaluations: Sequence[str] = ()) -> RunDirectory:
+    """A registration, on disk and ready to submit; always on this machine, in one process."""
+    chosen, placement = load_profile("local")
+    source = locate_model(model, tracking_uri=tracking_uri(home), home=home)
+    if source.encoder is None:
+        raise InputError(f"MODEL `{model}`: weights alone do not say which encoder they fit; register a run")
+    if source.kind == "timm":
+        raise InputError(f"MODEL `{model}`: only what was trained here is registered, a run or a checkpoint")
+    require_tracking_server(tracking_uri(home))
+    config = RegisterConfig(
+        model=model, name=name, tracking_uri=tracking_uri(home), evaluations=tuple(evaluations or _evaluations_of(source, home))
+    )
+    plan = {"format_version": 1, "stage": "register", **placement.single().as_plan(), "source": source.as_dict(), "home": str(home)}
+    return _write_stage(config, plan, f"register-{name}", None, home, chosen)
+
+
+def sequence_run(runs: Sequence[RunDirectory], *, profile: str, overrides: Sequence[str], home: Path) -> RunDirectory:
+    """Several prepared training runs in one set of processes."""
+    chosen, placement = load_profile(profile, split_profile_overrides(overrides)[1])
+    config = SequenceConfig(runs=tuple(str(run.path) for run in runs))
+    plan = {"format_version": 1, "stage": "sequence", **placement.as_plan(), "precision": placement.precision}
+    return _write_stage(config, plan, "sequence", None, home, chosen)
+
+
+def _evaluations_of(source: ModelSource, home: Path) -> list[str]:
+    """Finished evaluations in this home that scored this very checkpoint, oldest first."""
+    found = []
+    for result in sorted((home / "runs").glob("evaluate-*/result.json"), key=lambda path: path.stat().st_mtime):
+        plan = RunDirectory(result.parent).plan()
+        if any(scored.get("lineage", {}).get("run") == source.lineage.get("run") for scored in plan["sources"].values()):
+            found.append(str(result.parent))
+    return found
+
+
+def _write_stage(config, plan: dict, name: str, run_dir: str | None, home: Path, profile: LocalProfile) -> RunDirectory:
+    prepared = PreparedRun(name, config, plan)
+    return write_run(prepared, _fresh_path(prepared, home, run_dir), _profile_text(profile))
+
+
+def _fresh_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
+    """A stage that measures or publishes is done anew each time: the first free number behind its name."""
+    if run_dir is not None:
+        return Path(run_dir).absolute()
+    number = 1
+    while (home / "runs" / f"{prepared.name}-{number:03d}").exists():
+        number += 1
+    return home / "runs" / f"{prepared.name}-{number:03d}"
+
+
+def _profile_text(profile: LocalProfile) -> str:
+    return yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+
