@@ -1,0 +1,95 @@
+"""Pooled features, labels and the model's own predictions for every sample of a split, exactly once each."""
+
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from pipeline.registry.locate import ModelSource
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.reader import ShardReader
+from pipeline.training.augmentation import decode_image, evaluation_view
+
+log = logging.getLogger(__name__)
+
+
+class SplitFeatures(NamedTuple):
+    """Rows in the order of the split's shards and samples."""
+
+    features: Tensor  # (S, D) float32
+    logits: Tensor  # (S, V) float32; V is 0 for a model without a head
+    labels: Tensor  # (S,) int64
+
+
+def pooled_features(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the patch tokens after the final norm, whatever the model's own pooling; and the model's logits.
+
+    Shape:
+        images: (B, C, H, W) float, normalised
+        returns: (B, D), (B, V)
+    """
+    tokens = model.forward_features(images)
+    features = model.fc_norm(tokens[:, model.num_prefix_tokens :].mean(dim=1))
+    has_head = not isinstance(model.head, torch.nn.Identity)
+    logits = model.forward_head(tokens) if has_head else features.new_zeros(len(features), 0)
+    return features, logits
+
+
+@torch.inference_mode()
+def extract_features(
+    model: VisionTransformer, source: ModelSource, index: DatasetIndex, split: str, *, batch_size: int,
+    rank: int, world_size: int, folder: Path,
+) -> SplitFeatures | None:  # fmt: skip
+    """All rows on rank 0, None elsewhere. Collective: every rank must call it.
+
+    Ranks take contiguous, unequal parts and never pad; rank 0 asserts that the rows are as many as the index says.
+    """
+    reader = ShardReader(index, split)
+    places = [(shard, sample) for shard, size in enumerate(reader.shard_sizes) for sample in range(int(size))]
+    mine = np.array_split(np.arange(len(places)), world_size)[rank]
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    started = time.monotonic()
+    for start in range(0, len(mine), batch_size):
+        chosen = [places[i] for i in mine[start : start + batch_size]]
+        images, labels = _read(reader, chosen, source)
+        features, logits = pooled_features(model, images.to(next(model.parameters()).device))
+        rows.append((features.float().cpu(), logits.float().cpu(), labels))
+        if time.monotonic() - started > 10:
+            started = time.monotonic()
+            log.info("%s: %d of %d images", split, start + len(chosen), len(mine))
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{split}-rank-{{:05d}}.safetensors"
+    save_file(_columns(rows, model), folder / name.format(rank))
+    if world_size > 1:
+        dist.barrier()
+    if rank != 0:
+        return None
+    parts = [load_file(folder / name.format(other)) for other in range(world_size)]
+    merged = SplitFeatures(*(torch.cat([part[key] for part in parts]) for key in SplitFeatures._fields))
+    assert len(merged.labels) == index.num_samples(split), (len(merged.labels), index.num_samples(split))
+    return merged
+
+
+def _read(reader: ShardReader, chosen: list[tuple[int, int]], source: ModelSource) -> tuple[Tensor, Tensor]:
+    size, channels = source.encoder["image_size"], source.encoder["channels"]
+    samples = [reader.read(shard, sample) for shard, sample in chosen]
+    views = [evaluation_view(decode_image(s.image, channels), size, source.evaluation_crop or 0.875) for s in samples]
+    images = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float().div_(255)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (source.mean, source.std))
+    return (images - mean) / std, torch.tensor([sample.label for sample in samples])
+
+
+def _columns(rows: list[tuple[Tensor, Tensor, Tensor]], model: VisionTransformer) -> dict[str, Tensor]:
+    """The rows as one tensor per column; a rank without samples writes empty ones."""
+    if not rows:
+        classes = 0 if isinstance(model.head, torch.nn.Identity) else model.num_classes
+        empty = (torch.zeros(0, model.embed_dim), torch.zeros(0, classes), torch.zeros(0, dtype=torch.int64))
+        rows = [empty]
+    return {key: torch.cat([row[i] for row in rows]).contiguous() for i, key in enumerate(SplitFeatures._fields)}

@@ -1,0 +1,65 @@
+"""A trained model as a directory in timm's own layout, which needs none of our code to load."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from timm.models._hub import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
+
+from pipeline.registry.locate import ModelSource
+
+
+def export_timm_directory(model: VisionTransformer, source: ModelSource, directory: Path, evaluations: dict) -> None:
+    """Write config.json, model.safetensors, README.md, provenance.json and evaluation.json.
+
+    `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the same module.
+    """
+    size, channels = source.encoder["image_size"], source.encoder["channels"]
+    data = {
+        "input_size": (channels, size, size),
+        "mean": tuple(source.mean),
+        "std": tuple(source.std),
+        "interpolation": "bicubic",
+        "crop_pct": source.evaluation_crop,
+        "crop_mode": "center",
+        "fixed_input_size": True,
+    }
+    own: dict[str, Any] = {
+        "pretrained_cfg": data,
+        "vit": {"encoder": source.encoder, "objective": source.objective, "lineage": source.lineage},
+    }
+    if source.classes:
+        own["label_names"] = list(source.classes)
+    save_for_hf(model, str(directory), model_config=own, safe_serialization=True)
+    (directory / "evaluation.json").write_text(json.dumps(evaluations, indent=2) + "\n")
+    (directory / "provenance.json").write_text(json.dumps(_provenance(source), indent=2) + "\n")
+    (directory / "README.md").write_text(model_card(source, evaluations))
+
+
+def _provenance(source: ModelSource) -> dict[str, Any]:
+    run = source.lineage.get("run")
+    path = Path(run) / "provenance.json" if run else None
+    recorded = json.loads(path.read_text()) if path and path.is_file() else {}
+    return {"lineage": source.lineage, "run": recorded}
+
+
+def model_card(source: ModelSource, evaluations: dict[str, float]) -> str:
+    """The README.md of a registered model."""
+    encoder = source.encoder
+    rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in sorted(evaluations.items())) or "| none recorded | |"
+    classes = f"{source.num_classes} classes" if source.num_classes else "no head: it gives pooled features"
+    return f"""# Vision Transformer {encoder["name"]}
+
+{encoder["depth"]} blocks, width {encoder["embed_dim"]}, patch {encoder["patch_size"]}, {encoder["image_size"]} pixels, {classes}.
+Learned by: {source.objective}. Parent: {source.lineage.get("parent") or "none"}.
+Training data: fingerprint `{source.lineage.get("data_fingerprint")}`. Config: sha256 `{source.lineage.get("config_sha256")}`.
+
+| metric | value |
+|---|---|
+{rows}
+
+```python
+timm.create_model("local-dir:PATH_OF_THIS_DIRECTORY", pretrained=True)
+```
+"""
