@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import yaml
 
 from cluster.profile import LocalProfile, profile_names, profile_path, resolved_profile
 from flows.home import read_stack, tracking_uri
-from models.config import SIZES
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import (
     apply_overrides,
@@ -25,6 +23,7 @@ from pipeline.config.recipe import (
 from pipeline.config.stages import PROTOCOLS, EvaluateConfig, RegisterConfig, SequenceConfig
 from pipeline.errors import InputError, near_matches
 from pipeline.ingestion.build import ingest
+from pipeline.preparation.memory import require_memory
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.rehearsal import (
     DAY_SECONDS,
@@ -39,7 +38,6 @@ from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
 
 Rehearse = Literal["auto", "always", "never"]
-PROCESS_BYTES = 1_200_000_000  # torch, DeepSpeed and timm, resident in each rank before the model
 
 
 def load_profile(profile: str, overrides: Sequence[str] = ()) -> tuple[LocalProfile, Placement]:
@@ -116,7 +114,7 @@ def prepared_training(
     full = prepare_training(stage, recipe, overrides, index, placement, source)
     if _should_rehearse(rehearse, built_in, full, overrides, placement):
         full = prepare_rehearsal(stage, recipe, overrides, index, placement, source, full, built_in_data=built_in)
-    _require_memory(full, placement)
+    require_memory(full, placement)
     return full
 
 
@@ -142,32 +140,6 @@ def _should_rehearse(rehearse: str, built_in: bool, full: PreparedRun, overrides
     if built_in:
         return True
     return where.accelerators_per_node == 0 and seconds_without_accelerator(full) > DAY_SECONDS
-
-
-def _require_memory(prepared: PreparedRun, placement: Placement) -> None:
-    """InputError where this machine's memory cannot hold the ranks, with the nearest encoder that fits."""
-    if placement.accelerators_per_node:
-        return
-    stage = f"stage {prepared.config.zero.stage}"
-    available = psutil.virtual_memory().available
-
-    def needed(memory: int) -> int:
-        return placement.ranks_per_node * (memory + PROCESS_BYTES)
-
-    need = needed(prepared.plan["memory_bytes_per_rank"][stage])
-    if need <= available:
-        return
-    parameters = prepared.plan["parameters"]
-    smaller = [
-        f"vit_{letter}{prepared.config.encoder.patch_size}"
-        for letter, (_, width, depth, _, ratio) in SIZES.items()
-        if needed(int(prepared.plan["memory_bytes_per_rank"][stage] * (4 + 2 * ratio) * width**2 * depth / parameters)) < available
-    ]
-    hint = f"the nearest that fits is encoder.name={smaller[-1]}" if smaller else "no encoder fits"
-    raise InputError(
-        f"{prepared.name}: {placement.ranks_per_node} ranks need about {need / 2**30:.1f} GiB of memory, "
-        f"{available / 2**30:.1f} GiB are free; {hint}"
-    )
 
 
 def evaluation_run(

@@ -6,9 +6,11 @@ import sys
 import time
 from itertools import islice
 
+import numpy as np
 import torch
 
 from models.build import build_objective
+from models.inspection.reconstructions import reconstruction_sheet
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
@@ -17,9 +19,11 @@ from pipeline.errors import InputError
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import Checkpoint, write_json
-from pipeline.shards.index import read_index
+from pipeline.shards.index import DatasetIndex, read_index
+from pipeline.shards.reader import ShardReader
+from pipeline.training.augmentation import decode_image, evaluation_view
 from pipeline.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
-from pipeline.training.data import PositionDataset, to_device, training_batches
+from pipeline.training.data import PositionDataset, RawBatch, to_device, training_batches
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.ledger import Ledger, SampleRecorder, SpeedMeter
 from pipeline.training.mixing import mix_batch
@@ -65,6 +69,7 @@ def train(me: Rank) -> None:
     if first_step < last_step:
         _train_steps(me, config, plan, engine, dataset, first_step, last_step)
     if me.is_first:
+        _draw_reconstructions(me, config, module, index)
         write_json(me.run.result_file, _result(me, config, plan))
 
 
@@ -109,6 +114,22 @@ def _train_steps(me: Rank, config: TrainingConfig, plan: dict, engine: Engine, d
             _save(me, config, plan, engine, done)
         if stopping:
             raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
+
+
+def _draw_reconstructions(me: Rank, config: TrainingConfig, module: torch.nn.Module, index: DatasetIndex) -> None:
+    """A picture of masked images filled in, for objectives that can; under ZeRO-3 no rank holds the whole weights."""
+    if config.objective.kind != "mae" or config.zero.stage == 3:
+        return
+    split = next(name for name in ("test", "validation", config.data.split) if name in index.splits)
+    reader, size = ShardReader(index, split), config.encoder.image_size
+    chosen = range(min(6, int(reader.shard_sizes[0])))
+    decoded = [decode_image(reader.read(0, sample).image, config.encoder.channels) for sample in chosen]
+    views = np.stack([evaluation_view(image, size, config.data.evaluation_crop) for image in decoded])
+    raw = RawBatch(torch.from_numpy(views), torch.zeros(len(views), dtype=torch.int64), torch.arange(len(views)), [])
+    device = next(module.parameters()).device
+    images = to_device(raw, device, config.data.mean, config.data.std).images
+    sheet = reconstruction_sheet(module, images, config.data.mean, config.data.std)
+    sheet.save(me.run.path / "reconstructions.png")
 
 
 def _rate(config: TrainingConfig, plan: dict, step: int) -> float:

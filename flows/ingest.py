@@ -1,0 +1,33 @@
+"""The ingestion flow: `prefect deployment run ingest/images --param source=DIR --param dest=DIR`."""
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.states import Completed, Failed, State
+
+from flows.reporting import refused
+from pipeline.config.ingest import IngestConfig
+from pipeline.config.recipe import apply_overrides, parse_overrides, validate
+from pipeline.errors import InputError
+from pipeline.ingestion.build import IngestError
+from pipeline.ingestion.build import ingest as build_dataset
+
+
+@flow(name="ingest")
+def ingest(source: str, dest: str, set: list[str] = []) -> State:
+    """Raw images to a checked dataset directory.
+
+    Args:
+        source: a folder, a glob of tars, or sklearn:digits; absolute.
+        dest: the dataset directory to make, absolute.
+        set: settings of the ingestion, as key=value.
+    """
+    logger = get_run_logger()
+    try:
+        config = validate(IngestConfig, apply_overrides({}, parse_overrides(set)), "set")
+        report = build_dataset(source, Path(dest), config, progress=logger.info)
+    except InputError as error:
+        return refused(error, logger)
+    except IngestError as error:
+        return Failed(message=str(error))
+    return Completed(message=str(report), data=dest)

@@ -1,0 +1,172 @@
+"""The whole path as one flow: ingest, pretrain, fine-tune, evaluate, register.
+
+With a `scratch_recipe` it keeps honest company: the same network from scratch, and both with a tenth of the labels.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.states import Completed, Failed, State
+
+from flows import requests
+from flows.home import home_directory
+from flows.reporting import controlled, refused, stop_job
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import EXIT_DONE, InputError
+from pipeline.ingestion.build import IngestError
+from pipeline.ingestion.build import ingest as build_dataset
+from pipeline.run_directory import RunDirectory, read_json
+
+TENTH = "data.label_fraction=0.1"
+
+
+class StageFailed(Exception):
+    """A stage ended with another code than 0; the message says which and why."""
+
+
+@dataclass
+class Lifecycle:
+    """What a lifecycle was asked, and what it has made so far. `stages` are rows of (stage, seconds, result)."""
+
+    home: Path
+    source: str
+    name: str
+    pretrain_recipe: str
+    finetune_recipe: str
+    scratch_recipe: str | None
+    profile: str
+    set: list[str]
+    report: Callable[[str], None]
+    stages: list[tuple[str, float, str]] = field(default_factory=list)
+
+    def run(self) -> dict[str, Any]:
+        """Every stage in order; returns {uri, tracking_uri, stages, metrics, pretrained, finetuned}."""
+        data = self._timed("ingest", self._ingest)
+        pretrained = self._timed("pretrain", lambda: self._pretrain(data))
+        finetuned = self._timed("fine-tune", lambda: self._finetune(pretrained, data, []))
+        scored = {"fine-tuned": finetuned}
+        if self.scratch_recipe:
+            scored |= self._timed("compare", lambda: self._companions(pretrained, data))
+        evaluation = self._timed("evaluate", lambda: self._evaluate(scored, data))
+        registered = self._timed("register", lambda: self._register(finetuned, evaluation))
+        metrics = _result(evaluation)["metrics"]
+        return _result(registered) | {
+            "stages": self.stages, "metrics": metrics, "pretrained": str(pretrained.path),
+            "finetuned": str(finetuned.path), "data": str(data),
+        }  # fmt: skip
+
+    def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
+        self.report(f"-- {stage}")
+        started = time.monotonic()
+        made = work()
+        self.stages.append((stage, time.monotonic() - started, _words(made)))
+        return made
+
+    def _ingest(self) -> Path:
+        destination = self.home / "data" / self.name
+        build_dataset(self.source, destination, IngestConfig(), progress=self.report)
+        return destination
+
+    def _pretrain(self, data: Path) -> RunDirectory:
+        return self._done(self._training("pretrain", self.pretrain_recipe, data, self.set))
+
+    def _finetune(self, pretrained: RunDirectory, data: Path, settings: list[str]) -> RunDirectory:
+        return self._done(self._finetuning(pretrained, data, settings))
+
+    def _companions(self, pretrained: RunDirectory, data: Path) -> dict[str, RunDirectory]:
+        """Scratch with all labels, and both with a tenth, in one set of processes."""
+        runs = {
+            "fine-tuned, tenth": self._finetuning(pretrained, data, [TENTH]),
+            "scratch": self._training("pretrain", self.scratch_recipe, data, []),
+            "scratch, tenth": self._training("pretrain", self.scratch_recipe, data, [TENTH]),
+        }
+        sequence = requests.sequence_run(list(runs.values()), profile=self.profile, overrides=[], home=self.home)
+        self._done(sequence)
+        return runs
+
+    def _evaluate(self, scored: dict[str, RunDirectory], data: Path) -> RunDirectory:
+        models = {name: str(run.path) for name, run in scored.items()}
+        return self._done(
+            requests.evaluation_run(
+                models, data=str(data), protocols=[], profile=self.profile, overrides=[], run_dir=None, home=self.home
+            )
+        )
+
+    def _register(self, finetuned: RunDirectory, evaluation: RunDirectory) -> RunDirectory:
+        return self._done(
+            requests.registration_run(str(finetuned.path), self.name, home=self.home, evaluations=[str(evaluation.path)])
+        )
+
+    def _training(self, stage: str, recipe: str, data: Path, settings: list[str], model: str | None = None) -> RunDirectory:
+        return requests.training_run(
+            stage, recipe, data=str(data), profile=self.profile, overrides=settings, run_dir=None, home=self.home,
+            rehearse="never", model=model,
+        )  # fmt: skip
+
+    def _finetuning(self, pretrained: RunDirectory, data: Path, settings: list[str]) -> RunDirectory:
+        return self._training("finetune", self.finetune_recipe, data, settings, model=str(pretrained.path))
+
+    def _done(self, run: RunDirectory) -> RunDirectory:
+        conclusion = controlled(run, self.home, self.report)
+        if conclusion.code != EXIT_DONE:
+            raise StageFailed(conclusion.message)
+        return run
+
+
+def _result(run: RunDirectory) -> dict[str, Any]:
+    return read_json(run.result_file)
+
+
+def _words(made: Any) -> str:
+    """A stage's result in a few words."""
+    if isinstance(made, Path):
+        return str(made)
+    if isinstance(made, dict):
+        return f"{len(made)} runs"
+    result = _result(made)
+    match result["stage"]:
+        case "evaluate":
+            first = next(iter(result["metrics"].values()))
+            return ", ".join(f"{key.split('/')[1]} {value:.4f}" for key, value in first.items() if key.endswith("top1"))
+        case "register":
+            return result["summary"]
+        case _:
+            return f"loss {result['metrics']['train/loss']:.4f} after {result['steps']} steps"
+
+
+@flow(name="lifecycle", flow_run_name="lifecycle-{name}", on_cancellation=[stop_job])
+def lifecycle(
+    source: str,
+    name: str = "vit",
+    pretrain_recipe: str = "pretrain_mae_vit_s16",
+    finetune_recipe: str = "finetune_vit",
+    scratch_recipe: str | None = None,
+    profile: str = "local",
+    set: list[str] = [],
+) -> State:
+    """Images in, a registered and evaluated model out.
+
+    Args:
+        source: a folder of images, a glob of tars, or sklearn:digits; absolute.
+        name: of the registered model, and of the dataset made from the source.
+        pretrain_recipe: how the encoder is pretrained.
+        finetune_recipe: how it is fine-tuned.
+        scratch_recipe: the same network from scratch; with it, both are also trained on a tenth of the labels.
+        profile: where to train.
+        set: settings of the pretraining recipe, as key=value.
+    """
+    logger = get_run_logger()
+    work = Lifecycle(
+        home_directory(), source, name, pretrain_recipe, finetune_recipe, scratch_recipe, profile, set, logger.info
+    )
+    try:
+        summary = work.run()
+    except InputError as error:
+        return refused(error, logger)
+    except (StageFailed, IngestError) as error:
+        return Failed(message=str(error))
+    return Completed(message=summary["summary"], data=summary)

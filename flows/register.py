@@ -1,0 +1,18 @@
+"""The registration flow: `prefect deployment run register/model --param model=RUN --param name=NAME`."""
+
+from prefect import flow
+from prefect.states import State
+
+from flows import requests
+from flows.reporting import concluded, stop_job
+
+
+@flow(name="register", flow_run_name="register-{name}", on_cancellation=[stop_job])
+def register(model: str, name: str) -> State:
+    """Register a trained run or checkpoint in MLflow.
+
+    Args:
+        model: a run or checkpoint directory.
+        name: the registered model's name.
+    """
+    return concluded(lambda home: requests.registration_run(model, name, home=home))

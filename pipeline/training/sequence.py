@@ -1,0 +1,42 @@
+"""Several training runs one after the other in one set of processes: start-up, the larger part of a short run, is paid once."""
+
+import dataclasses
+
+import torch
+import torch.distributed as dist
+
+from pipeline.config.stages import read_run_config
+from pipeline.errors import EXIT_DONE
+from pipeline.rank import Rank
+from pipeline.run_directory import ExitRecord, RunDirectory, read_json, write_json
+from pipeline.training.loop import train
+
+
+def train_all(me: Rank) -> None:
+    """Train each run of the config that is not done yet; each writes its own attempt, as if it ran alone. Collective."""
+    for path in read_run_config(me.run.path).runs:
+        run = RunDirectory(path)
+        if read_json(run.result_file) is not None:
+            continue
+        attempt = run.attempt(_shared_attempt_number(me, run)).make()
+        inner = dataclasses.replace(me, run=run, attempt=attempt, step=-1)
+        train(inner)
+        me.phase, me.step = inner.phase, inner.step
+        attempt.write_exit(ExitRecord(me.rank, EXIT_DONE, "done", inner.phase, inner.step))
+        if me.is_first:
+            write_json(attempt.path / "exit" / "verdict.json", {"code": EXIT_DONE, "reason": "done"})
+
+
+def _shared_attempt_number(me: Rank, run: RunDirectory) -> int:
+    """The next attempt's number, decided by rank 0 and written to job.json, so that its checkpoints may commit."""
+    number = run.last_attempt() + 1
+    if me.world_size > 1:
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        agreed = [number]
+        dist.broadcast_object_list(agreed)
+        number = agreed[0]
+    if me.is_first:
+        job = read_json(me.run.job_file) or {"kind": "by hand", "id": "", "key": ""}
+        write_json(run.job_file, job | {"key": run.key, "attempt": number})
+    return number
