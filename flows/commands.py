@@ -12,6 +12,7 @@ from cluster.job import JobState
 from cluster.local import LocalLauncher
 from flows import requests
 from flows.home import home_directory
+from flows.progress import ingest_progress, ingest_words
 from flows.jobs import STOP_GRACE_SECONDS, Conclusion, control, stop_on_interrupt
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, split_profile_overrides, validate
@@ -28,11 +29,11 @@ Say = Callable[..., None]
 def ingest_command(source: str, dest: str, overrides: list[str], say: Say) -> int:
     config = validate(IngestConfig, apply_overrides({}, parse_overrides(overrides)), "--set")
     try:
-        report = build_dataset(source, Path(dest), config, progress=say)
+        report = build_dataset(source, Path(dest), config, progress=ingest_progress(say))
     except IngestError as error:
         say(str(error), error=True)
         return EXIT_FAILED
-    say(str(report))
+    say(ingest_words(report))
     return EXIT_DONE
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.states import Completed, Failed, State
 
+from flows.progress import ingest_progress, ingest_words
 from flows.reporting import refused
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
@@ -25,9 +26,9 @@ def ingest(source: str, dest: str, set: list[str] = []) -> State:
     logger = get_run_logger()
     try:
         config = validate(IngestConfig, apply_overrides({}, parse_overrides(set)), "set")
-        report = build_dataset(source, Path(dest), config, progress=logger.info)
+        report = build_dataset(source, Path(dest), config, progress=ingest_progress(logger.info))
     except InputError as error:
         return refused(error, logger)
     except IngestError as error:
         return Failed(message=str(error))
-    return Completed(message=str(report), data=dest)
+    return Completed(message=ingest_words(report), data=dest)

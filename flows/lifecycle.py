@@ -14,6 +14,7 @@ from prefect.states import Completed, Failed, State
 
 from flows import requests
 from flows.home import home_directory
+from flows.progress import ingest_progress
 from flows.reporting import controlled, refused, stop_job
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import EXIT_DONE, InputError
@@ -68,7 +69,7 @@ class Lifecycle:
 
     def _ingest(self) -> Path:
         destination = self.home / "data" / self.name
-        build_dataset(self.source, destination, IngestConfig(), progress=self.report)
+        build_dataset(self.source, destination, IngestConfig(), progress=ingest_progress(self.report))
         return destination
 
     def _pretrain(self, data: Path) -> RunDirectory:

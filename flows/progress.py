@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
+from pipeline.ingestion.build import IngestReport
 from pipeline.run_directory import RunDirectory
 
 LINE_SECONDS = 5.0
@@ -44,4 +46,29 @@ def progress_line(entry: dict[str, Any], last_step: int) -> str:
         f"step {entry['step']}/{last_step}  loss {entry['train/loss']:.4f}  "
         f"{entry['perf/images_per_second']:.1f} images/s  data wait {100 * entry['perf/data_wait_share']:.0f} %  "
         f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+    )
+
+
+def ingest_progress(report: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A progress callback for `ingest` that reports at most one line per `LINE_SECONDS`."""
+    started = shown_at = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown_at
+        now = time.monotonic()
+        if now - shown_at >= LINE_SECONDS:
+            shown_at = now
+            speed = done / (now - started)
+            report(f"{done:,} of {total:,} files  {speed:,.0f} files/s  {(total - done) / max(speed, 1e-9):,.0f} s left")
+
+    return show
+
+
+def ingest_words(made: IngestReport) -> str:
+    """What an ingestion did, in one line."""
+    splits = ", ".join(f"{count:,} {split}" for split, count in made.samples.items())
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in made.rejected.items()) or "none"
+    return (
+        f"{made.directory}: {splits}; {made.num_classes} classes; not taken: {rejected}; "
+        f"{made.shards_written} shards written, {made.shards_kept} kept; fingerprint {made.fingerprint[:12]}"
     )

@@ -139,8 +139,10 @@ def _time_out() -> datetime.timedelta:
 
 def _set_time_out() -> None:
     """DeepSpeed clones the world group without its time-out (half an hour under gloo); set it on every group."""
-    if dist.is_initialized():
-        from torch.distributed import distributed_c10d
+    if not dist.is_initialized():
+        return
+    from torch.distributed import distributed_c10d
 
-        for group in list(distributed_c10d._world.pg_map):
-            distributed_c10d._set_pg_timeout(_time_out(), group)
+    set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout  # public from torch 2.15 on
+    for group in list(distributed_c10d._world.pg_map):
+        set_timeout(_time_out(), group)
