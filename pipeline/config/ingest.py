@@ -1,0 +1,57 @@
+"""The config of `vit ingest`: how raw images become a dataset directory."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.base import Config, Count, Fraction
+
+Split = Literal["train", "validation", "test"]
+
+
+class IngestConfig(Config):
+    """Everything about a dataset but its source and destination."""
+
+    labels: Path | None = None
+    """A .csv, .tsv or .jsonl file with one row per image: a column `path`, `file`, `filename`, `file_name`, `image`,
+    `id` or `key` (a path in the source, or a name that only one file has, with or without its extension) and a column
+    `class` or `label`. Integers below 100,000 stay what they are; anything else is a class name, and the sorted names
+    are numbered. Null: the folder of an image, below the split's, is its class, where there are at least two."""
+
+    splits: Literal["folders", "hash"] | dict[Split, Path] = "folders"
+    """`folders`: the top-level folders train, validation (or val, valid) and test are the splits; a source without any
+    is split by `hash`. `hash`: by content, with `split_fractions`, so that equal files are never in two splits.
+    A mapping: split name -> file with one path per line, as in `labels`; images in no list are left out."""
+
+    split_fractions: dict[Split, Fraction] = Field(default={"train": 0.9, "validation": 0.05, "test": 0.05})
+    """Share of the files that each split gets, where they are split by hash; adds up to 1."""
+
+    samples_per_shard: Count = 1000
+    """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""
+
+    seed: int = 0
+    """Decides the order of the samples in the shards, and the split where it is by hash."""
+
+    channels: Literal["rgb", "keep"] = "rgb"
+    """`rgb`: whatever plain decoding would get wrong is re-encoded: transparency on white, 16 bit as 8 bit. `keep`:
+    channels and depth stay as they are, and .npy arrays are taken."""
+
+    max_rejected_fraction: Fraction = 0.01
+    """Above this share of rejected images nothing is published. Files that are no images do not count."""
+
+    workers: Count | None = None
+    """Processes that decode; null: one per core. The result is the same for any number."""
+
+    @field_validator("split_fractions")
+    @classmethod
+    def _fractions_add_up(cls, fractions: dict[str, float]) -> dict[str, float]:
+        if abs(sum(fractions.values()) - 1) > 1e-9:
+            raise ValueError(f"the fractions add up to {sum(fractions.values()):g}, not to 1")
+        return fractions
+
+    @model_validator(mode="after")
+    def _lists_name_a_split(self) -> Self:
+        if isinstance(self.splits, dict) and not self.splits:
+            raise ValueError("splits: the mapping is empty; name at least one split and its list, or say `folders`")
+        return self

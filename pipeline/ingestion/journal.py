@@ -1,0 +1,118 @@
+"""`.ingest.jsonl` in the dataset's directory: which shards are finished, so that a killed ingestion goes on.
+
+The first line is the dataset's identity, each further line one finished shard, appended after its files are safely in
+place. A line torn by a kill is cut off at the next start. The open file is locked: one ingestion per directory.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.errors import InputError
+from pipeline.ingestion.rejected import Rejected
+from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.statistics import ImageTotals
+from pipeline.shards.atomic import TEMPORARY_PREFIX, remove_temporaries, sync_directory
+from pipeline.shards.index import Shard, shortened, table_name
+
+JOURNAL_NAME = ".ingest.jsonl"
+
+
+class Journal:
+    """The finished shards of one dataset directory, by shard name. Use `open_journal`."""
+
+    def __init__(self, directory: Path, file: BinaryIO):
+        self._directory, self._file = directory, file
+        self._finished: dict[str, tuple[str, ShardSummary]] = {}
+        for line in file.read().splitlines()[1:]:
+            content = json.loads(line)
+            self._finished[content["summary"]["name"]] = (content["key"], _summary(content["summary"]))
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def finished(self, name: str, key: str) -> ShardSummary | None:
+        """The summary of this shard if it was made from these inputs and its files still have their sizes."""
+        known, summary = self._finished.get(name, (None, None))
+        if known != key or summary is None:
+            return None
+        return summary if summary.shard is None or self._is_there(summary.shard) else None
+
+    def add(self, key: str, summary: ShardSummary) -> None:
+        line = json.dumps({"key": key, "summary": asdict(summary)}).encode() + b"\n"
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._finished[summary.name] = (key, summary)
+
+    def names(self) -> set[str]:
+        """Every shard that was ever finished here."""
+        return set(self._finished)
+
+    def _is_there(self, shard: Shard) -> bool:
+        try:
+            tar = os.stat(self._directory / (shard.location or shard.name))
+            return tar.st_size == shard.bytes and (self._directory / table_name(shard.name)).is_file()
+        except OSError:
+            return False
+
+
+def check_destination(directory: Path, identity: Mapping[str, Any]) -> None:
+    """InputError unless `directory` is absent, empty, or holds this dataset, finished or not."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise InputError(f"{directory}: not a directory; name one that does not exist yet")
+    names = {name for name in os.listdir(directory) if not name.startswith(TEMPORARY_PREFIX)}
+    if names and JOURNAL_NAME not in names:
+        raise InputError(f"{directory}: holds other files, such as {min(names)}; name one that does not exist yet")
+    if not names:
+        return
+    header, newline, _ = (directory / JOURNAL_NAME).read_bytes().partition(b"\n")
+    if not newline:
+        return  # killed before its first line was whole
+    try:
+        known = json.loads(header)
+    except ValueError:
+        raise InputError(f"{directory / JOURNAL_NAME}: not readable; remove {directory} or name another") from None
+    problems = [
+        f"{directory}: another dataset: {key} is {known.get(key)!r} there, {identity.get(key)!r} now; name another"
+        for key in sorted(known.keys() | identity.keys())
+        if known.get(key) != identity.get(key)
+    ]
+    if problems:
+        raise InputError(*shortened(problems))
+
+
+def open_journal(directory: Path, identity: Mapping[str, Any]) -> Journal:
+    """The locked journal of `directory`, begun if there is none. `check_destination` comes first."""
+    file = open(os.open(directory / JOURNAL_NAME, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"{directory}: another ingestion is writing here; wait for it, or stop it") from None
+    remove_temporaries(directory)
+    whole = file.read().rfind(b"\n") + 1
+    file.truncate(whole)
+    if not whole:
+        file.seek(0)
+        file.write(json.dumps(dict(identity)).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+        sync_directory(directory)
+    file.seek(0)
+    return Journal(directory, file)
+
+
+def _summary(content: dict[str, Any]) -> ShardSummary:
+    shard = None if content["shard"] is None else Shard(**content["shard"])
+    rejected = [Rejected(**entry) for entry in content["rejected"]]
+    return ShardSummary(**{**content, "shard": shard, "totals": ImageTotals(**content["totals"]), "rejected": rejected})

@@ -1,0 +1,145 @@
+"""What an ingestion will do, decided before anything is written: files, splits, labels, shards.
+
+Everything wrong with the input is found here.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import InputError
+from pipeline.ingestion.adopt import AdoptTar
+from pipeline.ingestion.labels import Labels, number_folders, read_labels, read_split_lists
+from pipeline.ingestion.rejected import Rejected, num_counted
+from pipeline.ingestion.shard_jobs import Candidate, ShardJob, WriteShard, order_key
+from pipeline.ingestion.sources import DIGITS, Listing, Source, SourceFile, open_source
+from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
+from pipeline.ingestion.tars import expand_tars, label_rule, names_tars, split_of_tar, survey_tar
+from pipeline.shards.index import SPLITS
+from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
+from pipeline.shards.table import NO_LABEL
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """`identity`, in JSON's types, is what makes it this dataset: the source, and the config that shapes it."""
+
+    identity: Mapping[str, Any]
+    jobs: Sequence[ShardJob]
+    rejected: Sequence[Rejected]
+    classes: tuple[str, ...] | None
+
+    @cached_property
+    def num_files(self) -> int:
+        return len(self.rejected) + sum(job.num_files for job in self.jobs)
+
+    @cached_property
+    def num_images(self) -> int:
+        """What `max_rejected_fraction` is a fraction of; at least 1."""
+        return num_counted(self.rejected) + sum(job.num_files for job in self.jobs)
+
+
+def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
+    """InputError for everything wrong with the source or what the config says about it."""
+    if names_tars(source):
+        return _plan_tars(source, config)
+    opened = open_source(source)
+    listing = opened.list_files()
+    if not listing.images:
+        raise InputError(f"{source}: {_why_no_images(listing)}")
+    listing.images.sort(key=lambda file: order_key(config.seed, file.path))
+    paths = [file.path for file in listing.images]
+    root = root_folder(paths)
+    others = [entry.path for entry in listing.rejected]
+    labels = read_labels(config.labels, paths, others) if config.labels else number_folders(class_folders(paths, root))
+    if isinstance(config.splits, dict):
+        splits = read_split_lists(config.splits, paths, others)
+    else:
+        splits = _splits_without_lists(opened, listing.images, root, config)
+    outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
+    if not splits:
+        raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
+    jobs = [
+        WriteShard(f"{split}-{number:06d}.tar", split, opened, candidates, config.channels)
+        for split in SPLITS
+        for number, candidates in enumerate(_shards_of(split, listing.images, splits, labels, config.samples_per_shard))
+    ]
+    identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
+    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes)
+
+
+def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
+    """One, this process, where starting others would not pay."""
+    if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
+        return 1
+    return config.workers or available_cores()
+
+
+def _splits_without_lists(
+    source: Source, files: Sequence[SourceFile], root: str, config: IngestConfig
+) -> Mapping[str, str]:
+    """Path -> split; an image outside all splits is missing."""
+    by_folder = folder_splits([file.path for file in files], root) if config.splits == "folders" else {}
+    return by_folder or hash_splits(source, files, config.split_fractions, config.seed)
+
+
+def _shards_of(
+    split: str, files: Sequence[SourceFile], splits: Mapping[str, str], labels: Labels, samples_per_shard: int
+) -> list[tuple[Candidate, ...]]:
+    """The files of one split in the order of the dataset, cut into shards."""
+    candidates = []
+    for file in files:
+        if splits.get(file.path) == split:
+            label = labels.by_path.get(file.path, NO_LABEL)
+            name = labels.classes[label] if labels.classes and label != NO_LABEL else None
+            candidates.append(Candidate(*file, label, name))
+    starts = range(0, len(candidates), samples_per_shard)
+    return [tuple(candidates[start : start + samples_per_shard]) for start in starts]
+
+
+def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
+    if config.labels:
+        raise InputError(
+            f"{config.labels}: labels: a labels file is for folders; tars carry .cls, .json or .txt members"
+        )
+    if config.splits == "hash":
+        raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
+    tars = expand_tars(source)
+    if isinstance(config.splits, dict):
+        splits = read_split_lists(config.splits, list(map(str, tars)))
+    else:
+        splits = {str(tar): split_of_tar(tar) for tar in tars}
+    outside = [Rejected(str(tar), "outside_splits", "in no list") for tar in tars if str(tar) not in splits]
+    tars = [tar for tar in tars if str(tar) in splits]
+    workers = config.workers or available_cores()
+    pool = len(tars) > 1 and sum(tar.stat().st_size for tar in tars) >= POOL_FROM_BYTES
+    surveys = {survey.path: survey for survey in in_processes(survey_tar, tars, workers if pool else 1)}
+    rule = label_rule([surveys[tar] for tar in tars])
+    if not any(survey.num_samples for survey in surveys.values()):
+        raise InputError(f"{source}: holds no samples; a sample is an image and its labels under one name")
+    numbers: Counter[str] = Counter()
+    jobs = []
+    for tar in sorted(tars, key=lambda tar: (SPLITS.index(splits[str(tar)]), tar)):
+        split = splits[str(tar)]
+        name = f"{split}-{numbers[split]:06d}.tar"
+        numbers[split] += 1
+        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels))
+    return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
+
+
+def _identity(source: str, config: IngestConfig) -> dict[str, Any]:
+    """Not `workers` and `max_rejected_fraction`: they change no byte of the result."""
+    return {"source": source, **config.model_dump(mode="json", exclude={"workers", "max_rejected_fraction"})}
+
+
+def _why_no_images(listing: Listing) -> str:
+    if not listing.rejected:
+        return "is empty; a source holds images"
+    suffixes = Counter(os.path.splitext(entry.path)[1].lower() or "no extension" for entry in listing.rejected)
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
+    hint = "; adopt tars with 'FOLDER/*.tar'" if ".tar" in suffixes else ""
+    return f"holds no images among its {len(listing.rejected)} files ({kinds}){hint}"

@@ -1,0 +1,51 @@
+"""Why a file of a source is not in the dataset. The list of reasons is closed: other programs count them."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+Reason = Literal[
+    "not_an_image",  # neither its name nor its first bytes say image; a README, a labels file, Thumbs.db
+    "outside_splits",  # an image in no split folder or list
+    "unreadable_file",  # the file system refuses it, or it is no regular file
+    "empty_file",
+    "file_too_large",
+    "unknown_format",
+    "broken_image",
+    "too_many_pixels",
+    "unsupported_mode",  # pixels without an agreed meaning as RGB (float, Lab), or that .png cannot hold
+    "no_image",  # adopted tars, from here on: a sample without an image
+    "several_images",  # more than one image under one key
+    "split_sample",  # a key that comes back after other samples: one half of it
+    "needs_rewriting",  # plain decoding would show it wrong (rotated, transparent, 16 bit), and tars are not rewritten
+]
+UNCOUNTED = ("not_an_image", "outside_splits")  # nobody meant these to be training images
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One line of rejected.jsonl."""
+
+    path: str
+    reason: Reason
+    detail: str
+
+    def __post_init__(self) -> None:
+        assert self.reason in get_args(Reason), self.reason
+
+
+def num_counted(rejected: Iterable[Rejected]) -> int:
+    """How many count against `max_rejected_fraction`."""
+    return sum(entry.reason not in UNCOUNTED for entry in rejected)
+
+
+def reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
+    return dict(sorted(Counter(entry.reason for entry in rejected).items()))
+
+
+def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
+    """The content of rejected.jsonl, sorted by path."""
+    ordered = sorted(rejected, key=lambda entry: (entry.path, entry.reason))
+    return b"".join(json.dumps(asdict(entry)).encode() + b"\n" for entry in ordered)

@@ -1,0 +1,93 @@
+"""Which split and which class folder an image of a source belongs to."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.ingestion.sources import Source, SourceFile
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    **dict.fromkeys(("validation", "val", "valid"), "validation"),
+    "test": "test",
+}
+HASHED_BYTES = 1 << 16
+BLOCK_FILES = 10_000  # so that millions of files do not wait in the threads' queue at once
+READERS = 8  # threads: reading the beginning of a file is waiting for it
+
+
+def root_folder(paths: Sequence[str]) -> str:
+    """The folders, with a final slash, that merely wrap the set: `download/` where all are like `download/ant/1.jpg`.
+
+    A folder whose images lie directly in it is no wrapper, and neither is one named as a split.
+    """
+    root = ""
+    while True:
+        below = {path[len(root) :].partition("/")[0] for path in paths}
+        nested = all(path[len(root) :].count("/") >= 1 for path in paths)
+        deeper = any(path[len(root) :].count("/") >= 2 for path in paths)
+        if len(below) != 1 or not (nested and deeper) or below & SPLIT_FOLDERS.keys():
+            return root
+        root += f"{below.pop()}/"
+
+
+def folder_splits(paths: Sequence[str], root: str) -> dict[str, str]:
+    """Path -> split for the images in folders named as splits; empty where there are no such folders."""
+    tops = {path: path[len(root) :].partition("/") for path in paths}
+    return {path: SPLIT_FOLDERS[top] for path, (top, slash, _) in tops.items() if slash and top in SPLIT_FOLDERS}
+
+
+def class_folders(paths: Sequence[str], root: str) -> dict[str, str]:
+    """Path -> class folder, the first one below the split's.
+
+    One folder alone separates nothing, so it is no class, unless it is one in train (`val/images/` beside ImageNet's).
+    """
+    folders: dict[str, dict[str, str]] = {}
+    for path in paths:
+        top, _, rest = path[len(root) :].partition("/")
+        split = SPLIT_FOLDERS.get(top, "")
+        folder, slash, _ = (rest if split else path[len(root) :]).partition("/")
+        if slash:
+            folders.setdefault(split, {})[path] = folder
+    trained = set(folders.get("train", {}).values())
+    trained = trained if len(trained) > 1 else set()
+    classes: dict[str, str] = {}
+    for by_path in folders.values():
+        if len(names := set(by_path.values())) > 1 or names <= trained:
+            classes |= by_path
+    return classes
+
+
+def hash_splits(
+    source: Source, files: Sequence[SourceFile], fractions: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """Path -> split, by a hash of the size and the first 64 KiB: equal files are never in two splits.
+
+    A file that cannot be read goes by its path; it is rejected later.
+    """
+    splits = {}
+    with ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(files), BLOCK_FILES):
+            block = files[start : start + BLOCK_FILES]
+            numbers = readers.map(lambda file: _content_hash(source, file, seed), block)
+            splits |= {file.path: _split_at(number, fractions) for file, number in zip(block, numbers, strict=True)}
+    return splits
+
+
+def _content_hash(source: Source, file: SourceFile, seed: int) -> float:
+    """A number in [0, 1)."""
+    try:
+        beginning = source.read(file.path, HASHED_BYTES)
+    except OSError:
+        beginning = file.path.encode(errors="surrogateescape")
+    digest = hashlib.sha256(f"{seed}:split:{file.bytes}:".encode() + beginning).digest()
+    return int.from_bytes(digest[:6], "little") / (1 << 48)
+
+
+def _split_at(number: float, fractions: Mapping[str, float]) -> str:
+    end = 0.0
+    for split, fraction in fractions.items():
+        end += fraction
+        if number < end:
+            return split
+    return max(fractions, key=fractions.__getitem__)  # the fractions added up to a hair less than 1

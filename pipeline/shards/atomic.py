@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all: written under a temporary name, fsynced, renamed.
+
+A temporary file of a killed process stays behind; its name begins with `TEMPORARY_PREFIX`, so that the next writer of
+the directory can remove it. The name carries the process id, so two writers never share one.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """A new binary file that takes the name `path` when the block ends, and vanishes when the block raises."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    with replaced_file(path) as file:
+        file.write(content)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and removals in `directory` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what killed writers left behind. The caller holds whatever lock guards the directory."""
+    for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""Compares a dataset with its index, without changing anything.
+
+The quick check reads one stat and one table per shard and a few member headers of each tar. The full one reads every
+byte: sha256 of each shard, each table against the members of its tar, each image decoded, the fingerprint.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import InputError
+from pipeline.shards.decoding import ImageFault, open_array, open_image
+from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
+from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
+from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
+from pipeline.shards.table import DataError, ShardTable, read_table
+
+MAX_FAULTS_PER_SHARD = 20  # a shard with more is lost anyway
+
+
+def check_dataset(directory: str | Path, full: bool) -> list[str]:
+    """One line per fault, each naming the file; empty for a sound dataset. InputError when there is no such path.
+
+    A directory without a readable index is itself a fault.
+    """
+    if not Path(directory).exists():
+        raise InputError(f"{directory}: no such path; ingest a dataset with `vit ingest SOURCE DEST`")
+    try:
+        index = read_index(directory)
+    except InputError as error:
+        return error.problems
+    if faults := size_problems(index):
+        return faults
+    if not full:
+        return [fault for shards in index.splits.values() for shard in shards for fault in _quick_faults(index, shard)]
+    return _full_check(index)
+
+
+def _quick_faults(index: DatasetIndex, shard: Shard) -> list[str]:
+    try:
+        table = _matching_table(index, shard)
+    except DataError as error:
+        return [str(error)]
+    path = index.shard_path(shard)
+    with open(path, "rb") as tar:
+        spots = sorted({0, len(table) // 2, len(table) - 1})
+        return [fault for sample in spots if (fault := _header_fault(path, tar, table, sample))]
+
+
+def _matching_table(index: DatasetIndex, shard: Shard) -> ShardTable:
+    path = index.table_path(shard)
+    table = read_table(path)
+    if (table.shard_bytes, table.shard_sha256) != (shard.bytes, shard.sha256):
+        raise DataError(f"{path}: belongs to another version of its shard; ingest the dataset again")
+    if len(table) != shard.samples:
+        raise DataError(f"{path}: {len(table)} samples, the index says {shard.samples}; ingest the dataset again")
+    return table
+
+
+def _header_fault(path: Path, tar: BinaryIO, table: ShardTable, sample: int) -> str | None:
+    row, name = table.records[sample], table.member(sample)
+    content = os.pread(tar.fileno(), tarfile.BLOCKSIZE, int(row["image_offset"]) - tarfile.BLOCKSIZE)
+    try:
+        member = tarfile.TarInfo.frombuf(content, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        return f"{path}: sample `{name}`: no tar header where its table says ({error})"
+    # A name over 100 characters stands in an extra header before this one.
+    if member.size != row["image_bytes"] or (len(name.encode(errors="replace")) <= 100 and member.name != name):
+        found = f"the tar has `{member.name}` of {member.size}"
+        return f"{path}: sample `{name}`: its table says {row['image_bytes']} bytes, {found}"
+    return None
+
+
+def _full_check(index: DatasetIndex) -> list[str]:
+    tasks = [(split, shard) for split, shards in index.splits.items() for shard in shards]
+    faults: dict[str, list[str]] = {}
+    contents = {split: 0 for split in index.splits}
+    pool = len(tasks) > 1 and sum(shard.bytes for _, shard in tasks) > POOL_FROM_BYTES
+    check = partial(_full_shard_check, index.directory)
+    for split, shard, shard_faults, content in in_processes(check, tasks, available_cores() if pool else 1):
+        faults[shard.name] = shard_faults
+        contents[split] += content
+    found = [fault for _, shard in tasks for fault in faults[shard.name]]
+    splits = {split: (contents[split], index.num_samples(split)) for split in index.splits}
+    if not found and dataset_fingerprint(splits, index.classes) != index.fingerprint:
+        found = [f"{index.directory}: the fingerprint in the index is not that of its samples and labels; ingest again"]
+    return found
+
+
+def _full_shard_check(directory: Path, task: tuple[str, Shard]) -> tuple[str, Shard, list[str], int]:
+    """(split, shard, faults, content sum)"""
+    split, shard = task
+    index = DatasetIndex(directory, "", {}, None, None)
+    path = index.shard_path(shard)
+    try:
+        table = _matching_table(index, shard)
+        with open(path, "rb") as tar:
+            sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
+        if sha256 != shard.sha256:
+            return split, shard, [f"{path}: its bytes have changed: sha256 {sha256}, the index says {shard.sha256}"], 0
+        faults, digests = _member_faults(path, table)
+    except (DataError, OSError, tarfile.TarError) as error:
+        return split, shard, [str(error) if str(path.parent) in str(error) else f"{path}: {error}"], 0
+    return split, shard, faults[:MAX_FAULTS_PER_SHARD], content_sum(digests)
+
+
+def _member_faults(path: Path, table: ShardTable) -> tuple[list[str], list[int]]:
+    """Faults and sample digests of one shard, from the members that the tar itself lists."""
+    faults, digests = [], []
+    with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
+        sizes = {member.offset_data: (member.name, member.size) for member in tar}
+        for sample, row in enumerate(table.records):
+            name = table.member(sample)
+            if sizes.get(int(row["image_offset"])) != (name, int(row["image_bytes"])):
+                faults.append(f"{path}: sample `{name}` is not where its table says")
+                continue
+            image = os.pread(file.fileno(), int(row["image_bytes"]), int(row["image_offset"]))
+            sha256 = hashlib.sha256(image)
+            digests.append(sample_digest(sha256.digest(), int(row["label"])))
+            record = os.pread(file.fileno(), int(row["json_bytes"]), int(row["json_offset"]))
+            if fault := _sample_fault(name, image, sha256.hexdigest(), record):
+                faults.append(f"{path}: sample `{name}`: {fault}")
+    return faults, digests
+
+
+def _sample_fault(name: str, image: bytes, sha256: str, record: bytes) -> str | None:
+    try:
+        open_array(image) if name.lower().endswith(".npy") else open_image(image)
+    except ImageFault as fault:
+        return f"does not decode: {fault.detail}"
+    try:
+        expected = json.loads(record).get("sha256", sha256) if record else sha256
+    except (ValueError, AttributeError):
+        return "its .json is not a valid record"
+    return None if expected == sha256 else f"sha256 {sha256}, its .json says {expected}"

@@ -1,0 +1,79 @@
+"""Opens an image from bytes that may be hostile: few formats, a pixel limit, one kind of exception."""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# No EPS, WMF or the like: they start other programs or need them. JPEG stands for MPO too, the JPEG of many cameras.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM")
+
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class ImageFault(Exception):
+    """An image that is not taken: `reason` is one of a closed list, `detail` is for a person."""
+
+    def __init__(self, reason: str, detail: str):
+        self.reason, self.detail = reason, detail
+        super().__init__(reason, detail)
+
+
+def open_image(content: bytes) -> Image.Image:
+    """The image, first frame, decoded to its last byte; ImageFault where that fails.
+
+    The limit is Pillow's `MAX_IMAGE_PIXELS` (89 million), beyond which Pillow only warns. Not for threads: it sets
+    warning filters, which belong to the process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged metadata does not matter here
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with _silenced_libtiff() if content.startswith(TIFF_SIGNATURES) else nullcontext():
+                image = Image.open(io.BytesIO(content), formats=FORMATS)
+                image.load()
+            return image
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as fault:
+            raise ImageFault("too_many_pixels", _one_line(fault)) from None
+        except UnidentifiedImageError:
+            raise ImageFault("unknown_format", f"not one of {', '.join(FORMATS)}, or damaged in its header") from None
+        except Exception as fault:  # decoders raise whatever a damaged file leads them to
+            raise ImageFault("broken_image", _one_line(fault)) from None
+
+
+def open_array(content: bytes) -> np.ndarray:
+    """The array of a .npy file, (height, width[, channels]) of uint8, uint16 or float32; pickles are refused."""
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as fault:  # as above
+        raise ImageFault("broken_image", _one_line(fault)) from None
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
+        shape = getattr(array, "shape", "?")
+        raise ImageFault("unsupported_mode", f"array of shape {shape}, not (height, width[, channels])")
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise ImageFault("unsupported_mode", f"array of {array.dtype}, not uint8, uint16 or float32")
+    if array.shape[0] * array.shape[1] > Image.MAX_IMAGE_PIXELS:
+        raise ImageFault("too_many_pixels", f"array of shape {array.shape}")
+    return array
+
+
+@contextmanager
+def _silenced_libtiff() -> Iterator[None]:
+    """libtiff writes hundreds of lines about one damaged file straight to the process's standard error."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _one_line(fault: Exception) -> str:
+    return " ".join(str(fault).split())[:200] or type(fault).__name__

@@ -1,0 +1,176 @@
+"""`index.json`, the first file of a dataset to be read and the last to be written: no index, no dataset.
+
+It stays small at 100,000 shards because the table of samples lies beside each shard (see table.py). An adopted tar is
+not copied: its shard has a `location`, and only its table lies in the dataset's directory.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.shards.atomic import write_file
+
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+SPLITS = ("train", "validation", "test")
+MAX_PROBLEMS = 8  # lines a person reads; the rest is a count
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of the dataset. `labelled` counts the samples that have a label."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+    labelled: int
+    location: str | None = None  # where an adopted tar lies; None: in the dataset's directory, under `name`
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Every image of the train split weighs the same, whatever its size. Pixel values 0..1.
+
+    `mean` and `std` hold one value per channel, and are None where images differ in their number of channels.
+    `width` and `height` are (least, mean, greatest) in pixels.
+    """
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    mean_encoded_bytes: float
+    width: tuple[float, float, float]
+    height: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """What `index.json` says, and the directory it was read from."""
+
+    directory: Path
+    fingerprint: str
+    splits: dict[str, tuple[Shard, ...]]
+    classes: tuple[str, ...] | None
+    statistics: ImageStatistics | None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def num_samples(self, split: str) -> int:
+        return sum(shard.samples for shard in self.shards(split))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes or ())
+
+    @property
+    def labelled(self) -> bool:
+        """Every sample of every split has a label."""
+        return all(shard.labelled == shard.samples for shards in self.splits.values() for shard in shards)
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        if split not in self.splits:
+            raise InputError(f"{self.directory}: no split `{split}`; there are: {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def shard_path(self, shard: Shard) -> Path:
+        return self.directory / (shard.location or shard.name)
+
+    def table_path(self, shard: Shard) -> Path:
+        return self.directory / table_name(shard.name)
+
+
+def table_name(shard_name: str) -> str:
+    return shard_name.removesuffix(".tar") + ".idx"
+
+
+def write_index(index: DatasetIndex) -> None:
+    """Publish the dataset: from here on it can be read. The same index gives the same bytes."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": index.fingerprint,
+        "splits": {split: [_shard_content(shard) for shard in shards] for split, shards in index.splits.items()},
+        "classes": None if index.classes is None else list(index.classes),
+        "statistics": None if index.statistics is None else asdict(index.statistics),
+        "provenance": dict(index.provenance),
+    }
+    write_file(index.directory / INDEX_NAME, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _shard_content(shard: Shard) -> dict[str, Any]:
+    return {key: value for key, value in asdict(shard).items() if value is not None}
+
+
+def read_index(directory: str | Path, *, check_sizes: bool = False) -> DatasetIndex:
+    """The index of the dataset in `directory`; InputError when there is none that this version can read.
+
+    With `check_sizes` every shard must be there with its indexed size: one stat per shard, nothing is read.
+    """
+    directory = Path(directory)
+    path = directory / INDEX_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "ingest it with `vit ingest SOURCE DEST`"
+        raise InputError(
+            f"{directory}: no such dataset; {hint}"
+            if not directory.exists()
+            else f"{path}: missing, so this is not a finished dataset; {hint}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); ingest the dataset again") from None
+    index = _parse_index(directory, path, content)
+    if check_sizes and (problems := size_problems(index)):
+        raise InputError(*shortened(problems))
+    return index
+
+
+def _parse_index(directory: Path, path: Path, content: Any) -> DatasetIndex:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format_version {version} is newer than {FORMAT_VERSION}, the newest this program reads; update it"
+        )
+    try:
+        assert version == FORMAT_VERSION
+        statistics = content["statistics"]
+        return DatasetIndex(
+            directory=directory,
+            fingerprint=content["fingerprint"],
+            splits={split: tuple(Shard(**shard) for shard in shards) for split, shards in content["splits"].items()},
+            classes=None if content["classes"] is None else tuple(content["classes"]),
+            statistics=None if statistics is None else ImageStatistics(**_tuples(statistics)),
+            provenance=content["provenance"],
+        )
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a dataset index ({error!r}); ingest the dataset again") from None
+
+
+def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def size_problems(index: DatasetIndex) -> list[str]:
+    """One line per shard that is missing or has another size than the index says."""
+    problems = []
+    for shards in index.splits.values():
+        for shard in shards:
+            path = index.shard_path(shard)
+            try:
+                size = os.stat(path).st_size
+            except OSError as error:
+                problems.append(f"{path}: cannot be found ({error.strerror}); restore it or ingest again")
+                continue
+            if size != shard.bytes:
+                what = "cut" if size < shard.bytes else "changed"
+                sizes = f"{size} bytes, the index says {shard.bytes}"
+                problems.append(f"{path}: {what}: {sizes}; restore it or ingest again")
+    return problems
+
+
+def shortened(problems: list[str]) -> list[str]:
+    """The first problems, and how many more there are."""
+    more = len(problems) - MAX_PROBLEMS
+    return problems if more <= 0 else [*problems[:MAX_PROBLEMS], f"... and {more} more like these"]

@@ -1,0 +1,96 @@
+"""What we write, other programs read."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+from pipeline.shards.index import read_index
+from pipeline.shards.reader import ShardReader
+from pipeline.shards.table import DataError, read_table, split_member
+from pipeline.shards.writer import NewSample, write_shard
+from tests.pipeline.pictures import small_dataset
+
+
+def samples(count):
+    return [
+        NewSample(f"key-{number}", "jpg", bytes([number]) * (number * 100 + 1), {"source": f"{number}"}, number)
+        for number in range(count)
+    ]
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        write_shard(tmp_path / name, samples(5))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert (tmp_path / "a.idx").read_bytes() == (tmp_path / "b.idx").read_bytes()
+
+
+def test_the_table_that_is_read_is_the_one_that_was_written(tmp_path):
+    written = write_shard(tmp_path / "a.tar", samples(5))
+    table = read_table(tmp_path / "a.idx")
+    assert np.array_equal(table.records, written.records)
+    assert [table.key(number) for number in range(5)] == [f"key-{number}" for number in range(5)]
+    assert table.shard_bytes == (tmp_path / "a.tar").stat().st_size
+
+
+def test_no_samples_write_no_files(tmp_path):
+    assert write_shard(tmp_path / "a.tar", []) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_half_way_leaves_nothing_behind(tmp_path):
+    def failing():
+        yield samples(1)[0]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_shard(tmp_path / "a.tar", failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_table_is_an_error(tmp_path):
+    (tmp_path / "a.idx").write_bytes(b"x" * 500)
+    with pytest.raises(DataError, match="not a sample table"):
+        read_table(tmp_path / "a.idx")
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("a.jpg", ("a", "jpg")),
+        ("d.d/a.b.JPG", ("d.d/a", "b.jpg")),
+        ("a", ("", "")),
+        (".hidden.jpg", ("", "")),
+        ("d/.jpg", ("d/", "jpg")),
+        ("d.d/.jpg", ("", "")),
+    ],
+)
+def test_members_are_split_as_webdataset_splits_them(name, expected):
+    from webdataset.tariterators import base_plus_ext
+
+    theirs = base_plus_ext(name)
+    assert split_member(name) == expected == ((theirs[0], theirs[1].lower()) if theirs[0] else ("", ""))
+
+
+def test_webdataset_and_tar_read_every_sample_we_write(tmp_path):
+    import webdataset as wds
+
+    index = read_index(small_dataset(tmp_path).directory)
+    for split, shards in index.splits.items():
+        reader = ShardReader(index, split)
+        ours = [
+            (reader.read(shard, number), reader.record(shard, number))
+            for shard, size in enumerate(reader.shard_sizes)
+            for number in range(size)
+        ]
+        paths = [str(index.shard_path(shard)) for shard in shards]
+        theirs = list(wds.WebDataset(paths, shardshuffle=False))
+        assert [sample["__key__"] for sample in theirs] == [sample.key for sample, _ in ours]
+        for found, (sample, record) in zip(theirs, ours, strict=True):
+            assert found[sample.extension] == sample.image
+            assert json.loads(found["json"]) == record
+        for path, shard in zip(paths, shards, strict=True):
+            listed = subprocess.run(["tar", "tf", path], capture_output=True, text=True, check=True)
+            assert len(listed.stdout.split()) == 2 * shard.samples and listed.stderr == ""
