@@ -60,6 +60,15 @@ class ShardReader:
         key, extensions = split_member(member)
         return Sample(key, image, extensions.rpartition(".")[2], int(row["label"]), self._shards[shard].name)
 
+    def keys(self, shard: int) -> list[str]:
+        """Keys of all samples of a shard, from its table alone."""
+        table = self._open(shard).table
+        return [table.key(sample) for sample in range(len(table))]
+
+    def labels(self, shard: int) -> np.ndarray:
+        """(samples,) int64 labels of a shard, -1 where there is none, from its table alone."""
+        return self._open(shard).table.records["label"].astype(np.int64)
+
     def record(self, shard: int, sample: int) -> dict[str, Any]:
         """The .json of a sample; empty for an adopted sample that has none."""
         opened = self._open(shard)
