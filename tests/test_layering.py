@@ -1,0 +1,51 @@
+"""Imports only go down, and flows load without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {"models": set(), "pipeline": {"models"}, "cluster": set(), "flows": {"pipeline", "cluster"}}
+BANNED = {
+    "models": {"mlflow", "prefect"},
+    "pipeline": {"prefect"},
+    "cluster": {"mlflow", "prefect", "torch"},
+    "flows": {"torch", "deepspeed", "timm", "webdataset"},
+}
+
+
+def imported_top_levels(source: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_imports_only_go_down():
+    for package, allowed in ALLOWED.items():
+        for path in (ROOT / package).rglob("*.py"):
+            imported = imported_top_levels(path.read_text())
+            upward = imported & ALLOWED.keys() - allowed - {package}
+            assert not upward, f"{path} imports {upward}"
+            assert not imported & BANNED[package], f"{path} imports {imported & BANNED[package]}"
+
+
+def test_every_module_of_flows_loads_without_torch():
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "flows").rglob("*.py")]
+    code = f"""
+import importlib, sys
+for name in {sorted(modules)!r}:
+    importlib.import_module(name.removesuffix('.__init__'))
+heavy = [name for name in ('torch', 'deepspeed', 'timm', 'webdataset') if name in sys.modules]
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_help_of_the_command_line_imports_neither_prefect_nor_mlflow_nor_torch():
+    code = "import sys, flows.cli; assert not {'torch', 'prefect', 'mlflow', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
