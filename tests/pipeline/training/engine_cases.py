@@ -1,0 +1,108 @@
+"""What the engine's tests run on ranks: a tiny ViT, the same global batches whatever the world, and the real engine."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from models.build import build_objective
+from models.objectives.batch import Batch
+from pipeline.config.plan import plan_batches
+from pipeline.config.training import PretrainConfig
+from pipeline.run_directory import RunDirectory, verified_manifest, write_json
+from pipeline.training.checkpoint import load_checkpoint, read_weights, save_checkpoint
+from pipeline.training.engine import Engine
+from pipeline.training.optimizer import build_optimizer, parameter_groups
+
+GLOBAL_BATCH, PEAK_RATE, CLASSES = 8, 1e-3, 5
+
+
+def config_of(stage: int, *, micro_batch: int, clip: float = 1.0, ema: float = 0.9, layer_decay: float = 1.0) -> PretrainConfig:
+    return PretrainConfig.model_validate({
+        "encoder": {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3,
+                    "drop_path_rate": 0.2},
+        "objective": {"kind": "supervised"},
+        "optimizer": {"learning_rate": PEAK_RATE, "eps": 1e-6, "max_grad_norm": clip, "layer_decay": layer_decay},
+        "zero": {"stage": stage}, "global_batch_size": GLOBAL_BATCH, "micro_batch_size": micro_batch, "steps": 10,
+        "ema_decay": ema,
+    })  # fmt: skip
+
+
+def global_batch(step: int) -> Batch:
+    generator = torch.Generator().manual_seed(100 + step)
+    images = torch.randn(GLOBAL_BATCH, 3, 16, 16, generator=generator)
+    labels = torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)
+    return Batch(images, labels, torch.arange(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH))
+
+
+def rate_of(step: int) -> float:
+    return PEAK_RATE * (step + 1) / 10
+
+
+def module_of(config: PretrainConfig) -> torch.nn.Module:
+    module = build_objective(config.objective, config.encoder, num_classes=CLASSES, seed=0)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(module.encoder.head.weight, std=0.02)
+    return module
+
+
+def train_plainly(config: PretrainConfig, steps: int) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+    """The reference: one process, plain PyTorch, the whole global batch at once."""
+    module = module_of(config)
+    optimizer = build_optimizer(parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer)
+    trace = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_of(step) * group["learning_rate_scale"]
+        module.train()
+        outcome = module(global_batch(step))
+        optimizer.zero_grad()
+        outcome.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.max_grad_norm or math.inf)
+        optimizer.step()
+        trace.append((outcome.loss.item(), norm.item()))
+    return trace, {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def train_on_engine(
+    config: PretrainConfig, steps: int, folder: str, *, resume_from: str | None = None, poison_step: int = -1
+) -> list[tuple[float, float, bool]]:
+    """(loss, gradient norm, skipped) of each step of this world; the last state is saved under `folder`."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    engine = Engine(module_of(config), config, plan_batches(GLOBAL_BATCH, config.micro_batch_size, world_size), precision="fp32")
+    run, first = RunDirectory(folder), 0
+    if resume_from is not None:
+        checkpoint = RunDirectory(resume_from).newest_checkpoint()
+        load_checkpoint(engine.state, checkpoint)
+        first = checkpoint.step
+    trace = []
+    share = GLOBAL_BATCH // world_size
+    for step in range(first, steps):
+        whole = global_batch(step)
+        mine = [Batch(*(None if t is None else t[rank * share : (rank + 1) * share] for t in whole))]
+        parts = [
+            Batch(*(None if t is None else t[i : i + config.micro_batch_size] for t in mine[0]))
+            for i in range(0, share, config.micro_batch_size)
+        ]
+        if step == poison_step and rank == 0:
+            parts[0] = parts[0]._replace(images=parts[0].images * math.nan)
+        result = engine.step(parts, rate_of(step), stop=False)
+        trace.append((result.loss, result.gradient_norm, result.skipped))
+    if rank == 0:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(run.job_file, {"attempt": 1})
+    engine.accelerator.wait_for_everyone()
+    save_checkpoint(
+        engine.state, run, run.attempt(1), rank=rank, world_size=world_size, frozen=engine.frozen,
+        facts={"step": steps, "ema": False},
+    )  # fmt: skip
+    return trace
+
+
+def saved_weights(folder: str, *, average: bool = False) -> dict[str, torch.Tensor]:
+    checkpoint = RunDirectory(folder).newest_checkpoint()
+    assert verified_manifest(checkpoint.directory)
+    if average:
+        checkpoint.manifest["ema"] = True
+    return read_weights(checkpoint)
