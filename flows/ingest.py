@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows.progress import ingest_progress, ingest_words
-from flows.reporting import refused
+from flows.reporting import refused, reporter
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import InputError
@@ -23,12 +23,11 @@ def ingest(source: str, dest: str, set: list[str] = []) -> State:
         dest: the dataset directory to make, absolute.
         set: settings of the ingestion, as key=value.
     """
-    logger = get_run_logger()
     try:
         config = validate(IngestConfig, apply_overrides({}, parse_overrides(set)), "set")
-        report = build_dataset(source, Path(dest), config, progress=ingest_progress(logger.info))
+        report = build_dataset(source, Path(dest), config, progress=ingest_progress(reporter()))
     except InputError as error:
-        return refused(error, logger)
+        return refused(error)
     except IngestError as error:
         return Failed(message=str(error))
     return Completed(message=ingest_words(report), data=dest)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows import requests
 from flows.home import home_directory
 from flows.progress import ingest_progress
-from flows.reporting import controlled, refused, stop_job
+from flows.reporting import controlled, refused, reporter, stop_job
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import EXIT_DONE, InputError
 from pipeline.ingestion.build import IngestError
@@ -160,14 +160,13 @@ def lifecycle(
         profile: where to train.
         set: settings of the pretraining recipe, as key=value.
     """
-    logger = get_run_logger()
     work = Lifecycle(
-        home_directory(), source, name, pretrain_recipe, finetune_recipe, scratch_recipe, profile, set, logger.info
+        home_directory(), source, name, pretrain_recipe, finetune_recipe, scratch_recipe, profile, set, reporter()
     )
     try:
         summary = work.run()
     except InputError as error:
-        return refused(error, logger)
+        return refused(error)
     except (StageFailed, IngestError) as error:
         return Failed(message=str(error))
     return Completed(message=summary["summary"], data=summary)

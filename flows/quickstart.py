@@ -13,6 +13,7 @@ from PIL import Image
 
 from flows.home import tracking_uri
 from flows.lifecycle import lifecycle
+from flows.reporting import CONSOLE
 from pipeline.errors import InputError
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.shards.reader import ShardReader
@@ -27,6 +28,7 @@ CLOSING = (
 def quickstart(home: Path, say: Callable[[str], None], started: float) -> dict[str, Any]:
     """Run it, print the table, and return what `quickstart.json` holds."""
     os.environ["VIT_HOME"] = str(home)  # the flow asks the environment for its home
+    CONSOLE.set(say)
     state = lifecycle(
         source="sklearn:digits", name="digits", pretrain_recipe="pretrain_mae_digits",
         finetune_recipe="finetune_digits", scratch_recipe="pretrain_supervised_digits", return_state=True,

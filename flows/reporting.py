@@ -1,8 +1,8 @@
 """What the flows share: prepare, control, and a state that says in one line how it ended."""
 
 import json
-import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,31 @@ from pipeline.errors import EXIT_DONE, InputError
 from pipeline.run_directory import RunDirectory
 
 FLOW_RUN_FILE = "flow_run.json"
+CONSOLE: ContextVar[Callable[[str], None] | None] = ContextVar("console", default=None)
+
+
+def reporter() -> Callable[[str], None]:
+    """Where lines go: the flow run's log, and the terminal of a command that runs the flow itself (`CONSOLE`)."""
+    logger, console = get_run_logger(), CONSOLE.get()
+
+    def report(line: str) -> None:
+        logger.info(line)
+        if console is not None:
+            console(line)
+
+    return report
 
 
 def concluded(prepare: Callable[[Path], RunDirectory]) -> State:
     """The final state of a flow that runs one job: Completed with the result's line, or Failed with the reason's."""
-    logger = get_run_logger()
-    home = home_directory()
+    report, home = reporter(), home_directory()
     try:
         run = prepare(home)
     except InputError as error:
-        return refused(error, logger)
-    conclusion = controlled(run, home, logger.info)
+        return refused(error)
+    conclusion = controlled(run, home, report)
     state = Completed if conclusion.code == EXIT_DONE else Failed
-    logger.info(conclusion.message)
+    report(conclusion.message)
     return state(message=conclusion.message, data=str(run.path))
 
 
@@ -39,10 +51,10 @@ def controlled(run: RunDirectory, home: Path, report: Callable[[str], None]) -> 
     return control(run, home, report)
 
 
-def refused(error: InputError, logger: logging.Logger | logging.LoggerAdapter) -> State:
+def refused(error: InputError) -> State:
     """Wrong input: the same lines as on the command line, and nothing was submitted."""
     for problem in error.problems:
-        logger.error(problem)
+        get_run_logger().error(problem)
     return Failed(message="; ".join(error.problems))
 
 
