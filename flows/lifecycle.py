@@ -3,8 +3,10 @@
 With a `scratch_recipe` it keeps honest company: the same network from scratch, and both with a tenth of the labels.
 """
 
+import contextvars
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,15 +81,20 @@ class Lifecycle:
         return self._done(self._finetuning(pretrained, data, settings))
 
     def _companions(self, pretrained: RunDirectory, data: Path) -> dict[str, RunDirectory]:
-        """Scratch with all labels, and both with a tenth, in one set of processes."""
-        runs = {
-            "fine-tuned, tenth": self._finetuning(pretrained, data, [TENTH]),
-            "scratch": self._training("pretrain", self.scratch_recipe, data, []),
-            "scratch, tenth": self._training("pretrain", self.scratch_recipe, data, [TENTH]),
-        }
-        sequence = requests.sequence_run(list(runs.values()), profile=self.profile, overrides=[], home=self.home)
-        self._done(sequence)
-        return runs
+        """Scratch with all labels, and both with a tenth: two sets of one process each, side by side."""
+        alone = ["micro_batch_size=64", "profile.ranks_per_node=1", "profile.env={OMP_NUM_THREADS: '1'}"]
+        scratch = self._training("pretrain", self.scratch_recipe, data, alone)
+        tenth = self._finetuning(pretrained, data, [TENTH, *alone])
+        scratch_tenth = self._training("pretrain", self.scratch_recipe, data, [TENTH, *alone])
+        sequences = [
+            requests.sequence_run(runs, profile=self.profile, overrides=alone, home=self.home)
+            for runs in ([scratch], [tenth, scratch_tenth])
+        ]
+        context = contextvars.copy_context
+        with ThreadPoolExecutor() as pool:
+            for done in [pool.submit(context().run, self._done, sequence) for sequence in sequences]:
+                done.result()
+        return {"fine-tuned, tenth": tenth, "scratch": scratch, "scratch, tenth": scratch_tenth}
 
     def _evaluate(self, scored: dict[str, RunDirectory], data: Path) -> RunDirectory:
         models = {name: str(run.path) for name, run in scored.items()}
