@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.config.recipe import read_yaml
 from pipeline.config.training import LENGTH_UNITS
+from pipeline.preparation.memory import bytes_per_rank_on_host
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.training import PreparedRun, prepare_training
 from pipeline.registry.locate import ModelSource
@@ -84,7 +85,10 @@ def verdict(run: RunDirectory) -> dict[str, Any]:
     hours = plan["full_run"]["samples"] / speed / 3600
     devices = max(1, plan["accelerators_per_node"]) * plan["nodes"]
     peak = max(line.get("perf/peak_memory_bytes", 0) for line in lines)
-    planned = plan["memory_bytes_per_rank"][f"stage {zero_stage(run)}"]
+    stage = zero_stage(run)
+    planned = plan["memory_bytes_per_rank"][f"stage {stage}"]
+    if plan["accelerators_per_node"] == 0:
+        planned = bytes_per_rank_on_host(plan, stage)
     return {
         "verdict": "ok",
         "attempts": run.last_attempt(),

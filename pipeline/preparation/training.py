@@ -31,6 +31,7 @@ from pipeline.shards.reader import ShardReader
 from pipeline.training.selection import Selection
 
 WINDOW_BYTES = 1 << 30
+PROCESS_BYTES = 1_000_000_000  # torch, DeepSpeed and timm, resident in each rank before the model
 CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
@@ -193,5 +194,6 @@ def training_plan(
             f"stage {stage}": state_bytes(parameters, stage, placement.world_size, precision, ema) + activations
             for stage in range(4)
         },
+        "host_bytes_per_rank": PROCESS_BYTES + checkpoint_bytes(parameters, ema) // placement.world_size,
         "checkpoint_bytes": checkpoint_bytes(parameters, ema),
     }
