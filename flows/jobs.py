@@ -58,6 +58,8 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
         return done
     if plan.get("rehearsal"):
         report(f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, with a stop and a resume")
+    for note in plan.get("notes", ()):
+        report(f"note: {note}")
     launcher: Launcher = LocalLauncher()
     cancelled = cancelled or threading.Event()
     forwarder = _Forwarder(run, home, report)

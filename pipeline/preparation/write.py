@@ -42,7 +42,7 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
         raise InputError(f"{path}: is not empty and is no run directory; choose another --run-dir")
     path.mkdir(parents=True, exist_ok=True)
     run.checkpoints.mkdir(exist_ok=True)
-    write_json(run.plan_file, prepared.plan)
+    write_json(run.plan_file, prepared.plan | {"notes": prepared.notes})
     if "batches" in prepared.plan and prepared.config.zero.stage > 0:
         write_json(path / "deepspeed.json", _deepspeed(prepared))
     write_json(run.provenance_file, provenance(prepared.plan))
