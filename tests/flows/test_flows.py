@@ -1,0 +1,117 @@
+"""The flows on a real Prefect server: the same errors as the command line, a rehearsal, and states that say what happened."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import requests
+from pipeline.errors import InputError
+from pipeline.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_deployment_gives_parameters_that_its_flow_has():
+    from importlib import import_module
+
+    for deployment in yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        flow = getattr(import_module(module), name)
+        assert set(deployment.get("parameters") or {}) <= set(inspect.signature(flow.fn).parameters)
+        if name == "pretrain":
+            requests.recipe_of(deployment["parameters"]["encoder"], "mae")
+            requests.recipe_of(deployment["parameters"]["encoder"], "supervised")
+
+
+def test_an_objective_without_a_recipe_gets_the_near_ones():
+    with pytest.raises(InputError, match="did you mean `pretrain_mae_vit_l16`"):
+        requests.recipe_of("vit_l16", "mea")
+
+
+def prepared(home, digits, *overrides, recipe="pretrain_mae_debug", **options):
+    choice = {"data": str(digits), "profile": "local", "run_dir": None, "home": home} | options
+    return requests.training_run("pretrain", recipe, overrides=list(overrides), **choice)
+
+
+def test_the_same_request_is_the_same_run_and_another_config_in_its_place_is_refused(home, digits):
+    run = prepared(home, digits)
+    assert prepared(home, digits).path == run.path
+    assert prepared(home, digits, "seed=1").path != run.path
+    with pytest.raises(InputError, match="holds another run; go on with it by `vit resume"):
+        prepared(home, digits, "seed=1", run_dir=str(run.path))
+
+
+def test_a_length_set_by_hand_shortens_the_warm_up_and_says_so(home, digits):
+    plan = prepared(home, digits, "steps=10", recipe="pretrain_mae_vit_s16").plan()
+    assert plan["steps"]["warmup_samples"] == 4096 and not plan.get("rehearsal")
+    assert any("warm-up shortened" in note for note in plan["notes"])
+
+
+def test_a_run_of_years_on_a_processor_is_rehearsed_and_one_of_minutes_is_not(home, digits, monkeypatch):
+    monkeypatch.setattr("cluster.profile.accelerators_here", lambda: 0)
+    assert prepared(home, digits, recipe="pretrain_mae_vit_s16").plan()["rehearsal"]
+    assert not prepared(home, digits).plan().get("rehearsal")
+    monkeypatch.setattr("cluster.profile.accelerators_here", lambda: 8)
+    assert not prepared(home, digits, recipe="pretrain_mae_vit_s16").plan().get("rehearsal")
+
+
+def test_too_little_memory_is_said_with_the_nearest_encoder_that_fits(home, digits, monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=6 * 2**30))
+    with pytest.raises(InputError, match="GiB are free; the nearest that fits is encoder.name=vit_"):
+        prepared(home, None, recipe="pretrain_supervised_vit_l16", data=None)
+    assert not list((home / "runs").glob("*")) if (home / "runs").exists() else True
+
+
+def test_supervised_pretraining_without_labels_names_the_option(home, tmp_path):
+    from PIL import Image
+
+    from pipeline.config.ingest import IngestConfig
+    from pipeline.ingestion.build import ingest
+
+    for i in range(20):
+        folder = tmp_path / "images"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(folder / f"{i}.png")
+    ingest(str(tmp_path / "images"), tmp_path / "flat", IngestConfig())
+    with pytest.raises(InputError, match="objective=mae"):
+        prepared(home, tmp_path / "flat", recipe="pretrain_supervised_debug")
+
+
+FLOWS = """
+import sys
+from pathlib import Path
+from flows.temporary_server import prefect_server
+home, data = Path(sys.argv[1]), sys.argv[2]
+with prefect_server(home):
+    from flows.pretrain import pretrain
+    from flows.register import register
+    refused = pretrain(encoder="vit_l16", objective="mae", data=str(home / "nowhere"), return_state=True)
+    assert refused.is_failed() and "no such dataset" in refused.message, refused
+    rehearsed = pretrain(encoder="debug", objective="mae", return_state=True)
+    assert rehearsed.is_completed() and "rehearsal ok: stopped and resumed" in rehearsed.message, rehearsed
+    path = rehearsed.result()
+    denied = register(path, "x", return_state=True)
+    assert denied.is_failed() and "is a rehearsal" in denied.message, denied
+    trained = pretrain(encoder="debug", objective="supervised", data=data, set=["steps=3"], learning_rate=0.01, return_state=True)
+    assert trained.is_completed(), trained
+    print(path, trained.result())
+"""
+
+
+@pytest.mark.slow
+def test_flows_refuse_rehearse_and_train_on_a_real_server(home, digits):
+    environment = os.environ | {"VIT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run([sys.executable, "-c", FLOWS, str(home), str(digits)], env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    rehearsal, trained = (RunDirectory(path) for path in done.stdout.split()[-2:])
+    result = json.loads(rehearsal.result_file.read_text())
+    assert result["rehearsal"] is True and result["attempts"] == 2 and result["full_run_hours"] >= 0
+    assert RunDirectory(trained.path).plan()["steps"]["steps"] == 3
