@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.config.plan import BatchPlan
 
 REDUCE_BUCKET_ELEMENTS = 25_000_000  # ViT-L (3.0e8) gets 12 buckets; DeepSpeed's own default of 5e8 gets one
+STAGE_3_RESIDENT_ELEMENTS = 100_000  # parameters smaller than this (norms, biases) are not partitioned
 
 
 def deepspeed_config(plan: BatchPlan, stage: int, *, precision: str, max_grad_norm: float, cuda: bool) -> dict[str, Any]:
@@ -15,6 +16,8 @@ def deepspeed_config(plan: BatchPlan, stage: int, *, precision: str, max_grad_no
         # One collective per bucket and rank: 1x the gradients instead of 2x (arXiv:1910.02054, section 7).
         "use_multi_rank_bucket_allreduce": False,
     }
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = STAGE_3_RESIDENT_ELEMENTS
     config = {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,

@@ -8,6 +8,7 @@ import torch
 
 from models.build import build_objective
 from models.objectives.batch import Batch
+from pipeline.config import deepspeed
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
 from pipeline.run_directory import RunDirectory, verified_manifest, write_json
@@ -69,6 +70,7 @@ def train_on_engine(
     config: PretrainConfig, steps: int, folder: str, *, resume_from: str | None = None, poison_step: int = -1
 ) -> list[tuple[float, float, bool]]:
     """(loss, gradient norm, skipped) of each step of this world; the last state is saved under `folder`."""
+    deepspeed.STAGE_3_RESIDENT_ELEMENTS = 0  # or a network this small would never be partitioned
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     engine = Engine(module_of(config), config, plan_batches(GLOBAL_BATCH, config.micro_batch_size, world_size), precision="fp32")
     run, first = RunDirectory(folder), 0

@@ -1,0 +1,120 @@
+"""What a MODEL is, the champion's gate, and a mirror that loses and doubles nothing."""
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.config import EncoderConfig
+from models.encoder import build_encoder
+from pipeline.errors import InputError
+from pipeline.registry.export import export_timm_directory
+from pipeline.registry.gate import champion_verdict
+from pipeline.registry.locate import ModelSource, locate_model, source_from_dict
+from pipeline.registry.tracking import Mirror
+from pipeline.registry.weights import load_model, source_weights
+from pipeline.run_directory import RunDirectory
+
+SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+def gate_tags(value: float, metric: str = "eval/a/b/top1", data: str = "d") -> dict[str, str]:
+    return {"vit.gate_metric": metric, "vit.gate_value": repr(value), "vit.gate_data": data}
+
+
+@pytest.mark.parametrize(
+    ("new", "champion", "promoted", "words"),
+    [
+        (gate_tags(0.5), None, True, "first version"),
+        (gate_tags(0.9), gate_tags(0.8), True, "better by 0.1000"),
+        (gate_tags(0.801), gate_tags(0.8), False, "below the margin"),
+        (gate_tags(0.9, data="e"), gate_tags(0.8), False, "other data"),
+        (gate_tags(0.9, metric="m"), gate_tags(0.8), False, "another protocol"),
+        ({}, gate_tags(0.8), False, "without an evaluation"),
+    ],
+)
+def test_the_champion_moves_only_for_the_same_protocol_on_the_same_data(new, champion, promoted, words):
+    verdict = champion_verdict(new, champion, margin=0.005)
+    assert verdict.promoted is promoted and words in verdict.reason
+
+
+def exported(directory, num_classes: int = 3) -> ModelSource:
+    config = EncoderConfig(**SMALL, pooling="mean")
+    source = ModelSource(
+        "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=num_classes, classes=tuple("abc")[:num_classes],
+        mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5), evaluation_crop=1.0, objective="supervised",
+    )  # fmt: skip
+    export_timm_directory(build_encoder(config, num_classes), source, directory, {"eval/x/top1": 0.5})
+    return source
+
+
+@pytest.mark.parametrize("num_classes", [3, 0])
+def test_an_exported_directory_is_located_and_loads_as_it_was(tmp_path, num_classes):
+    exported(tmp_path / "hf", num_classes)
+    source = locate_model(str(tmp_path / "hf"), tracking_uri="", home=tmp_path)
+    assert (source.num_classes, source.mean, source.evaluation_crop) == (num_classes, (0.1, 0.2, 0.3), 1.0)
+    assert EncoderConfig.model_validate(source.encoder) == EncoderConfig(**SMALL, pooling="mean")
+    assert source_from_dict(json.loads(json.dumps(source.as_dict()))) == source
+    model = load_model(source)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in source_weights(source).items())
+
+
+def test_a_weights_file_with_a_pickle_that_runs_code_is_refused(tmp_path):
+    canary = tmp_path / "canary"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(canary), "w"))
+
+    torch.save({"weights": Evil()}, tmp_path / "evil.pth")
+    source = locate_model(str(tmp_path / "evil.pth"), tracking_uri="", home=tmp_path)
+    with pytest.raises(InputError, match="not readable as weights"):
+        source_weights(source)
+    assert not canary.exists()
+
+
+def test_weights_files_are_read_and_what_is_missing_is_named(tmp_path):
+    save_file(build_encoder(EncoderConfig(**SMALL)).state_dict(), tmp_path / "w.safetensors")
+    assert "blocks.1.attn.qkv.weight" in source_weights(locate_model(str(tmp_path / "w.safetensors"), tracking_uri="", home=tmp_path))
+    with pytest.raises(InputError, match="does not exist"):
+        locate_model(str(tmp_path / "none.safetensors"), tracking_uri="", home=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="neither a run, a checkpoint"):
+        locate_model(str(tmp_path / "empty"), tracking_uri="", home=tmp_path)
+
+
+def test_a_tracking_server_that_does_not_answer_is_said_within_seconds(tmp_path):
+    started = time.monotonic()
+    with pytest.raises(InputError, match="does not answer"):
+        locate_model("models:/x@champion", tracking_uri="http://127.0.0.1:9", home=tmp_path)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_a_mirror_killed_between_sending_and_noting_doubles_no_point_and_an_earlier_step_is_not_sent_again(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.config_file.write_text("stage: pretrain\nsteps: 5\n")
+    run.plan_file.write_text("{}")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def append(attempt: int, steps: range, torn: str = "") -> None:
+        ledger = run.attempt(attempt).make().ledger
+        with open(ledger, "a") as file:
+            file.writelines(json.dumps({"step": s, "time": 1000.0 + s, "train/loss": 1 / s}) + "\n" for s in steps)
+            file.write(torn)
+
+    append(1, range(1, 6), torn='{"step": 6, "ti')
+    Mirror(run, uri, tmp_path).forward()
+    cursor = run.path / "forwarded.json"
+    before = cursor.read_text()
+    append(2, range(4, 9))  # resumed from step 3: steps 4 and 5 are done again
+    Mirror(run, uri, tmp_path).forward()
+    cursor.write_text(before)  # as if killed before the cursor was written
+    mirror = Mirror(run, uri, tmp_path)
+    mirror.finish("FINISHED")
+    history = mirror.client.get_metric_history(mirror.run_id, "train/loss")
+    assert sorted(point.step for point in history) == list(range(1, 9))
+    assert mirror.client.get_run(mirror.run_id).info.status == "FINISHED"
