@@ -12,8 +12,8 @@ from cluster.job import JobState
 from cluster.local import LocalLauncher
 from flows import requests
 from flows.home import home_directory
-from flows.progress import ingest_progress, ingest_words
 from flows.jobs import STOP_GRACE_SECONDS, Conclusion, control, stop_on_interrupt
+from flows.progress import ingest_progress, ingest_words
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, split_profile_overrides, validate
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError, near_matches
@@ -46,7 +46,9 @@ def check_command(dataset: str, full: bool, say: Say) -> int:
     return EXIT_FAILED if faults else EXIT_DONE
 
 
-def plan_command(recipe: str, data: str | None, profile: str, overrides: list[str], directory: str | None, say: Say) -> int:
+def plan_command(
+    recipe: str, data: str | None, profile: str, overrides: list[str], directory: str | None, say: Say
+) -> int:
     home = home_directory(directory)
     of_recipe, of_profile = split_profile_overrides(overrides)
     _, placement = requests.load_profile(profile, of_profile)
@@ -61,7 +63,9 @@ def plan_command(recipe: str, data: str | None, profile: str, overrides: list[st
 
 def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
     batches, steps = plan["batches"], plan["steps"]
-    memory = "  ".join(f"{name.removeprefix('stage ')}: {size / 2**30:.2f}" for name, size in plan["memory_bytes_per_rank"].items())
+    memory = "  ".join(
+        f"{name.removeprefix('stage ')}: {size / 2**30:.2f}" for name, size in plan["memory_bytes_per_rank"].items()
+    )
     return [
         f"images      {plan['samples_per_epoch']:,} per epoch, {steps['samples']:,} seen in {steps['steps']:,} steps",
         f"batch       {batches['global_batch_size']} = {batches['world_size']} ranks x {batches['micro_batch_size']} "
@@ -120,7 +124,13 @@ def evaluate_command(
 ) -> int:  # fmt: skip
     home = home_directory(directory)
     run = requests.evaluation_run(
-        {"model": model}, data=data, protocols=protocols, profile=profile, overrides=overrides, run_dir=run_dir, home=home
+        {"model": model},
+        data=data,
+        protocols=protocols,
+        profile=profile,
+        overrides=overrides,
+        run_dir=run_dir,
+        home=home,
     )
     conclusion = _controlled(run, home, say)
     for key, value in conclusion.result.get("metrics", {}).get("model", {}).items():
@@ -201,7 +211,9 @@ def resume_command(name: str, overrides: list[str], directory: str | None, say: 
     for override in overrides:
         key = override.partition("=")[0].strip()
         if not key.startswith(CHANGEABLE):
-            raise InputError(f"--set {override}: `{key}` would change the training; on resume only {', '.join(CHANGEABLE)}* may")
+            raise InputError(
+                f"--set {override}: `{key}` would change the training; on resume only {', '.join(CHANGEABLE)}* may"
+            )
     if overrides:
         from pipeline.preparation.resume import change_run
 
@@ -278,4 +290,3 @@ def quickstart_command(directory: str | None, say: Say) -> int:
         summary = quickstart(home, say, started)
     write_json(home / "quickstart.json", summary)
     return EXIT_DONE
-

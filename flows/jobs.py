@@ -57,7 +57,9 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
         report(f"{run.path.name} is already done; nothing to do")
         return done
     if plan.get("rehearsal"):
-        report(f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, with a stop and a resume")
+        report(
+            f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, with a stop and a resume"
+        )
     for note in plan.get("notes", ()):
         report(f"note: {note}")
     launcher: Launcher = LocalLauncher()
@@ -118,7 +120,10 @@ def conclude(run: RunDirectory, job: Job) -> tuple[int, str]:
     verdict = attempt.verdict()
     if verdict is None:
         tail = _last_line(attempt.path / "log" / "supervisor.log")
-        return EXIT_FAULT, f"the supervisor of attempt {job.attempt} ended without a verdict{': ' + tail if tail else ''}"
+        return (
+            EXIT_FAULT,
+            f"the supervisor of attempt {job.attempt} ended without a verdict{': ' + tail if tail else ''}",
+        )
     code, reason = verdict["code"], verdict["reason"]
     if code not in (EXIT_DONE, EXIT_STOPPED):
         reason = f"{reason} (logs: {attempt.path / 'log'})"
@@ -179,7 +184,9 @@ class _Forwarder:
             if not self.warned:
                 self.warned = True
                 first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self.report(f"MLflow at {self.mirror.tracking_uri} could not be written, the ledger keeps everything: {first_line[:160]}")
+                self.report(
+                    f"MLflow at {self.mirror.tracking_uri} could not be written, the ledger keeps everything: {first_line[:160]}"
+                )
 
 
 class stop_on_interrupt:

@@ -106,10 +106,14 @@ class Lifecycle:
 
     def _register(self, finetuned: RunDirectory, evaluation: RunDirectory) -> RunDirectory:
         return self._done(
-            requests.registration_run(str(finetuned.path), self.name, home=self.home, evaluations=[str(evaluation.path)])
+            requests.registration_run(
+                str(finetuned.path), self.name, home=self.home, evaluations=[str(evaluation.path)]
+            )
         )
 
-    def _training(self, stage: str, recipe: str, data: Path, settings: list[str], model: str | None = None) -> RunDirectory:
+    def _training(
+        self, stage: str, recipe: str, data: Path, settings: list[str], model: str | None = None
+    ) -> RunDirectory:
         return requests.training_run(
             stage, recipe, data=str(data), profile=self.profile, overrides=settings, run_dir=None, home=self.home,
             rehearse="never", model=model,

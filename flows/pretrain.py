@@ -41,7 +41,13 @@ def pretrain(
     overrides = [*set, *(f"{key}={value}" for key, value in flat.items() if value is not None)]
     return concluded(
         lambda home: requests.training_run(
-            "pretrain", requests.recipe_of(encoder, objective), data=data, profile=profile, overrides=overrides,
-            run_dir=run_dir, home=home, rehearse=rehearse,
+            "pretrain",
+            requests.recipe_of(encoder, objective),
+            data=data,
+            profile=profile,
+            overrides=overrides,
+            run_dir=run_dir,
+            home=home,
+            rehearse=rehearse,
         )  # fmt: skip
     )

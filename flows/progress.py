@@ -59,7 +59,9 @@ def ingest_progress(report: Callable[[str], None]) -> Callable[[int, int], None]
         if now - shown_at >= LINE_SECONDS:
             shown_at = now
             speed = done / (now - started)
-            report(f"{done:,} of {total:,} files  {speed:,.0f} files/s  {(total - done) / max(speed, 1e-9):,.0f} s left")
+            report(
+                f"{done:,} of {total:,} files  {speed:,.0f} files/s  {(total - done) / max(speed, 1e-9):,.0f} s left"
+            )
 
     return show
 

@@ -70,7 +70,10 @@ def baseline_rows(index: DatasetIndex) -> list[dict[str, Any]]:
     rows = []
     for fraction in (1.0, 0.1):
         train, labels = _pixels(index, "train", fraction)
-        for method, model in (("3-NN", KNeighborsClassifier(3)), ("logistic regression", LogisticRegression(max_iter=2000))):
+        for method, model in (
+            ("3-NN", KNeighborsClassifier(3)),
+            ("logistic regression", LogisticRegression(max_iter=2000)),
+        ):
             accuracy = model.fit(train, labels).score(test, test_labels)
             rows.append({"method": method, "labels": fraction, "accuracy": round(float(accuracy), 4)})
     return rows
@@ -91,7 +94,11 @@ def _pixels(index: DatasetIndex, split: str, fraction: float) -> tuple[np.ndarra
 def _table(stages: list, rows: list[dict[str, Any]], seconds: float) -> list[str]:
     lines = ["", f"{'stage':<12} {'time':>7}  result"]
     lines += [f"{stage:<12} {taken:>5.0f} s  {result}" for stage, taken, result in stages]
-    lines += [f"{'all':<12} {seconds:>5.0f} s", "", f"{'method':<22} {'all labels':>10} {'a tenth':>10}   accuracy on test images never trained on"]
+    lines += [
+        f"{'all':<12} {seconds:>5.0f} s",
+        "",
+        f"{'method':<22} {'all labels':>10} {'a tenth':>10}   accuracy on test images never trained on",
+    ]
     for method in dict.fromkeys(row["method"] for row in rows):
         by_labels = {row["labels"]: row["accuracy"] for row in rows if row["method"] == method}
         lines.append(f"{method:<22} {by_labels[1.0]:>10.4f} {by_labels[0.1]:>10.4f}")

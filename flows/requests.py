@@ -51,9 +51,7 @@ def load_profile(profile: str, overrides: Sequence[str] = ()) -> tuple[LocalProf
 
 
 def _placement(name: str, profile: LocalProfile) -> Placement:
-    return Placement(
-        name, profile.nodes, profile.ranks_per_node, profile.loader_workers, profile.accelerators_per_node
-    )
+    return Placement(name, profile.nodes, profile.ranks_per_node, profile.loader_workers, profile.accelerators_per_node)
 
 
 def changed_profile(path: Path, overrides: Sequence[str]) -> tuple[str, Placement]:
@@ -68,7 +66,9 @@ def recipe_of(encoder: str, objective: str) -> str:
     name = f"pretrain_{objective}_{encoder}"
     if name not in recipe_names():
         pretraining = [known for known in recipe_names() if known.startswith("pretrain_")]
-        raise InputError(f"objective `{objective}` with encoder `{encoder}`: no recipe {name}; {near_matches(name, pretraining)}")
+        raise InputError(
+            f"objective `{objective}` with encoder `{encoder}`: no recipe {name}; {near_matches(name, pretraining)}"
+        )
     return name
 
 
@@ -107,7 +107,9 @@ def prepared_training(
     index = dataset(data, home)
     built_in = index is None
     if built_in and rehearse == "never":
-        raise InputError("no data: name a dataset directory with --data (or `vit up --data`), or rehearse on built-in images")
+        raise InputError(
+            "no data: name a dataset directory with --data (or `vit up --data`), or rehearse on built-in images"
+        )
     if built_in:
         recipe_path(recipe), parse_overrides(overrides)  # their errors come before anything is written
         index = built_in_dataset(home)
@@ -132,7 +134,9 @@ def _setting(overrides: Sequence[str], key: str) -> str | None:
     return parse_overrides(overrides).get(key)
 
 
-def _should_rehearse(rehearse: str, built_in: bool, full: PreparedRun, overrides: Sequence[str], where: Placement) -> bool:
+def _should_rehearse(
+    rehearse: str, built_in: bool, full: PreparedRun, overrides: Sequence[str], where: Placement
+) -> bool:
     if rehearse != "auto":
         return rehearse == "always"
     if length_set_by_hand(overrides):
@@ -155,7 +159,9 @@ def evaluation_run(
     sources = {name: initial_model(reference, home) for name, reference in models.items()}
     for name, source in sources.items():
         if source.encoder is None:
-            raise InputError(f"MODEL `{models[name]}`: weights alone do not say which encoder they fit; evaluate a run or a registered model")
+            raise InputError(
+                f"MODEL `{models[name]}`: weights alone do not say which encoder they fit; evaluate a run or a registered model"
+            )
     with_head = all(source.num_classes for source in sources.values())
     chosen_protocols = list(protocols) or [p for p in PROTOCOLS if with_head or p != "classify-v1"]
     for protocol in chosen_protocols:
@@ -189,9 +195,18 @@ def registration_run(model: str, name: str, *, home: Path, evaluations: Sequence
         raise InputError(f"MODEL `{model}`: only what was trained here is registered, a run or a checkpoint")
     require_tracking_server(tracking_uri(home))
     config = RegisterConfig(
-        model=model, name=name, tracking_uri=tracking_uri(home), evaluations=tuple(evaluations or _evaluations_of(source, home))
+        model=model,
+        name=name,
+        tracking_uri=tracking_uri(home),
+        evaluations=tuple(evaluations or _evaluations_of(source, home)),
     )
-    plan = {"format_version": 1, "stage": "register", **placement.single().as_plan(), "source": source.as_dict(), "home": str(home)}
+    plan = {
+        "format_version": 1,
+        "stage": "register",
+        **placement.single().as_plan(),
+        "source": source.as_dict(),
+        "home": str(home),
+    }
     return _write_stage(config, plan, f"register-{name}", None, home, chosen)
 
 
@@ -208,7 +223,9 @@ def _evaluations_of(source: ModelSource, home: Path) -> list[str]:
     found = []
     for result in sorted((home / "runs").glob("evaluate-*/result.json"), key=lambda path: path.stat().st_mtime):
         plan = RunDirectory(result.parent).plan()
-        if any(scored.get("lineage", {}).get("run") == source.lineage.get("run") for scored in plan["sources"].values()):
+        if any(
+            scored.get("lineage", {}).get("run") == source.lineage.get("run") for scored in plan["sources"].values()
+        ):
             found.append(str(result.parent))
     return found
 
@@ -230,4 +247,3 @@ def _fresh_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
 
 def _profile_text(profile: LocalProfile) -> str:
     return yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
-

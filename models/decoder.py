@@ -26,9 +26,7 @@ class PixelDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         table = sincos_position_embedding(width, grid, prefix)
         self.pos_embed = nn.Parameter(table, requires_grad=False)
-        self.blocks = nn.Sequential(
-            *[Block(width, config.num_heads, qkv_bias=True) for _ in range(config.depth)]
-        )
+        self.blocks = nn.Sequential(*[Block(width, config.num_heads, qkv_bias=True) for _ in range(config.depth)])
         self.norm = LayerNorm(width)
         self.predict = nn.Linear(width, patch_dim)
         self.apply(_initialise)

@@ -17,6 +17,8 @@ def decoder_macs(decoder: DecoderConfig, encoder: EncoderConfig, encoder_tokens:
     width, patches = decoder.embed_dim, encoder.num_patches
     tokens = patches + 1
     block = 12 * tokens * width * width + 2 * tokens * tokens * width
-    return decoder.depth * block + encoder_tokens * encoder.embed_dim * width + patches * width * (
-        encoder.patch_size**2 * encoder.channels
+    return (
+        decoder.depth * block
+        + encoder_tokens * encoder.embed_dim * width
+        + patches * width * (encoder.patch_size**2 * encoder.channels)
     )

@@ -42,4 +42,3 @@ def place_drop_path(module: nn.Module, seed: int) -> Coins:
                 layer += 1
                 setattr(parent, name, PositionDropPath(float(child.drop_prob), layer, coins))
     return coins
-

@@ -83,4 +83,3 @@ def _run(me: Rank, stage: str) -> tuple[int, str]:
         first_line = words.splitlines()[0]
         return (EXIT_FAULT, f"a collective broke: {first_line}") if broken else (EXIT_FAILED, first_line)
     return EXIT_DONE, "done"
-

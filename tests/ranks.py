@@ -11,7 +11,9 @@ PRELOAD = ["torch", "timm", "deepspeed", "accelerate", "deepspeed.runtime.zero.m
            "pipeline.training.loop"]  # fmt: skip
 
 
-def run_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 180) -> list[Any]:
+def run_on_ranks(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 180
+) -> list[Any]:
     """`function(*arguments)` on every rank, the five variables set; what each returned, in rank order.
 
     `function` is importable, and its arguments and results can be pickled. An exception on a rank is raised here.

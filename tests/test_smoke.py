@@ -154,7 +154,9 @@ def uninterrupted(module_home, digits):
 
 def test_after_kill_9_of_everything_resume_reads_the_same_samples_to_the_same_bits(uninterrupted, module_home, digits):
     run = module_home / "runs" / "killed"
-    process = start(module_home, "pretrain", "pretrain_supervised_debug", "--data", str(digits), "--run-dir", str(run), *RECORDED)
+    process = start(
+        module_home, "pretrain", "pretrain_supervised_debug", "--data", str(digits), "--run-dir", str(run), *RECORDED
+    )
     wait_for_checkpoint(run, 10)
     os.killpg(process.pid, signal.SIGKILL)
     job = json.loads((run / "job.json").read_text())
@@ -169,7 +171,9 @@ def test_after_kill_9_of_everything_resume_reads_the_same_samples_to_the_same_bi
 
 def test_a_run_stops_on_request_with_75_and_goes_on_at_another_world_size_and_stage(uninterrupted, module_home, digits):
     run = module_home / "runs" / "stopped"
-    process = start(module_home, "pretrain", "pretrain_supervised_debug", "--data", str(digits), "--run-dir", str(run), *RECORDED)
+    process = start(
+        module_home, "pretrain", "pretrain_supervised_debug", "--data", str(digits), "--run-dir", str(run), *RECORDED
+    )
     wait_for_checkpoint(run, 5)
     vit(module_home, "stop", str(run))
     output, _ = process.communicate(timeout=60)

@@ -10,7 +10,12 @@ from models.objectives.mae import MaskedAutoencoder
 
 @torch.no_grad()
 def reconstruction_sheet(
-    objective: MaskedAutoencoder, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], *, cell_pixels: int = 128
+    objective: MaskedAutoencoder,
+    images: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    cell_pixels: int = 128,
 ) -> Image.Image:
     """One row per image: the image, its visible patches, the reconstruction.
 

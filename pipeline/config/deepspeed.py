@@ -8,7 +8,9 @@ REDUCE_BUCKET_ELEMENTS = 25_000_000  # ViT-L (3.0e8) gets 12 buckets; DeepSpeed'
 STAGE_3_RESIDENT_ELEMENTS = 100_000  # parameters smaller than this (norms, biases) are not partitioned
 
 
-def deepspeed_config(plan: BatchPlan, stage: int, *, precision: str, max_grad_norm: float, cuda: bool) -> dict[str, Any]:
+def deepspeed_config(
+    plan: BatchPlan, stage: int, *, precision: str, max_grad_norm: float, cuda: bool
+) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": stage,
         "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,

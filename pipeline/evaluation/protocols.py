@@ -54,7 +54,9 @@ def evaluate(me: Rank) -> None:
         }  # fmt: skip
         if me.is_first:
             metrics[name] = _score(config, source, index.classes, parts)
-            log.info("%s: %s", name, {key: round(value, 4) for key, value in metrics[name].items() if key.endswith("top1")})
+            log.info(
+                "%s: %s", name, {key: round(value, 4) for key, value in metrics[name].items() if key.endswith("top1")}
+            )
     if me.is_first:
         write_json(
             me.run.result_file,
@@ -80,7 +82,9 @@ def _score(config: EvaluateConfig, source: ModelSource, classes, parts: dict[str
     return metrics
 
 
-def _protocol_logits(protocol: str, source: ModelSource, classes, parts: dict[str, SplitFeatures], split: str) -> Tensor:
+def _protocol_logits(
+    protocol: str, source: ModelSource, classes, parts: dict[str, SplitFeatures], split: str
+) -> Tensor:
     scored = parts[split]
     match protocol:
         case "classify-v1":

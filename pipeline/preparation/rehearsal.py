@@ -123,4 +123,3 @@ def seconds_without_accelerator(full: PreparedRun) -> float:
     matrix @ matrix
     speed = 2 * size**3 / (time.perf_counter() - started)
     return full.plan["steps"]["samples"] * full.plan["training_flops_per_image"] / (CPU_EFFICIENCY * speed)
-

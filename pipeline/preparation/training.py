@@ -119,7 +119,9 @@ def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource |
     """Every None that the dataset or the model decides, decided and written down."""
     data = config.data
     if data.split not in index.splits:
-        raise InputError(f"{path.name}: data.split: {index.directory} has no split `{data.split}`, only {', '.join(index.splits)}")
+        raise InputError(
+            f"{path.name}: data.split: {index.directory} has no split `{data.split}`, only {', '.join(index.splits)}"
+        )
     shards = index.splits[data.split]
     mean = data.mean or (model.mean if model else None) or tuple(index.statistics.mean)
     std = data.std or (model.std if model else None) or tuple(index.statistics.std)

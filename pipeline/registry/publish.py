@@ -112,7 +112,11 @@ def _tag_and_promote(config: RegisterConfig, source: ModelSource, version: Any, 
 
     client = mlflow.MlflowClient()
     lineage = {f"vit.{key}": str(value) for key, value in source.lineage.items() if value is not None}
-    commit = (read_json(RunDirectory(source.lineage["run"]).provenance_file) or {}).get("code", {}).get("commit") if "run" in source.lineage else None
+    commit = (
+        (read_json(RunDirectory(source.lineage["run"]).provenance_file) or {}).get("code", {}).get("commit")
+        if "run" in source.lineage
+        else None
+    )
     tags = lineage | gate | ({"vit.git_commit": commit} if commit else {})
     for key, value in tags.items():
         client.set_model_version_tag(config.name, version.version, key, value)

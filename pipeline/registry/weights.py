@@ -11,9 +11,9 @@ from models.config import EncoderConfig
 from models.encoder import build_encoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.errors import InputError
+from pipeline.fragment_files import read_weights
 from pipeline.registry.locate import ModelSource, source_from_dict
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
-from pipeline.training.checkpoint import read_weights
 
 
 def source_weights(source: ModelSource | dict) -> dict[str, Tensor]:

@@ -28,7 +28,9 @@ class Fragment(NamedTuple):
 class TrainingState:
     """The weights, moments and moving average of this rank."""
 
-    def __init__(self, wrapped: nn.Module, module: nn.Module, base: torch.optim.Optimizer, stage: int, ema_decay: float):
+    def __init__(
+        self, wrapped: nn.Module, module: nn.Module, base: torch.optim.Optimizer, stage: int, ema_decay: float
+    ):
         self.wrapped, self.module, self.base, self.stage, self.ema_decay = wrapped, module, base, stage, ema_decay
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.fragments = self._fragments()

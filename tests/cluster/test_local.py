@@ -15,7 +15,9 @@ REFUSES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); p
 
 
 def request_of(directory: Path, code: str, attempt: int = 1) -> JobRequest:
-    return JobRequest("key", (sys.executable, "-c", code), directory, attempt, {"GREETING": "hello"}, directory / "job.log")
+    return JobRequest(
+        "key", (sys.executable, "-c", code), directory, attempt, {"GREETING": "hello"}, directory / "job.log"
+    )
 
 
 def wait_until(condition, seconds: float = 10.0) -> None:

@@ -109,7 +109,13 @@ with prefect_server(home):
 @pytest.mark.slow
 def test_flows_refuse_rehearse_and_train_on_a_real_server(home, digits):
     environment = os.environ | {"VIT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "ERROR"}
-    done = subprocess.run([sys.executable, "-c", FLOWS, str(home), str(digits)], env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [sys.executable, "-c", FLOWS, str(home), str(digits)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr
     rehearsal, trained = (RunDirectory(path) for path in done.stdout.split()[-2:])
     result = json.loads(rehearsal.result_file.read_text())

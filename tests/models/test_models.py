@@ -133,7 +133,9 @@ def test_constant_patches_keep_the_normalised_target_finite():
     black = Batch(torch.zeros(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64), torch.arange(4))
     outcome = module(black)
     outcome.loss.backward()
-    assert torch.isfinite(outcome.loss) and all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
+    assert torch.isfinite(outcome.loss) and all(
+        torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None
+    )
 
 
 def test_a_reconstruction_keeps_what_was_visible():
@@ -208,7 +210,9 @@ def test_weights_that_do_not_fit_are_refused():
 
 
 def test_an_encoder_is_named_our_way_or_timms():
-    assert EncoderConfig(name="vit_l16").model_dump(exclude={"name"}) == EncoderConfig(name="vit_large_patch16_224").model_dump(exclude={"name"})
+    assert EncoderConfig(name="vit_l16").model_dump(exclude={"name"}) == EncoderConfig(
+        name="vit_large_patch16_224"
+    ).model_dump(exclude={"name"})
     with pytest.raises(ValueError, match="no encoder is called `vit_x16`; there are: vit_ti16"):
         EncoderConfig(name="vit_x16")
     with pytest.raises(ValueError, match="image_size 30 is not a multiple"):

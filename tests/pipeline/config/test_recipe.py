@@ -66,7 +66,9 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
 
 @pytest.mark.parametrize(("length", "steps"), [("epochs=2", 20), ("epochs=0.25", 3), ("steps=7", 7), ("samples=1", 1)])
 def test_a_length_in_any_unit_becomes_whole_steps(length, steps):
-    config = load_recipe(PretrainConfig, "pretrain_mae_debug", [length] if length.startswith("steps") else ["steps=null", length])
+    config = load_recipe(
+        PretrainConfig, "pretrain_mae_debug", [length] if length.startswith("steps") else ["steps=null", length]
+    )
     assert plan_steps(config, 160).steps == steps
 
 

@@ -63,8 +63,12 @@ def features_of_test_split(data: str, folder: str) -> list | None:
     config = EncoderConfig(name="vit_ti16", image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2)
     model = build_encoder(config, 10).eval()
     torch.nn.init.normal_(model.head.weight)
-    source = ModelSource("x", "checkpoint", "x", encoder=config.model_dump(), num_classes=10, mean=(0.3,) * 3, std=(0.4,) * 3)
-    rows = extract_features(model, source, read_index(data), "test", batch_size=16, rank=rank, world_size=world_size, folder=Path(folder))
+    source = ModelSource(
+        "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=10, mean=(0.3,) * 3, std=(0.4,) * 3
+    )
+    rows = extract_features(
+        model, source, read_index(data), "test", batch_size=16, rank=rank, world_size=world_size, folder=Path(folder)
+    )
     if rows is None:
         return None
     return [rows.features.double().sum().item(), (rows.logits.argmax(1) == rows.labels).sum().item(), len(rows.labels)]
@@ -72,6 +76,8 @@ def features_of_test_split(data: str, folder: str) -> list | None:
 
 @pytest.mark.slow
 def test_every_sample_is_seen_once_and_decided_alike_at_any_number_of_ranks(digits, tmp_path):
-    answers = [run_on_ranks(features_of_test_split, ranks, str(digits), str(tmp_path / str(ranks)))[0] for ranks in (1, 2, 3)]
+    answers = [
+        run_on_ranks(features_of_test_split, ranks, str(digits), str(tmp_path / str(ranks)))[0] for ranks in (1, 2, 3)
+    ]
     assert answers[0][1:] == answers[1][1:] == answers[2][1:] and answers[0][2] == 355
     assert answers[1][0] == pytest.approx(answers[0][0], rel=1e-6)

@@ -77,7 +77,9 @@ def test_a_weights_file_with_a_pickle_that_runs_code_is_refused(tmp_path):
 
 def test_weights_files_are_read_and_what_is_missing_is_named(tmp_path):
     save_file(build_encoder(EncoderConfig(**SMALL)).state_dict(), tmp_path / "w.safetensors")
-    assert "blocks.1.attn.qkv.weight" in source_weights(locate_model(str(tmp_path / "w.safetensors"), tracking_uri="", home=tmp_path))
+    assert "blocks.1.attn.qkv.weight" in source_weights(
+        locate_model(str(tmp_path / "w.safetensors"), tracking_uri="", home=tmp_path)
+    )
     with pytest.raises(InputError, match="does not exist"):
         locate_model(str(tmp_path / "none.safetensors"), tracking_uri="", home=tmp_path)
     (tmp_path / "empty").mkdir()

@@ -11,15 +11,18 @@ from models.objectives.batch import Batch
 from pipeline.config import deepspeed
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
+from pipeline.fragment_files import read_weights
 from pipeline.run_directory import RunDirectory, verified_manifest, write_json
-from pipeline.training.checkpoint import load_checkpoint, read_weights, save_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 
 GLOBAL_BATCH, PEAK_RATE, CLASSES = 8, 1e-3, 5
 
 
-def config_of(stage: int, *, micro_batch: int, clip: float = 1.0, ema: float = 0.9, layer_decay: float = 1.0) -> PretrainConfig:
+def config_of(
+    stage: int, *, micro_batch: int, clip: float = 1.0, ema: float = 0.9, layer_decay: float = 1.0
+) -> PretrainConfig:
     return PretrainConfig.model_validate({
         "encoder": {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3,
                     "drop_path_rate": 0.2},
@@ -72,7 +75,9 @@ def train_on_engine(
     """(loss, gradient norm, skipped) of each step of this world; the last state is saved under `folder`."""
     deepspeed.STAGE_3_RESIDENT_ELEMENTS = 0  # or a network this small would never be partitioned
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    engine = Engine(module_of(config), config, plan_batches(GLOBAL_BATCH, config.micro_batch_size, world_size), precision="fp32")
+    engine = Engine(
+        module_of(config), config, plan_batches(GLOBAL_BATCH, config.micro_batch_size, world_size), precision="fp32"
+    )
     run, first = RunDirectory(folder), 0
     if resume_from is not None:
         checkpoint = RunDirectory(resume_from).newest_checkpoint()

@@ -6,7 +6,16 @@ from tests.pipeline.training.engine_cases import config_of, saved_weights, train
 from tests.ranks import run_on_ranks
 
 STEPS, STOP = 8, 4
-BACKENDS = [(0, 2, 4), (0, 2, 2), (1, 2, 4), (1, 2, 2), (2, 2, 4), (3, 2, 4), (1, 1, 8), (3, 1, 4)]  # stage, ranks, micro-batch
+BACKENDS = [
+    (0, 2, 4),
+    (0, 2, 2),
+    (1, 2, 4),
+    (1, 2, 2),
+    (2, 2, 4),
+    (3, 2, 4),
+    (1, 1, 8),
+    (3, 1, 4),
+]  # stage, ranks, micro-batch
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +41,9 @@ def test_every_backend_trains_as_plain_pytorch_does(stage, ranks, micro_batch, r
     trace = run_on_ranks(train_on_engine, ranks, config_of(stage, micro_batch=micro_batch), STEPS, folder)[0]
     plain_trace, plain_weights = reference
     for (loss, norm, skipped), (plain_loss, plain_norm) in zip(trace, plain_trace, strict=True):
-        assert loss == pytest.approx(plain_loss, abs=2e-6) and norm == pytest.approx(plain_norm, abs=2e-5) and not skipped
+        assert (
+            loss == pytest.approx(plain_loss, abs=2e-6) and norm == pytest.approx(plain_norm, abs=2e-5) and not skipped
+        )
     assert worst(saved_weights(folder), plain_weights) < 5e-6
 
 
@@ -47,7 +58,9 @@ def test_layer_decay_and_no_clipping_agree_with_plain_pytorch(stage, layer_decay
     assert worst(saved_weights(folder), plain_weights) < 5e-6
 
 
-@pytest.mark.parametrize(("saved", "resumed"), [((0, 2), (1, 2)), ((1, 2), (3, 2)), ((3, 2), (0, 1)), ((2, 2), (2, 1)), ((1, 2), (1, 2))])
+@pytest.mark.parametrize(
+    ("saved", "resumed"), [((0, 2), (1, 2)), ((1, 2), (3, 2)), ((3, 2), (0, 1)), ((2, 2), (2, 1)), ((1, 2), (1, 2))]
+)
 def test_a_checkpoint_is_read_at_any_stage_and_world_size(saved, resumed, reference, folders):
     name = "-".join(map(str, saved + resumed))
     half, whole = str(folders / f"half-{name}"), str(folders / f"whole-{name}")

@@ -19,7 +19,9 @@ PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 80, 3), d
 
 
 def rate(seen: int, schedule: str = "cosine", warmup: int = 100) -> float:
-    return learning_rate(OptimizerConfig(learning_rate=1.0, end_learning_rate=0.1, schedule=schedule), seen, warmup, 1000)
+    return learning_rate(
+        OptimizerConfig(learning_rate=1.0, end_learning_rate=0.1, schedule=schedule), seen, warmup, 1000
+    )
 
 
 def test_the_rate_rises_linearly_then_falls_to_its_end():
@@ -39,7 +41,7 @@ def test_crops_stay_inside_and_keep_their_bounds():
         left, top, right, bottom = crop_box(generator(seed), (80, 50), config)
         assert 0 <= left < right <= 80 and 0 <= top < bottom <= 50
         assert 0.7 < (right - left) / (bottom - top) < 1.42
-    assert crop_box(generator(), (1000, 2), AugmentationConfig()) [3] == 2  # no crop of that area fits: the fallback
+    assert crop_box(generator(), (1000, 2), AugmentationConfig())[3] == 2  # no crop of that area fits: the fallback
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,9 @@ def test_an_augmented_image_depends_on_its_own_generator_alone(config):
 
 def test_no_augmentation_is_a_plain_resize():
     config = AugmentationConfig(crop_scale=(1.0, 1.0), flip=False)
-    assert (augment(PHOTO, 32, config, generator()) == np.asarray(PHOTO.resize((32, 32), Image.Resampling.BICUBIC))).all()
+    assert (
+        augment(PHOTO, 32, config, generator()) == np.asarray(PHOTO.resize((32, 32), Image.Resampling.BICUBIC))
+    ).all()
 
 
 def test_evaluation_takes_the_centre_of_the_resized_image():
