@@ -15,6 +15,7 @@ app = App(
     help="Distributed ViT pretraining: raw images in, a registered and evaluated model out.",
     help_format="plaintext",
 )
+Protocols = Annotated[list[str], Parameter(negative=(), consume_multiple=False)]
 Set = Annotated[list[str], Parameter(name="--set", negative=(), consume_multiple=False)]
 Rehearse = Annotated[bool | None, Parameter(name="--rehearse", negative="--no-rehearse")]
 Dir = Annotated[str | None, Parameter(name="--dir")]
@@ -92,7 +93,7 @@ def finetune(
 
 @app.command
 def evaluate(
-    model: str, *, data: str | None = None, protocol: Annotated[list[str], Parameter(negative=(), consume_multiple=False)] = [],
+    model: str, *, data: str | None = None, protocol: Protocols = [],
     profile: str = "local", set: Set = [], run_dir: str | None = None, dir: Dir = None,
 ) -> int:  # fmt: skip
     """Score a MODEL on a labelled dataset under named protocols."""

@@ -12,7 +12,7 @@ from cluster.job import JobState
 from cluster.local import LocalLauncher
 from flows import requests
 from flows.home import home_directory
-from flows.jobs import STOP_GRACE_SECONDS, Conclusion, control, stop_on_interrupt
+from flows.jobs import MIRRORED, STOP_GRACE_SECONDS, Conclusion, conclude, control, stop_on_interrupt
 from flows.progress import ingest_progress, ingest_words
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, split_profile_overrides, validate
@@ -70,7 +70,8 @@ def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
         f"images      {plan['samples_per_epoch']:,} per epoch, {steps['samples']:,} seen in {steps['steps']:,} steps",
         f"batch       {batches['global_batch_size']} = {batches['world_size']} ranks x {batches['micro_batch_size']} "
         f"x {batches['gradient_accumulation_steps']} accumulated",
-        f"model       {plan['parameters'] / 1e6:.2f} M parameters, {plan['training_flops_per_image'] / 1e9:.2f} GFLOP per training image",
+        f"model       {plan['parameters'] / 1e6:.2f} M parameters, "
+        f"{plan['training_flops_per_image'] / 1e9:.2f} GFLOP per training image",
         f"memory      GiB per rank by ZeRO stage (estimate): {memory}; this recipe: stage {stage}, {plan['precision']}",
         f"checkpoint  {plan['checkpoint_bytes'] / 2**30:.2f} GiB",
     ]
@@ -197,9 +198,11 @@ def stop_command(name: str, directory: str | None, say: Say) -> int:
         say(f"{run.path.name} is not running")
         return EXIT_DONE
     launcher.cancel(job, STOP_GRACE_SECONDS)
-    checkpoint = run.newest_checkpoint()
-    say(f"{run.path.name} stopped at step {checkpoint.step if checkpoint else 0}; go on with: vit resume {run.path}")
-    return EXIT_DONE
+    code, reason = conclude(run, job)
+    say(f"{run.path.name}: {reason}")
+    if code == EXIT_STOPPED:
+        say(f"go on with: vit resume {run.path}")
+    return EXIT_DONE if code in (EXIT_DONE, EXIT_STOPPED) else EXIT_FAILED
 
 
 CHANGEABLE = ("zero.stage", "micro_batch_size", "profile.", "checkpoint.")
@@ -241,7 +244,7 @@ def reconcile_command(directory: str | None, say: Say) -> int:
     for path in sorted((home / "runs").glob("*/config.yaml")):
         run = RunDirectory(path.parent)
         state = run_state(run, launcher)
-        if run.plan()["stage"] not in ("pretrain", "finetune") or state not in statuses:
+        if run.plan()["stage"] not in MIRRORED or state not in statuses:
             continue
         mirror = Mirror(run, tracking_uri(home), home)
         mirror.forward()

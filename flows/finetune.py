@@ -1,4 +1,4 @@
-"""The fine-tuning flow: `prefect deployment run finetune/model --param model=models:/NAME@champion --param data=DIR`."""
+"""The fine-tuning flow: `prefect deployment run finetune/model --param model=models:/NAME@champion`."""
 
 from prefect import flow
 from prefect.states import State

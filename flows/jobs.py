@@ -1,4 +1,4 @@
-"""The controller: submit once, watch, forward, conclude. Plain Python that may die; the job lives on and is found again.
+"""The controller: submit once, watch, forward, conclude. It may die; the job lives on and is found again.
 
 `@flow` functions and the command line call the same `control`.
 """
@@ -25,7 +25,7 @@ from pipeline.run_directory import RunDirectory, read_json, write_json
 POLL_SECONDS = 0.3
 FORWARD_SECONDS = 5.0
 STOP_GRACE_SECONDS = 600.0  # a checkpoint of a large model takes minutes
-TRAINING = ("pretrain", "finetune")
+MIRRORED = ("pretrain", "finetune", "evaluate")
 
 Report = Callable[[str], None]
 
@@ -58,7 +58,8 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
         return done
     if plan.get("rehearsal"):
         report(
-            f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, with a stop and a resume"
+            f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, "
+            "with a stop and a resume"
         )
     for note in plan.get("notes", ()):
         report(f"note: {note}")
@@ -141,7 +142,8 @@ def rehearsal_message(result: dict[str, Any]) -> str:
         f"rehearsal ok: stopped and resumed, {result['images_per_second']:.3g} images/s, "
         f"{result['peak_memory_bytes_per_rank'] / 2**30:.1f} GiB per process "
         f"(planned {result['planned_memory_bytes_per_rank'] / 2**30:.1f}); "
-        f"the full run of {result['full_run_samples']:,} images ({result['full_run_steps']:,} steps, on {result['full_run_on']}) "
+        f"the full run of {result['full_run_samples']:,} images "
+        f"({result['full_run_steps']:,} steps, on {result['full_run_on']}) "
         f"would take {_duration(result['full_run_hours'])} here, {result['full_run_device_hours']:,.0f} device-hours"
     )
 
@@ -158,7 +160,7 @@ class _Forwarder:
     def __init__(self, run: RunDirectory, home: Path, report: Report):
         self.mirror = Mirror(run, tracking_uri(home), home)
         self.report, self.warned, self.ended = report, False, threading.Event()
-        self.enabled = run.plan()["stage"] in TRAINING
+        self.enabled = run.plan()["stage"] in MIRRORED
         self.thread = threading.Thread(target=self._run, daemon=True)
         if self.enabled:
             self.thread.start()
@@ -174,7 +176,14 @@ class _Forwarder:
         self.thread.join(timeout=60)
         status = {EXIT_DONE: "FINISHED", EXIT_STOPPED: "KILLED"}.get(code, "FAILED")
         tags = {"vit.rehearsal": str(bool(result.get("rehearsal"))).lower()}
-        self._guarded(lambda: self.mirror.finish(status, tags=tags))
+        metrics = result["metrics"] if result.get("stage") == "evaluate" else {}
+        several = len(metrics) > 1
+        scores = {
+            f"{model}/{key}" if several else key: value
+            for model, scored in metrics.items()
+            for key, value in scored.items()
+        }
+        self._guarded(lambda: self.mirror.finish(status, metrics=scores, tags=tags))
 
     def _guarded(self, forward: Callable[[], Any]) -> None:
         """Tracking never ends a run: what could not be sent is sent later by `vit reconcile` or the next attempt."""
@@ -185,7 +194,8 @@ class _Forwarder:
                 self.warned = True
                 first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self.report(
-                    f"MLflow at {self.mirror.tracking_uri} could not be written, the ledger keeps everything: {first_line[:160]}"
+                    f"MLflow at {self.mirror.tracking_uri} could not be written, the ledger keeps everything: "
+                    f"{first_line[:160]}"
                 )
 
 

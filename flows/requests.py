@@ -160,7 +160,8 @@ def evaluation_run(
     for name, source in sources.items():
         if source.encoder is None:
             raise InputError(
-                f"MODEL `{models[name]}`: weights alone do not say which encoder they fit; evaluate a run or a registered model"
+                f"MODEL `{models[name]}`: weights alone do not say which encoder they fit; "
+                "evaluate a run or a registered model"
             )
     with_head = all(source.num_classes for source in sources.values())
     chosen_protocols = list(protocols) or [p for p in PROTOCOLS if with_head or p != "classify-v1"]

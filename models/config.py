@@ -54,7 +54,7 @@ class EncoderConfig(ModelConfig):
     """A plain Vision Transformer that timm's VisionTransformer expresses."""
 
     name: str
-    """Size and patch, such as `vit_l16`, or timm's name, such as `vit_large_patch16_224`: the numbers below that the recipe does not set."""
+    """Size and patch, `vit_l16`, or timm's name, `vit_large_patch16_224`: the numbers below that are not set."""
     image_size: Count
     """Side of the square input, pixels."""
     patch_size: Count
@@ -122,7 +122,7 @@ class SupervisedConfig(ModelConfig):
 
 
 class MaskedAutoencoderConfig(ModelConfig):
-    """Masked autoencoder (arXiv:2111.06377): the encoder sees a few patches, a decoder predicts the pixels of the rest."""
+    """Masked autoencoder (arXiv:2111.06377): the encoder sees a few patches, a decoder predicts the others' pixels."""
 
     kind: Literal["mae"] = "mae"
     mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75

@@ -1,7 +1,8 @@
 """The two kinds of failure that a person reads, and the exit codes of every command and job.
 
 `InputError` is the user's: it collects every problem found, one line each, and ends with exit code 2 before anything
-is written. `FaultError` is the machine's: a lost peer, a hang, a broken device; the job may be run again (exit code 76).
+is written. `FaultError` is the machine's: a lost peer, a hang, a broken device; the job may be run again (exit code
+76).
 Everything else is a defect of ours and keeps its traceback.
 """
 

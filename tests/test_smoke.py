@@ -1,4 +1,4 @@
-"""The main path on real parts through the command line: ingest, pretrain, stop, resume, fine-tune, evaluate, register."""
+"""The main path on real parts through the command line: pretrain, stop, resume, fine-tune, evaluate, register."""
 
 import json
 import os

@@ -70,7 +70,7 @@ def training_flops(encoder: EncoderConfig, objective: ObjectiveConfig, num_class
 
 
 def state_bytes(parameters: int, stage: int, world_size: int, precision: str, ema: bool) -> int:
-    """Bytes per rank of weights, gradients, master weights, moments and average, without activations (arXiv:1910.02054, figure 1)."""
+    """Bytes per rank of weights, gradients, moments and average, without activations (arXiv:1910.02054, figure 1)."""
     compute = 2 if precision == "bf16" else 4
     weights, gradients = compute * parameters, compute * parameters
     states = (12 + 4 * ema) * parameters  # fp32 master, two moments; DeepSpeed keeps a master copy in fp32 too
@@ -86,7 +86,7 @@ def state_bytes(parameters: int, stage: int, world_size: int, precision: str, em
 
 
 def activation_bytes(encoder: EncoderConfig, objective: ObjectiveConfig, micro_batch_size: int, precision: str) -> int:
-    """Bytes kept for backward, about 34 per token and width in two-byte precision (arXiv:2205.05198, equation 2, fused attention)."""
+    """Bytes kept for backward: about 34 per token and width in two-byte precision (arXiv:2205.05198, equation 2)."""
     tokens = encoder.num_patches + 1
     if isinstance(objective, MaskedAutoencoderConfig):
         visible = encoder.num_patches - int(encoder.num_patches * objective.mask_ratio) + 1

@@ -31,7 +31,7 @@ class DataConfig(Config):
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each class's samples that is used, chosen by the samples' keys: 0.1 trains on a tenth. 1 is all."""
     lanes: Count | None = None
-    """Parallel reading lanes, a divisor of global_batch_size; chosen once per run. None: the largest divisor up to 64."""
+    """Parallel reading lanes, a divisor of global_batch_size, fixed per run. None: the largest divisor up to 64."""
     window_shards: Count | None = None
     """Samples are shuffled within windows of this many consecutive shards of a lane. None: about 1 GiB of shards."""
     mean: tuple[float, ...] | None = None

@@ -8,7 +8,7 @@ TEMPERATURE = 0.07
 
 
 def knn_scores(train: Tensor, train_labels: Tensor, test: Tensor, num_classes: int, *, chunk: int = 1024) -> Tensor:
-    """Votes of the 20 nearest by cosine similarity, each weighing exp(similarity / 0.07) (arXiv:1805.01978, section 3.4).
+    """Votes of the 20 nearest by cosine, each weighing exp(similarity / 0.07) (arXiv:1805.01978, section 3.4).
 
     Shape:
         train: (M, D), test: (S, D) float

@@ -29,7 +29,7 @@ def require_memory(prepared: PreparedRun, placement: Placement) -> None:
 
 
 def bytes_per_rank_on_host(plan: dict[str, Any], stage: int) -> int:
-    """What a rank without an accelerator holds at its peak: the process, the training state, and a checkpoint's copy."""
+    """What a rank without an accelerator holds at its peak: process, training state, and a checkpoint's copy."""
     return plan["memory_bytes_per_rank"][f"stage {stage}"] + plan["host_bytes_per_rank"]
 
 

@@ -51,9 +51,11 @@ def model_card(source: ModelSource, evaluations: dict[str, float]) -> str:
     classes = f"{source.num_classes} classes" if source.num_classes else "no head: it gives pooled features"
     return f"""# Vision Transformer {encoder["name"]}
 
-{encoder["depth"]} blocks, width {encoder["embed_dim"]}, patch {encoder["patch_size"]}, {encoder["image_size"]} pixels, {classes}.
+{encoder["depth"]} blocks, width {encoder["embed_dim"]}, patch {encoder["patch_size"]},
+{encoder["image_size"]} pixels, {classes}.
 Learned by: {source.objective}. Parent: {source.lineage.get("parent") or "none"}.
-Training data: fingerprint `{source.lineage.get("data_fingerprint")}`. Config: sha256 `{source.lineage.get("config_sha256")}`.
+Training data: fingerprint `{source.lineage.get("data_fingerprint")}`.
+Config: sha256 `{source.lineage.get("config_sha256")}`.
 
 | metric | value |
 |---|---|

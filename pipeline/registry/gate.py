@@ -20,8 +20,9 @@ def champion_verdict(new: dict[str, str], champion: dict[str, str] | None, margi
             return Verdict(False, "not compared: a version without an evaluation")
         if new[tag] != champion[tag]:
             return Verdict(False, f"not compared: evaluated by {what} ({new[tag]} against {champion[tag]})")
-    gain = float(new["vit.gate_value"]) - float(champion["vit.gate_value"])
-    words = f"{new['vit.gate_metric']} {float(new['vit.gate_value']):.4f} against the champion's {float(champion['vit.gate_value']):.4f}"
+    ours, theirs = float(new["vit.gate_value"]), float(champion["vit.gate_value"])
+    words = f"{new['vit.gate_metric']} {ours:.4f} against the champion's {theirs:.4f}"
+    gain = ours - theirs
     if gain >= margin:
         return Verdict(True, f"better by {gain:.4f}, margin {margin}: {words}")
     return Verdict(False, f"gain {gain:.4f} is below the margin {margin}: {words}")

@@ -7,6 +7,7 @@ points are dropped by MLflow itself, so an outage or a killed controller loses n
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.run_directory import RunDirectory, read_json, write_json
 
 KEY_TAG = "vit.run_key"
 BATCH = 1000  # metrics per request, MLflow's limit
+SHOWN_FILES = ("config.yaml", "plan.json", "provenance.json", "reconstructions.png")
 
 
 def connect(tracking_uri: str) -> Any:
@@ -30,7 +32,7 @@ def connect(tracking_uri: str) -> Any:
 
 
 def experiment_id(client: Any, name: str, tracking_uri: str, home: Path) -> str:
-    """The experiment of this name. On a local store its artifacts lie in `home/artifacts`, as the local server serves them."""
+    """The experiment of this name; on a local store its artifacts lie where the local server serves them."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -69,15 +71,17 @@ class Mirror:
             cursor["last_step"] = max([cursor["last_step"], *(line["step"] for line in fresh)])
             write_json(self.cursor_file, cursor | {"run_id": self.run_id})
 
-    def finish(self, status: str, metrics: dict[str, float] | None = None, tags: dict[str, str] | None = None) -> str:
-        """Forward the rest, write final metrics and tags, and set the status; returns the MLflow run's id."""
+    def finish(self, status: str, metrics: dict[str, float] | None = None, tags: dict[str, str] | None = None) -> None:
+        """Forward the rest, write final metrics, tags and the files that a person looks at, and set the status."""
         self.forward()
         for key, value in (metrics or {}).items():
-            self.client.log_metric(self.run_id, key, value)
+            self.client.log_metric(self.run_id, _allowed(key), value)
         for key, value in (tags or {}).items():
             self.client.set_tag(self.run_id, key, value)
+        for name in SHOWN_FILES:
+            if (self.run.path / name).is_file():
+                self.client.log_artifact(self.run_id, str(self.run.path / name))
         self.client.set_terminated(self.run_id, status)
-        return self.run_id
 
     def _open(self) -> None:
         if self.run_id is not None:
@@ -96,7 +100,7 @@ class Mirror:
     def _log_parameters(self, config: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        parameters = [Param(key, str(value)[:500]) for key, value in _flat(config).items()]
+        parameters = [Param(_allowed(key), str(value)[:500]) for key, value in _flat(config).items()]
         for start in range(0, len(parameters), 100):
             self.client.log_batch(self.run_id, params=parameters[start : start + 100])
 
@@ -130,6 +134,11 @@ def _whole_lines(ledger: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
         content = file.read()
     end = content.rfind(b"\n") + 1
     return [json.loads(line) for line in content[:end].splitlines()], offset + end
+
+
+def _allowed(key: str) -> str:
+    """A key without the characters that MLflow refuses."""
+    return re.sub(r"[^\w\-./ ]", "-", key)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Several training runs one after the other in one set of processes: start-up, the larger part of a short run, is paid once."""
+"""Several training runs one after the other in one set of processes: start-up is paid once."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from pipeline.training.loop import train
 
 
 def train_all(me: Rank) -> None:
-    """Train each run of the config that is not done yet; each writes its own attempt, as if it ran alone. Collective."""
+    """Train each run that is not done yet; each writes its own attempt, as if it ran alone. Collective."""
     for path in read_run_config(me.run.path).runs:
         run = RunDirectory(path)
         if read_json(run.result_file) is not None:

@@ -1,4 +1,4 @@
-"""The flows on a real Prefect server: the same errors as the command line, a rehearsal, and states that say what happened."""
+"""The flows on a real Prefect server: the command line's errors, a rehearsal, states that say what happened."""
 
 import inspect
 import json
@@ -100,7 +100,8 @@ with prefect_server(home):
     path = rehearsed.result()
     denied = register(path, "x", return_state=True)
     assert denied.is_failed() and "is a rehearsal" in denied.message, denied
-    trained = pretrain(encoder="debug", objective="supervised", data=data, set=["steps=3"], learning_rate=0.01, return_state=True)
+    short = {"set": ["steps=3"], "learning_rate": 0.01}
+    trained = pretrain(encoder="debug", objective="supervised", data=data, **short, return_state=True)
     assert trained.is_completed(), trained
     print(path, trained.result())
 """
