@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pipeline.errors import EXIT_INPUT, InputError
+from pipeline.errors import EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, FaultError, InputError
 
 app = App(
     name="vit",
@@ -32,6 +32,12 @@ def main() -> None:
         for problem in error.problems:
             say(problem, error=True)
         sys.exit(EXIT_INPUT)
+    except FaultError as error:
+        say(str(error), error=True)
+        sys.exit(EXIT_FAULT)
+    except OSError as error:
+        say(f"{error.filename or 'vit'}: {error.strerror or error}", error=True)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -15,11 +15,18 @@ from flows.home import home_directory
 from flows.jobs import MIRRORED, STOP_GRACE_SECONDS, Conclusion, conclude, control, stop_on_interrupt
 from flows.progress import ingest_progress, ingest_words
 from pipeline.config.ingest import IngestConfig
-from pipeline.config.recipe import apply_overrides, parse_overrides, split_profile_overrides, validate
+from pipeline.config.recipe import (
+    apply_overrides,
+    parse_overrides,
+    read_yaml,
+    recipe_path,
+    split_profile_overrides,
+    validate,
+)
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
-from pipeline.preparation.placement import Placement
+from pipeline.preparation.resume import change_run
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
 
@@ -52,7 +59,7 @@ def plan_command(
     home = home_directory(directory)
     of_recipe, of_profile = split_profile_overrides(overrides)
     _, placement = requests.load_profile(profile, of_profile)
-    stage = "finetune" if recipe.startswith("finetune") else "pretrain"
+    stage = read_yaml(recipe_path(recipe)).get("stage")
     prepared = requests.prepared_training(
         stage, recipe, data=data, placement=placement, overrides=of_recipe, home=home, rehearse="never", model=None
     )
@@ -64,17 +71,26 @@ def plan_command(
 def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
     batches, steps = plan["batches"], plan["steps"]
     memory = "  ".join(
-        f"{name.removeprefix('stage ')}: {size / 2**30:.2f}" for name, size in plan["memory_bytes_per_rank"].items()
+        f"{name.removeprefix('stage ')}: {_binary(size)}" for name, size in plan["memory_bytes_per_rank"].items()
     )
-    return [
+    lines = [
         f"images      {plan['samples_per_epoch']:,} per epoch, {steps['samples']:,} seen in {steps['steps']:,} steps",
         f"batch       {batches['global_batch_size']} = {batches['world_size']} ranks x {batches['micro_batch_size']} "
         f"x {batches['gradient_accumulation_steps']} accumulated",
-        f"model       {plan['parameters'] / 1e6:.2f} M parameters, "
-        f"{plan['training_flops_per_image'] / 1e9:.2f} GFLOP per training image",
-        f"memory      GiB per rank by ZeRO stage (estimate): {memory}; this recipe: stage {stage}, {plan['precision']}",
-        f"checkpoint  {plan['checkpoint_bytes'] / 2**30:.2f} GiB",
+        f"model       {plan['parameters'] / 1e6:.3g} M parameters, "
+        f"{plan['training_flops_per_image'] / 1e9:.3g} GFLOP per training image",
+        f"memory      per rank by ZeRO stage (estimate): {memory}; this recipe: stage {stage}, {plan['precision']}",
+        f"checkpoint  {_binary(plan['checkpoint_bytes'])}",
     ]
+    if plan["accelerators_per_node"] == 0:
+        lines.insert(
+            4, f"            and {_binary(plan['host_bytes_per_rank'])} for the process and a checkpoint's copy"
+        )
+    return lines
+
+
+def _binary(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def training_command(
@@ -205,32 +221,16 @@ def stop_command(name: str, directory: str | None, say: Say) -> int:
     return EXIT_DONE if code in (EXIT_DONE, EXIT_STOPPED) else EXIT_FAILED
 
 
-CHANGEABLE = ("zero.stage", "micro_batch_size", "profile.", "checkpoint.")
-
-
 def resume_command(name: str, overrides: list[str], directory: str | None, say: Say) -> int:
     home = home_directory(directory)
     run = find_run(name, home)
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if not key.startswith(CHANGEABLE):
-            raise InputError(
-                f"--set {override}: `{key}` would change the training; on resume only {', '.join(CHANGEABLE)}* may"
-            )
     if overrides:
-        from pipeline.preparation.resume import change_run
-
+        if run_state(run, LocalLauncher()) == "running":
+            raise InputError(f"{run.path}: is running; stop it first by `vit stop {run.path}`")
         of_recipe, of_profile = split_profile_overrides(overrides)
-        placement = _changed_placement(run, of_profile) if of_profile else None
-        change_run(run, of_recipe, placement)
+        profile_text, placement = requests.changed_profile(run.profile_file, of_profile)
+        change_run(run, of_recipe, profile_text, placement)
     return _finish(_controlled(run, home, say), say)
-
-
-def _changed_placement(run: RunDirectory, overrides: list[str]) -> Placement:
-    """The run's profile with settings changed, written back."""
-    profile, placement = requests.changed_profile(run.profile_file, overrides)
-    write_atomic(run.profile_file, profile)
-    return placement
 
 
 def reconcile_command(directory: str | None, say: Say) -> int:
@@ -288,8 +288,13 @@ def quickstart_command(directory: str | None, say: Say) -> int:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     started = time.monotonic()
     with prefect_server(home, say):
+        from flows.lifecycle import StageFailed
         from flows.quickstart import quickstart
 
-        summary = quickstart(home, say, started)
+        try:
+            summary = quickstart(home, say, started)
+        except StageFailed as error:
+            say(str(error), error=True)
+            return EXIT_FAILED
     write_json(home / "quickstart.json", summary)
     return EXIT_DONE

@@ -3,11 +3,12 @@
 `@flow` functions and the command line call the same `control`.
 """
 
+import contextlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def _one_attempt(run: RunDirectory, launcher: Launcher, report: Report, cancelle
             report(line)
         if cancelled.is_set() and not asked_to_stop:
             asked_to_stop = True
-            report("stopping with a checkpoint")
+            report("stopping")
             threading.Thread(target=launcher.cancel, args=(job, STOP_GRACE_SECONDS), daemon=True).start()
         time.sleep(POLL_SECONDS)
     for line in tail.lines(last=True):
@@ -199,20 +200,18 @@ class _Forwarder:
                 )
 
 
-class stop_on_interrupt:
-    """Context manager: Ctrl-C or SIGTERM asks for a stop with a checkpoint; a second Ctrl-C ends the watching only."""
+@contextlib.contextmanager
+def stop_on_interrupt(cancelled: threading.Event) -> Iterator[None]:
+    """Ctrl-C or SIGTERM asks for a stop with a checkpoint; a second Ctrl-C ends the watching only."""
 
-    def __init__(self, cancelled: threading.Event):
-        self.cancelled = cancelled
-
-    def __enter__(self) -> None:
-        self.previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.cancelled.is_set() and number == signal.SIGINT:
+    def handle(number: int, frame: object) -> None:
+        if cancelled.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.cancelled.set()
+        cancelled.set()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -19,6 +19,7 @@ from flows.home import home_directory
 from flows.progress import ingest_progress
 from flows.reporting import controlled, refused, reporter, stop_job
 from pipeline.config.ingest import IngestConfig
+from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import EXIT_DONE, InputError
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
@@ -43,6 +44,7 @@ class Lifecycle:
     scratch_recipe: str | None
     profile: str
     set: list[str]
+    ingest_set: list[str]
     report: Callable[[str], None]
     stages: list[tuple[str, float, str]] = field(default_factory=list)
 
@@ -71,7 +73,8 @@ class Lifecycle:
 
     def _ingest(self) -> Path:
         destination = self.home / "data" / self.name
-        build_dataset(self.source, destination, IngestConfig(), progress=ingest_progress(self.report))
+        config = validate(IngestConfig, apply_overrides({}, parse_overrides(self.ingest_set)), "ingest_set")
+        build_dataset(self.source, destination, config, progress=ingest_progress(self.report))
         return destination
 
     def _pretrain(self, data: Path) -> RunDirectory:
@@ -159,6 +162,7 @@ def lifecycle(
     scratch_recipe: str | None = None,
     profile: str = "local",
     set: list[str] = [],
+    ingest_set: list[str] = [],
 ) -> State:
     """Images in, a registered and evaluated model out.
 
@@ -170,9 +174,19 @@ def lifecycle(
         scratch_recipe: the same network from scratch; with it, both are also trained on a tenth of the labels.
         profile: where to train.
         set: settings of the pretraining recipe, as key=value.
+        ingest_set: settings of the ingestion, as key=value, for example labels=/data/labels.csv.
     """
     work = Lifecycle(
-        home_directory(), source, name, pretrain_recipe, finetune_recipe, scratch_recipe, profile, set, reporter()
+        home_directory(),
+        source,
+        name,
+        pretrain_recipe,
+        finetune_recipe,
+        scratch_recipe,
+        profile,
+        set,
+        ingest_set,
+        reporter(),
     )
     try:
         summary = work.run()

@@ -43,7 +43,7 @@ def progress_line(entry: dict[str, Any], last_step: int) -> str:
     """`step 40/600  loss 1.2345  812.3 images/s  data wait 3 %  0:01:12 left`"""
     left = int(entry.get("perf/seconds_left", 0))
     return (
-        f"step {entry['step']}/{last_step}  loss {entry['train/loss']:.4f}  "
+        f"step {entry['step']}/{last_step}  loss {entry.get('train/loss', float('nan')):.4f}  "
         f"{entry['perf/images_per_second']:.1f} images/s  data wait {100 * entry['perf/data_wait_share']:.0f} %  "
         f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
     )

@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 from flows.home import tracking_uri
-from flows.lifecycle import lifecycle
+from flows.lifecycle import StageFailed, lifecycle
 from flows.reporting import CONSOLE
-from pipeline.errors import InputError
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.shards.reader import ShardReader
 from pipeline.training.selection import Selection
@@ -34,7 +33,7 @@ def quickstart(home: Path, say: Callable[[str], None], started: float) -> dict[s
         finetune_recipe="finetune_digits", scratch_recipe="pretrain_supervised_digits", return_state=True,
     )  # fmt: skip
     if not state.is_completed():
-        raise InputError(f"quickstart: {state.message}")
+        raise StageFailed(f"quickstart: {state.message}")
     summary = state.result()
     rows = _network_rows(summary["metrics"]) + baseline_rows(read_index(summary["data"]))
     picture = home / "quickstart-reconstructions.png"

@@ -33,7 +33,7 @@ from pipeline.preparation.rehearsal import (
 )
 from pipeline.preparation.training import PreparedRun, prepare_training
 from pipeline.preparation.write import run_path, write_run
-from pipeline.registry.locate import ModelSource, locate_model, planned_source, require_tracking_server
+from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
 
@@ -96,14 +96,27 @@ def training_run(
     prepared = prepared_training(
         stage, recipe, data=data, placement=placement, overrides=of_recipe, home=home, rehearse=rehearse, model=model
     )
-    return write_run(prepared, run_path(prepared, home, run_dir), _profile_text(chosen))
+    run = write_run(prepared, run_path(prepared, home, run_dir), _profile_text(chosen))
+    _make_known(run, home)
+    return run
+
+
+def _make_known(run: RunDirectory, home: Path) -> None:
+    """A run elsewhere gets a link in the home, so that `vit runs`, `vit reconcile` and a cancel find it."""
+    folder = home / "runs"
+    if run.path.parent.resolve() == folder.resolve():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / run.key
+    if not link.is_symlink():
+        link.symlink_to(run.path.resolve())
 
 
 def prepared_training(
     stage: str, recipe: str, *, data: str | None, placement: Placement, overrides: Sequence[str], home: Path,
     rehearse: Rehearse, model: str | None,
 ) -> PreparedRun:  # fmt: skip
-    source = initial_model(model or _setting(overrides, "initialise_from"), home)
+    source = initial_model(_model_reference(stage, recipe, overrides, model), home)
     index = dataset(data, home)
     built_in = index is None
     if built_in and rehearse == "never":
@@ -121,17 +134,19 @@ def prepared_training(
 
 
 def initial_model(reference: str | None, home: Path) -> ModelSource | None:
-    """The located MODEL, or what a run that is still to be trained will make."""
-    if reference is None:
-        return None
-    path = Path(reference).expanduser()
-    if (path / "config.yaml").is_file() and not (path / "result.json").is_file():
-        return planned_source(path)
-    return locate_model(reference, tracking_uri=tracking_uri(home), home=home)
+    """The located MODEL; None where none is named."""
+    return None if reference is None else locate_model(reference, tracking_uri=tracking_uri(home), home=home)
 
 
-def _setting(overrides: Sequence[str], key: str) -> str | None:
-    return parse_overrides(overrides).get(key)
+def _model_reference(stage: str, recipe: str, overrides: Sequence[str], model: str | None) -> str | None:
+    """Where weights come from: the command's MODEL, else `initialise_from` of the settings, else of the recipe."""
+    setting = parse_overrides(overrides).get("initialise_from")
+    if model is not None and setting is not None:
+        raise InputError(f"--set initialise_from={setting}: the model is already named: {model}")
+    reference = model or setting or read_yaml(recipe_path(recipe)).get("initialise_from")
+    if stage == "finetune" and reference is None:
+        raise InputError(f"{recipe}: which model? Name it, for example --set initialise_from=RUN")
+    return reference
 
 
 def _should_rehearse(
@@ -168,8 +183,6 @@ def evaluation_run(
     for protocol in chosen_protocols:
         if protocol not in PROTOCOLS:
             raise InputError(f"protocol `{protocol}` does not exist; {near_matches(protocol, PROTOCOLS)}")
-    if not index.labelled:
-        raise InputError(f"{index.directory}: evaluation needs labels and these samples have none")
     if "classify-v1" in chosen_protocols and (headless := [n for n, s in sources.items() if not s.num_classes]):
         raise InputError(f"protocol classify-v1 scores a model's own head, and {', '.join(headless)} has none")
     raw = {
@@ -177,13 +190,37 @@ def evaluation_run(
         "protocols": chosen_protocols, "split": "test" if "test" in index.splits else "validation",
     }  # fmt: skip
     config = validate(EvaluateConfig, apply_overrides(raw, parse_overrides(of_stage)), "--set")
-    index.shards(config.split)
+    _require_labels(index, config)
+    if "classify-v1" in config.protocols:
+        _require_classes(index, sources)
     plan = {
         "format_version": 1, "stage": "evaluate", **placement.as_plan(), "precision": placement.precision,
         "data": {"path": str(index.directory), "name": index.directory.name, "fingerprint": index.fingerprint},
         "sources": {name: source.as_dict() for name, source in sources.items()},
     }  # fmt: skip
     return _write_stage(config, plan, f"evaluate-{index.directory.name}", run_dir, home, chosen)
+
+
+def _require_labels(index: DatasetIndex, config: EvaluateConfig) -> None:
+    learned = any(protocol != "classify-v1" for protocol in config.protocols)
+    for split in [config.split, *(["train"] if learned else [])]:
+        if missing := index.num_unlabelled(split):
+            raise InputError(
+                f"{index.directory}: evaluation needs labels, and {missing:,} of {index.num_samples(split):,} samples "
+                f"of `{split}` have none"
+            )
+
+
+def _require_classes(index: DatasetIndex, sources: dict[str, ModelSource]) -> None:
+    for source in sources.values():
+        if tuple(source.classes) != tuple(index.classes):
+            ours, theirs = (
+                f"{len(c)} ({', '.join(c[:5])}{', ...' if len(c) > 5 else ''})" for c in (source.classes, index.classes)
+            )
+            raise InputError(
+                f"MODEL `{source.reference}` knows classes {ours}, the dataset has {theirs}; "
+                "score it without its head: --protocol knn-20-v1 --protocol linear-cached-v1"
+            )
 
 
 def registration_run(model: str, name: str, *, home: Path, evaluations: Sequence[str] = ()) -> RunDirectory:
@@ -195,12 +232,13 @@ def registration_run(model: str, name: str, *, home: Path, evaluations: Sequence
     if source.kind == "timm":
         raise InputError(f"MODEL `{model}`: only what was trained here is registered, a run or a checkpoint")
     require_tracking_server(tracking_uri(home))
-    config = RegisterConfig(
-        model=model,
-        name=name,
-        tracking_uri=tracking_uri(home),
-        evaluations=tuple(evaluations or _evaluations_of(source, home)),
-    )
+    raw = {
+        "model": source.reference,
+        "name": name,
+        "tracking_uri": tracking_uri(home),
+        "evaluations": list(evaluations or _evaluations_of(source, home)),
+    }
+    config = validate(RegisterConfig, raw, "register")
     plan = {
         "format_version": 1,
         "stage": "register",
@@ -240,10 +278,15 @@ def _fresh_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
     """A stage that measures or publishes is done anew each time: the first free number behind its name."""
     if run_dir is not None:
         return Path(run_dir).absolute()
-    number = 1
-    while (home / "runs" / f"{prepared.name}-{number:03d}").exists():
-        number += 1
-    return home / "runs" / f"{prepared.name}-{number:03d}"
+    folder, number = home / "runs", 1
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        path = folder / f"{prepared.name}-{number:03d}"
+        try:
+            path.mkdir()  # taken at once, so that two commands never share one
+            return path
+        except FileExistsError:
+            number += 1
 
 
 def _profile_text(profile: LocalProfile) -> str:

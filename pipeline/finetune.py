@@ -1,4 +1,4 @@
-"""One rank of a finetune run: `python -m pipeline.finetune RUN_DIR`, under any launcher that sets the five variables."""
+"""One rank of a finetune run: `python -m pipeline.finetune RUN_DIR`, under any launcher."""
 
 import sys
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.errors import FaultError
 from pipeline.run_directory import Checkpoint
 
 FROZEN_FILE = "frozen.safetensors"
@@ -27,7 +28,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict[str,
     """Write and fsync one file; returns its entry for the manifest: bytes and sha256 by file name."""
     if not tensors:
         tensors = {"@empty": torch.zeros(1)}
-    save_file(tensors, path)
+    try:
+        save_file(tensors, path)
+    except (OSError, SafetensorError) as error:  # a full or failing disk: earlier checkpoints stand
+        raise FaultError(f"{path}: cannot be written: {error}") from error
     digest = hashlib.sha256()
     with open(path, "r+b") as file:
         while block := file.read(1 << 22):

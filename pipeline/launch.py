@@ -63,6 +63,7 @@ def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, s
         "VIT_ATTEMPT": str(attempt.number),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # retries of a store are no news
         "DS_ACCELERATOR": "cuda" if plan["accelerators_per_node"] else "cpu",
         # Threads beyond the cores of a rank slow every rank down, and threads that spin while they wait slow every
         # other job of the machine down: two jobs of two spinning threads on two cores ran 30 times slower.

@@ -1,4 +1,4 @@
-"""One rank of a pretrain run: `python -m pipeline.pretrain RUN_DIR`, under any launcher that sets the five variables."""
+"""One rank of a pretrain run: `python -m pipeline.pretrain RUN_DIR`, under any launcher."""
 
 import sys
 

@@ -8,11 +8,14 @@ import importlib
 import os
 import signal
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, FaultError, InputError
-from pipeline.run_directory import Attempt, ExitRecord, RunDirectory
+from pipeline.run_directory import Attempt, ExitRecord, RunDirectory, read_json, write_json
+
+MEETING_SECONDS = 60.0
 
 # What a broken collective says (gloo, NCCL, the store): the peer's fault, not this rank's.
 _BROKEN_COLLECTIVE = (
@@ -43,13 +46,17 @@ class Stopped(Exception):
     """The stage stopped on request, its checkpoint complete."""
 
 
-def run_rank(run_directory: str, stage: str) -> None:
-    """Run `stage` ("module:function", called with a Rank) and end this process with the code of the contract."""
-    run = RunDirectory(run_directory)
-    attempt = run.attempt(int(os.environ["VIT_ATTEMPT"]))
-    me = Rank(run, attempt, *(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+def run_rank(run_directory: str, stage: str, *, stops_at_steps: bool = True) -> None:
+    """Run `stage` ("module:function", called with a Rank) and end this process with the code of the contract.
+
+    A stage that `stops_at_steps` finds `stop_requested` set and saves first; any other is interrupted where it is.
+    """
+    run = RunDirectory(run_directory).require()
+    rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    attempt = _attempt(run, rank)
+    me = Rank(run, attempt, rank, local_rank, world_size)
     faulthandler.enable()
-    _install_handlers(me)
+    _install_handlers(me, stops_at_steps)
     code, reason = _run(me, stage)
     attempt.write_exit(ExitRecord(me.rank, code, reason, me.phase, me.step))
     sys.stdout.flush()
@@ -57,9 +64,28 @@ def run_rank(run_directory: str, stage: str) -> None:
     os._exit(code)  # a process group with a dead peer can hang in its destructors
 
 
-def _install_handlers(me: Rank) -> None:
+def _attempt(run: RunDirectory, rank: int) -> Attempt:
+    """The attempt the supervisor numbered; under another launcher rank 0 takes the next and the others wait for it."""
+    if given := os.environ.get("VIT_ATTEMPT"):
+        return run.attempt(int(given))
+    meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}:{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
+    if rank == 0:
+        number = run.last_attempt() + 1
+        write_json(run.job_file, {"kind": "by hand", "id": meeting, "key": run.key, "attempt": number})
+        return run.attempt(number).make()
+    deadline = time.monotonic() + MEETING_SECONDS
+    while (job := read_json(run.job_file) or {}).get("id") != meeting:
+        if time.monotonic() > deadline:
+            raise FaultError(f"{run.job_file}: rank 0 did not name an attempt within {MEETING_SECONDS:.0f} s")
+        time.sleep(0.1)
+    return run.attempt(job["attempt"]).make()
+
+
+def _install_handlers(me: Rank, stops_at_steps: bool) -> None:
     def request_stop(number: int, frame: object) -> None:
         me.stop_requested = True
+        if not stops_at_steps:
+            raise Stopped(f"stopped on request during {me.phase}")
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, request_stop)

@@ -123,11 +123,6 @@ class RunDirectory:
     def newest_checkpoint(self) -> Checkpoint | None:
         return next(iter(self.committed_checkpoints()), None)
 
-    def ledger_lines(self) -> int:
-        """Lines in the newest attempt's ledger: how far a watcher can read."""
-        ledger = self.attempt(self.last_attempt()).ledger
-        return sum(1 for _ in open(ledger, "rb")) if ledger.is_file() else 0
-
 
 class Attempt:
     """One start of a run: its logs, ledger, heartbeats and exit records."""

@@ -183,6 +183,17 @@ def test_a_run_stops_on_request_with_75_and_goes_on_at_another_world_size_and_st
     assert RunDirectory(run).newest_checkpoint().step == 30
 
 
+def test_ranks_run_under_torchrun_as_well(module_home, digits):
+    run = module_home / "runs" / "torchrun"
+    vit(module_home, "pretrain", "pretrain_mae_debug", "--data", str(digits), "--run-dir", str(run), "--dry-run")
+    arguments = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pipeline.pretrain", str(run)]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((run / "result.json").read_text())["steps"] == 20
+    assert len(list((run / "attempts").iterdir())) == 1
+
+
 def test_the_same_command_again_finds_the_run_done(pretrained, module_home, digits):
     output = vit(module_home, "pretrain", "pretrain_mae_debug", "--data", str(digits), "--run-dir", str(pretrained))
     assert "already done" in output

@@ -37,8 +37,8 @@ class RegisterConfig(Config):
     stage: Literal["register"] = "register"
     model: str
     """The MODEL, a run or checkpoint directory."""
-    name: str
-    """Registered model name."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Registered model name: letters, digits, dots, dashes, underscores."""
     tracking_uri: str
     """The MLflow tracking store."""
     evaluations: tuple[str, ...] = ()

@@ -17,8 +17,6 @@ class Source(Config):
 
     path: str
     """The dataset directory, absolute."""
-    weight: Positive = 1.0
-    """Share of the samples drawn from it, relative to the other sources."""
 
 
 class DataConfig(Config):
@@ -35,7 +33,7 @@ class DataConfig(Config):
     window_shards: Count | None = None
     """Samples are shuffled within windows of this many consecutive shards of a lane. None: about 1 GiB of shards."""
     mean: tuple[float, ...] | None = None
-    """Per channel, subtracted from pixels in 0..1. None: the dataset's, or that of the model that is fine-tuned."""
+    """Per channel, subtracted from pixels in 0..1. None: the started-from model's if it says, or the dataset's."""
     std: tuple[float, ...] | None = None
     """Per channel, what pixels are divided by. None: as for `mean`."""
     evaluation_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
@@ -178,6 +176,13 @@ class PretrainConfig(TrainingConfig):
     """What the encoder learns from."""
     initialise_from: str | None = None
     """A MODEL whose weights the encoder starts from. None: random weights."""
+
+    @model_validator(mode="after")
+    def _something_is_hidden(self) -> "PretrainConfig":
+        patches = self.encoder.num_patches
+        if self.objective.kind == "mae" and int(patches * self.objective.mask_ratio) < 1:
+            raise ValueError(f"objective.mask_ratio {self.objective.mask_ratio} hides none of {patches} patches")
+        return self
 
 
 class FinetuneConfig(TrainingConfig):

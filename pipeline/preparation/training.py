@@ -78,7 +78,7 @@ def prepare_training(
         config = _shortened_warmup(config, recipe_unit, samples_per_epoch, notes)
     plan = training_plan(config, index, placement, samples_per_epoch, model)
     if config.precision == "bf16" and plan["precision"] == "fp32":
-        notes.append("no accelerator here: computing in fp32 where the recipe says bf16")
+        notes.append("no accelerator here: computing in fp32")
     return PreparedRun(path.stem, config, plan, notes)
 
 
@@ -130,7 +130,8 @@ def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource |
         crop = model.evaluation_crop
     if len(mean) != config.encoder.channels:
         raise InputError(
-            f"{path.name}: encoder.channels: {config.encoder.channels}, but the dataset's statistics have {len(mean)}"
+            f"{path.name}: data.mean has {len(mean)} values, encoder.channels is {config.encoder.channels}; "
+            "they must agree, and images must have as many channels"
         )
     return _with(
         config, path.name,
@@ -141,10 +142,11 @@ def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource |
 
 
 def _samples_per_epoch(config: TrainingConfig, index: DatasetIndex) -> int:
-    if config.objective.kind == "supervised" and not index.labelled:
+    if config.objective.kind == "supervised" and (missing := index.num_unlabelled(config.data.split)):
         raise InputError(
-            f"{index.directory}: objective.kind: `supervised` needs labels and these samples have none; "
-            "learn without labels by --param objective=mae, or the recipe pretrain_mae_<encoder>"
+            f"{index.directory}: objective.kind: `supervised` needs labels, and {missing:,} of "
+            f"{index.num_samples(config.data.split):,} samples of `{config.data.split}` have none; learn without "
+            "labels by a recipe pretrain_mae_<encoder> (objective=mae of the pretrain flow)"
         )
     if config.data.label_fraction == 1.0:
         return index.num_samples(config.data.split)

@@ -33,30 +33,50 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
     """Make the run directory, or accept one that holds this very run. InputError where it holds another."""
     run = RunDirectory(path)
     if run.config_file.is_file():
-        if run.config_file.read_text() != prepared.config_text:
+        if run.plan().get("request_sha256") != _request(prepared):
             raise InputError(
                 f"{path}: holds another run; go on with it by `vit resume {path}`, or choose another --run-dir"
             )
-        return run
-    if path.exists() and any(path.iterdir()):
+        if run.last_attempt() and run.profile_file.read_text() != profile_text:
+            raise InputError(
+                f"{path}: this run began under another profile; change it by `vit resume {path} --set profile.K=V`"
+            )
+        if run.last_attempt():
+            return run
+    elif path.exists() and any(path.iterdir()):
         raise InputError(f"{path}: is not empty and is no run directory; choose another --run-dir")
-    path.mkdir(parents=True, exist_ok=True)
-    run.checkpoints.mkdir(exist_ok=True)
-    write_json(run.plan_file, prepared.plan | {"notes": prepared.notes})
-    if "batches" in prepared.plan and prepared.config.zero.stage > 0:
-        write_json(path / "deepspeed.json", _deepspeed(prepared))
-    write_json(run.provenance_file, provenance(prepared.plan))
-    write_atomic(run.profile_file, profile_text)
-    write_atomic(run.config_file, prepared.config_text)  # last: what has a config is a run
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        run.checkpoints.mkdir(exist_ok=True)
+        write_json(run.plan_file, prepared.plan | {"notes": prepared.notes, "request_sha256": _request(prepared)})
+        write_deepspeed(run, prepared.config, prepared.plan)
+        write_json(run.provenance_file, provenance(prepared.plan))
+        write_atomic(run.profile_file, profile_text)
+        write_atomic(run.config_file, prepared.config_text)  # last: what has a config is a run
+    except OSError as error:
+        raise InputError(f"{path}: the run directory cannot be written: {error.strerror}") from None
     return run
 
 
-def _deepspeed(prepared: PreparedRun) -> dict[str, Any]:
-    config, plan = prepared.config, prepared.plan
-    return deepspeed_config(
-        BatchPlan(**plan["batches"]), config.zero.stage, precision=plan["precision"],
-        max_grad_norm=config.optimizer.max_grad_norm, cuda=plan["accelerators_per_node"] > 0,
-    )  # fmt: skip
+def _request(prepared: PreparedRun) -> str:
+    """What tells a run from another: its config as it was asked for, before `vit resume --set` changed any of it."""
+    return hashlib.sha256(prepared.config_text.encode()).hexdigest()
+
+
+def write_deepspeed(run: RunDirectory, config: Any, plan: dict[str, Any]) -> None:
+    """`deepspeed.json`, for a person to read: the engine makes the same dictionary from the config. None at stage 0."""
+    path = run.path / "deepspeed.json"
+    if "batches" not in plan or config.zero.stage == 0:
+        path.unlink(missing_ok=True)
+        return
+    dictionary = deepspeed_config(
+        BatchPlan(**plan["batches"]),
+        config.zero.stage,
+        precision=plan["precision"],
+        max_grad_norm=config.optimizer.max_grad_norm,
+        cuda=plan["accelerators_per_node"] > 0,
+    )
+    write_json(path, dictionary)
 
 
 def provenance(plan: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a MODEL reference stands for, found without torch: where its weights are and what network they fit.
 
 MODEL is one of: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a run directory, a checkpoint directory, a
-`.safetensors`/`.pth`/`.npz` file, `timm:NAME`, or a directory in timm's own layout (config.json + model.safetensors).
+`.safetensors`/`.pth` file, `timm:NAME`, or a directory in timm's own layout (config.json + model.safetensors).
 """
 
 import json
@@ -18,7 +18,7 @@ from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class ModelSource:
         return asdict(self)
 
 
+def same_checkpoint(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether two lineages name the same step of the same run."""
+    return ours.get("run") is not None and (ours["run"], ours.get("step")) == (theirs.get("run"), theirs.get("step"))
+
+
 def source_from_dict(raw: dict[str, Any]) -> ModelSource:
     """The inverse of `ModelSource.as_dict` after a trip through JSON."""
     lists = {key: tuple(value) for key, value in raw.items() if isinstance(value, list)}
@@ -57,6 +62,9 @@ def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSourc
     if not path.exists() and (home / "runs" / reference).is_dir():
         path = home / "runs" / reference
     path = path.absolute()
+    reference = str(path)  # as typed it would mean nothing elsewhere
+    if path.suffix == ".npz" and path.is_file():
+        raise InputError(f"MODEL `{path}`: weights in .npz are not read yet; convert them to .safetensors with timm")
     if path.is_file() and path.suffix in WEIGHT_FILES:
         return ModelSource(reference, "file", str(path))
     if (path / "config.yaml").is_file():
@@ -81,13 +89,7 @@ def _of_run(reference: str, run: RunDirectory) -> ModelSource:
     return _of_checkpoint(reference, run, checkpoint)
 
 
-def planned_source(run_directory: Path) -> ModelSource:
-    """The model that a run will have made when it is done; for stages that are planned before it has run."""
-    run = RunDirectory(run_directory).require()
-    return _of_checkpoint(str(run_directory), run, None)
-
-
-def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint | None) -> ModelSource:
+def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) -> ModelSource:
     config = read_run_config(run.path)
     if not isinstance(config, TrainingConfig):
         raise InputError(f"MODEL `{reference}`: a run of stage {config.stage} makes no model")
@@ -95,7 +97,7 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint | N
     return ModelSource(
         reference,
         "checkpoint",
-        str(checkpoint.directory if checkpoint else run.path),
+        str(checkpoint.directory),
         encoder=config.encoder.model_dump(),
         num_classes=plan["num_classes"] if config.objective.kind == "supervised" else 0,
         classes=tuple(plan["data"]["classes"] or ()) if config.objective.kind == "supervised" else (),
@@ -105,7 +107,7 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint | N
         objective=config.objective.kind,
         lineage={
             "run": str(run.path),
-            "step": checkpoint.step if checkpoint else None,
+            "step": checkpoint.step,
             "data_fingerprint": plan["data"]["fingerprint"],
             "config_sha256": plan["config_sha256"],
             "parent": (plan.get("initialise_from") or {}).get("reference"),

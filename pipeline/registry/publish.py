@@ -12,7 +12,7 @@ from pipeline.config.stages import RegisterConfig, read_run_config
 from pipeline.rank import Rank
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import champion_verdict
-from pipeline.registry.locate import ModelSource, source_from_dict
+from pipeline.registry.locate import ModelSource, same_checkpoint, source_from_dict
 from pipeline.registry.tracking import KEY_TAG, experiment_id
 from pipeline.registry.weights import load_model
 from pipeline.run_directory import RunDirectory, read_json, write_json
@@ -48,7 +48,7 @@ def _evaluations(config: RegisterConfig, source: ModelSource) -> tuple[dict[str,
         run = RunDirectory(path)
         result, sources = read_json(run.result_file), run.plan()["sources"]
         for name, scored in sources.items():
-            if scored["lineage"].get("run") != source.lineage.get("run"):
+            if not same_checkpoint(scored["lineage"], source.lineage):
                 continue
             metrics |= result["metrics"][name]
             key = next(key for key in result["metrics"][name] if key.endswith("/top1"))
@@ -107,16 +107,18 @@ def _run_of(client: Any, config: RegisterConfig, source: ModelSource, home: Path
     return client.create_run(experiment, run_name=config.name).info.run_id
 
 
+def _git_commit(source: ModelSource) -> str | None:
+    if "run" not in source.lineage:
+        return None
+    return (read_json(RunDirectory(source.lineage["run"]).provenance_file) or {}).get("code", {}).get("commit")
+
+
 def _tag_and_promote(config: RegisterConfig, source: ModelSource, version: Any, gate: dict[str, str]) -> dict[str, Any]:
     import mlflow
 
     client = mlflow.MlflowClient()
     lineage = {f"vit.{key}": str(value) for key, value in source.lineage.items() if value is not None}
-    commit = (
-        (read_json(RunDirectory(source.lineage["run"]).provenance_file) or {}).get("code", {}).get("commit")
-        if "run" in source.lineage
-        else None
-    )
+    commit = _git_commit(source)
     tags = lineage | gate | ({"vit.git_commit": commit} if commit else {})
     for key, value in tags.items():
         client.set_model_version_tag(config.name, version.version, key, value)

@@ -59,11 +59,7 @@ def _file_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if path.suffix == ".npz":
-            raise InputError(f"{path}: weights in .npz are not read yet; convert them with timm to .safetensors")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(f"{path}: not readable as weights: {str(error).splitlines()[0]}") from error
     for key in ("state_dict_ema", "state_dict", "model"):

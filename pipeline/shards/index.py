@@ -65,6 +65,9 @@ class DatasetIndex:
     def num_classes(self) -> int:
         return len(self.classes or ())
 
+    def num_unlabelled(self, split: str) -> int:
+        return sum(shard.samples - shard.labelled for shard in self.shards(split))
+
     @property
     def labelled(self) -> bool:
         """Every sample of every split has a label."""

@@ -57,13 +57,15 @@ def augment(image: Image.Image, size: int, config: AugmentationConfig, generator
 
 
 def evaluation_view(image: Image.Image, size: int, crop: float) -> np.ndarray:
-    """An evaluation input: the shorter side resized to size / crop, then the centre, (size, size, C) uint8."""
-    shorter = max(size, round(size / crop))
-    factor = shorter / min(image.size)
-    resized = tuple(max(size, round(side * factor)) for side in image.size)
+    """An evaluation input: the shorter side resized to size / crop, then the centre, (size, size, C) uint8.
+
+    Rounded as timm's evaluation transform rounds, so that a registered model serves the pixels it was scored on.
+    """
+    shorter, least = math.floor(size / crop), min(image.size)
+    resized = tuple(shorter if side == least else int(shorter * side / least) for side in image.size)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+    left, top = (int(round((side - size) / 2)) for side in resized)
     return to_array(image.crop((left, top, left + size, top + size)))
 
 

@@ -67,7 +67,12 @@ class TrainingState:
         flats = self._flats()
         kinds = {"fp32": [flat.detach().view(-1) for flat in flats]}
         for kind in ("exp_avg", "exp_avg_sq"):
-            kinds[kind] = [self.base.state[flat][kind].view(-1) for flat in flats]
+            # A rank has no moments before its first step that was not skipped.
+            moments = [self.base.state.get(flat, {}).get(kind) for flat in flats]
+            kinds[kind] = [
+                (torch.zeros_like(flat) if moment is None else moment).view(-1)
+                for flat, moment in zip(flats, moments, strict=True)
+            ]
         if self.average:
             kinds["ema"] = [flat.view(-1) for flat in self.average]
         return kinds

@@ -1,6 +1,7 @@
 """The ledger of a run: one JSON line per step, appended with one write. The controller forwards it to MLflow."""
 
 import json
+import math
 import os
 import resource
 import time
@@ -19,7 +20,8 @@ class Ledger:
         self._file = os.open(attempt.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, step: int, **values: Any) -> None:
-        line = json.dumps({"step": step, "time": round(time.time(), 3)} | values)
+        finite = {key: value for key, value in values.items() if math.isfinite(value)}  # NaN is not JSON
+        line = json.dumps({"step": step, "time": round(time.time(), 3)} | finite)
         os.write(self._file, line.encode() + b"\n")
 
 

@@ -85,6 +85,71 @@ def test_supervised_pretraining_without_labels_names_the_option(home, tmp_path):
         prepared(home, tmp_path / "flat", recipe="pretrain_supervised_debug")
 
 
+def resume(home, run, *overrides: str) -> None:
+    from flows.commands import resume_command
+
+    resume_command(str(run.path), list(overrides), str(home), lambda *_, **__: None)
+
+
+def test_a_refused_resume_changes_nothing(home, digits):
+    run = prepared(home, digits)
+    files = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    for override in ("profile.ranks_per_node=3", "seed=1", "micro_batch_size=7", "zero.stage=9", "epochs=3"):
+        with pytest.raises(InputError):
+            resume(home, run, override)
+    assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == files
+
+
+def test_a_resume_changes_config_plan_profile_and_the_deepspeed_file_together(home, digits):
+    from flows.requests import changed_profile
+    from pipeline.preparation.resume import change_run
+
+    run = prepared(home, digits)
+    text, placement = changed_profile(run.profile_file, ["ranks_per_node=1"])
+    change_run(run, ["zero.stage=3"], text, placement)
+    assert json.loads((run.path / "deepspeed.json").read_text())["zero_optimization"]["stage"] == 3
+    assert (
+        run.plan()["batches"]["gradient_accumulation_steps"] == 2
+        and "ranks_per_node: 1" in run.profile_file.read_text()
+    )
+    change_run(run, ["zero.stage=0"], text, placement)
+    assert not (run.path / "deepspeed.json").exists()
+    assert prepared(home, digits, "profile.ranks_per_node=1", run_dir=str(run.path)).path == run.path  # still its own
+
+
+def test_another_profile_before_the_first_start_is_taken_and_after_it_refused(home, digits):
+    run = prepared(home, digits)
+    assert prepared(home, digits, "profile.ranks_per_node=1").plan()["world_size"] == 1
+    run.attempt(1).make()
+    with pytest.raises(InputError, match="began under another profile"):
+        prepared(home, digits, "profile.ranks_per_node=2")
+
+
+def test_a_run_outside_the_home_is_known_in_it(home, digits, tmp_path):
+    run = prepared(home, digits, run_dir=str(tmp_path / "elsewhere"))
+    assert [path.resolve() for path in (home / "runs").iterdir()] == [run.path]
+
+
+def test_a_model_is_named_once(home, digits):
+    with pytest.raises(InputError, match="the model is already named"):
+        requests.training_run(
+            "finetune", "finetune_vit", data=str(digits), profile="local", overrides=["initialise_from=timm:x"],
+            run_dir=None, home=home, model="timm:vit_base_patch16_224",
+        )  # fmt: skip
+    with pytest.raises(InputError, match="does not exist"):
+        prepared(home, digits, "initialise_from=nowhere")
+
+
+def test_a_mask_that_hides_nothing_is_refused(home, digits):
+    with pytest.raises(InputError, match="hides none of 16 patches"):
+        prepared(home, digits, "objective.mask_ratio=0.001")
+
+
+def test_a_run_directory_that_cannot_be_written_is_one_line(home, digits):
+    with pytest.raises(InputError, match="cannot be written"):
+        prepared(home, digits, run_dir="/proc/nowhere/run")
+
+
 FLOWS = """
 import sys
 from pathlib import Path

@@ -43,8 +43,9 @@ def test_the_champion_moves_only_for_the_same_protocol_on_the_same_data(new, cha
 def exported(directory, num_classes: int = 3) -> ModelSource:
     config = EncoderConfig(**SMALL, pooling="mean")
     source = ModelSource(
-        "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=num_classes, classes=tuple("abc")[:num_classes],
-        mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5), evaluation_crop=1.0, objective="supervised",
+        "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=num_classes,
+        classes=tuple("abc")[:num_classes], mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5), evaluation_crop=1.0,
+        objective="supervised",
     )  # fmt: skip
     export_timm_directory(build_encoder(config, num_classes), source, directory, {"eval/x/top1": 0.5})
     return source

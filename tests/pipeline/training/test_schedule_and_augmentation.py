@@ -67,6 +67,17 @@ def test_no_augmentation_is_a_plain_resize():
     ).all()
 
 
+@pytest.mark.parametrize(("size", "crop"), [(32, 0.875), (96, 0.875), (224, 0.875), (384, 0.95), (48, 1.0)])
+@pytest.mark.parametrize("sides", [(80, 50), (300, 221), (64, 64), (33, 97)])
+def test_a_model_is_evaluated_on_the_very_pixels_that_timm_serves_it(size, crop, sides):
+    from timm.data import create_transform
+
+    photo = PHOTO.resize(sides)
+    transform = create_transform((3, size, size), interpolation="bicubic", crop_pct=crop, mean=(0, 0, 0), std=(1, 1, 1))
+    served = (transform(photo).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    assert (evaluation_view(photo, size, crop) == served).all()
+
+
 def test_evaluation_takes_the_centre_of_the_resized_image():
     assert evaluation_view(PHOTO, 32, 0.875).shape == (32, 32, 3)
     centre = evaluation_view(PHOTO, 50, 1.0)
@@ -117,6 +128,6 @@ def test_norms_biases_tokens_and_positions_do_not_decay():
     assert grouped[id(by_name["encoder.cls_token"])]["weight_decay"] == 0
     assert grouped[id(by_name["encoder.blocks.0.norm1.weight"])]["weight_decay"] == 0
     assert grouped[id(by_name["encoder.blocks.1.attn.qkv.weight"])]["weight_decay"] == 0.05
-    scales = [grouped[id(by_name[name])]["learning_rate_scale"] for name in
-              ("encoder.pos_embed", "encoder.blocks.0.mlp.fc1.weight", "encoder.blocks.1.mlp.fc1.weight", "encoder.head.weight")]  # fmt: skip
+    names = ("pos_embed", "blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight", "head.weight")
+    scales = [grouped[id(by_name[f"encoder.{name}"])]["learning_rate_scale"] for name in names]
     assert scales == [0.125, 0.25, 0.5, 1.0]
