@@ -142,7 +142,7 @@ assert module.head.weight.grad is not None
     assert done.returncode == 0, done.stderr
 
 
-RECORDED = ("--set", "data.record=true", "--set", "steps=30", "--set", "checkpoint.every_steps=5")
+RECORDED = ("--set", "data.record=true", "--set", "steps=200", "--set", "checkpoint.every_steps=5")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_a_run_stops_on_request_with_75_and_goes_on_at_another_world_size_and_st
     assert process.returncode == 75 and "checkpoint complete" in output, output
     vit(module_home, "resume", str(run), "--set", "zero.stage=3", "--set", "profile.ranks_per_node=1")
     assert consumed(run) == consumed(uninterrupted)
-    assert RunDirectory(run).newest_checkpoint().step == 30
+    assert RunDirectory(run).newest_checkpoint().step == 200
 
 
 def test_ranks_run_under_torchrun_as_well(module_home, digits):
