@@ -26,6 +26,7 @@ from pipeline.config.recipe import (
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
+from pipeline.preparation.memory import memory_shortage
 from pipeline.preparation.resume import change_run
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
@@ -65,6 +66,8 @@ def plan_command(
     )
     for line in plan_lines(prepared.plan, prepared.config.zero.stage):
         say(line)
+    if (shortage := memory_shortage(prepared, placement)) is not None:
+        say(f"does not fit here: {shortage}")
     return EXIT_DONE
 
 

@@ -23,7 +23,7 @@ from pipeline.config.recipe import (
 from pipeline.config.stages import PROTOCOLS, EvaluateConfig, RegisterConfig, SequenceConfig
 from pipeline.errors import InputError, near_matches
 from pipeline.ingestion.build import ingest
-from pipeline.preparation.memory import require_memory
+from pipeline.preparation.memory import memory_shortage
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.rehearsal import (
     DAY_SECONDS,
@@ -96,6 +96,8 @@ def training_run(
     prepared = prepared_training(
         stage, recipe, data=data, placement=placement, overrides=of_recipe, home=home, rehearse=rehearse, model=model
     )
+    if (shortage := memory_shortage(prepared, placement)) is not None:
+        raise InputError(shortage)
     run = write_run(prepared, run_path(prepared, home, run_dir), _profile_text(chosen))
     _make_known(run, home)
     return run
@@ -129,7 +131,6 @@ def prepared_training(
     full = prepare_training(stage, recipe, overrides, index, placement, source)
     if _should_rehearse(rehearse, built_in, full, overrides, placement):
         full = prepare_rehearsal(stage, recipe, overrides, index, placement, source, full, built_in_data=built_in)
-    require_memory(full, placement)
     return full
 
 

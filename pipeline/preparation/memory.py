@@ -5,24 +5,23 @@ from typing import Any
 import psutil
 
 from models.config import SIZES
-from pipeline.errors import InputError
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.training import PreparedRun
 
 
-def require_memory(prepared: PreparedRun, placement: Placement) -> None:
-    """InputError where this machine's memory cannot hold the ranks, with the nearest encoder that fits.
+def memory_shortage(prepared: PreparedRun, placement: Placement) -> str | None:
+    """What is missing where this machine's memory cannot hold the ranks, and the nearest encoder that fits; else None.
 
     Accelerators' memory is not looked at here.
     """
     if placement.accelerators_per_node:
-        return
+        return None
     available = psutil.virtual_memory().available
     per_rank = bytes_per_rank_on_host(prepared.plan, prepared.config.zero.stage)
     need = placement.ranks_per_node * per_rank
     if need <= available:
-        return
-    raise InputError(
+        return None
+    return (
         f"{prepared.name}: {placement.ranks_per_node} ranks need about {need / 2**30:.1f} GiB of memory, "
         f"{available / 2**30:.1f} GiB are free; {_nearest_that_fits(prepared, per_rank, available, placement)}"
     )
