@@ -138,9 +138,13 @@ def test_a_stack_whose_server_was_killed_is_replaced_and_down_leaves_nothing(sta
     assert renewed["previous_profile"]["active"] == "team"
 
     # What a flow run may leave behind: a process in a session of its own that does not care for SIGTERM.
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    )
     environment = os.environ | {MARK: str(home), PART: "worker"}
-    with subprocess.Popen([sys.executable, "-c", stubborn], env=environment, start_new_session=True) as left:
+    program = [sys.executable, "-c", stubborn]
+    with subprocess.Popen(program, env=environment, start_new_session=True, stdout=subprocess.PIPE) as left:
+        left.stdout.readline()  # it ignores SIGTERM from here on
         assert down(home, lines.append) >= 5
         assert left.wait() == -signal.SIGKILL
     assert stack_processes(home) == {} and read_stack(home) is None and status(home) == []
