@@ -14,9 +14,9 @@ from PIL import Image
 from flows.home import tracking_uri
 from flows.lifecycle import StageFailed, lifecycle
 from flows.reporting import CONSOLE
+from pipeline.loading.selection import Selection
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.shards.reader import ShardReader
-from pipeline.training.selection import Selection
 
 CLOSING = (
     "1,797 digits of 8 x 8 pixels show that every stage works and what labels are worth; at this size plain nearest "

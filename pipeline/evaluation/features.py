@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from pipeline.loading.augmentation import decode_image, evaluation_view
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import ShardReader
-from pipeline.training.augmentation import decode_image, evaluation_view
 
 log = logging.getLogger(__name__)
 

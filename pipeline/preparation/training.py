@@ -23,12 +23,12 @@ from pipeline.config.plan import (
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.errors import InputError
+from pipeline.loading.selection import Selection
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.order import default_lanes, default_window_shards
 from pipeline.shards.reader import ShardReader
-from pipeline.training.selection import Selection
 
 WINDOW_BYTES = 1 << 30
 PROCESS_BYTES = 1_000_000_000  # torch, DeepSpeed and timm, resident in each rank before the model

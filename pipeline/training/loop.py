@@ -16,17 +16,17 @@ from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
+from pipeline.loading.augmentation import decode_image, evaluation_view
+from pipeline.loading.mixing import mix_batch
+from pipeline.loading.stream import PositionDataset, RawBatch, to_device, training_batches
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import Checkpoint, write_json
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.shards.reader import ShardReader
-from pipeline.training.augmentation import decode_image, evaluation_view
 from pipeline.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
-from pipeline.training.data import PositionDataset, RawBatch, to_device, training_batches
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.ledger import Ledger, SampleRecorder, SpeedMeter
-from pipeline.training.mixing import mix_batch
 from pipeline.training.schedule import learning_rate
 
 MAX_SKIPPED_IN_A_ROW = 5

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from models.objectives.batch import Batch
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
+from pipeline.loading.augmentation import augment, decode_image
+from pipeline.loading.selection import Selection
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.order import SampleOrder, sample_seed
 from pipeline.shards.reader import ShardReader
-from pipeline.training.augmentation import augment, decode_image
-from pipeline.training.selection import Selection
 
 _PR_SET_PDEATHSIG = 1
 
