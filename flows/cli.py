@@ -19,6 +19,7 @@ Protocols = Annotated[list[str], Parameter(negative=(), consume_multiple=False)]
 Set = Annotated[list[str], Parameter(name="--set", negative=(), consume_multiple=False)]
 Rehearse = Annotated[bool | None, Parameter(name="--rehearse", negative="--no-rehearse")]
 Dir = Annotated[str | None, Parameter(name="--dir")]
+Data = Annotated[list[str], Parameter(name="--data", negative=(), consume_multiple=False)]
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def check(dataset: str, *, full: bool = False) -> int:
 
 
 @app.command
-def plan(recipe: str, *, data: str | None = None, profile: str = "local", set: Set = [], dir: Dir = None) -> int:
+def plan(recipe: str, *, data: Data = [], profile: str = "local", set: Set = [], dir: Dir = None) -> int:
     """What a run would be: batches, steps, parameters, arithmetic, memory per ZeRO stage, checkpoint size."""
     from flows.commands import plan_command
 
@@ -75,7 +76,7 @@ def plan(recipe: str, *, data: str | None = None, profile: str = "local", set: S
 
 @app.command
 def pretrain(
-    recipe: str, *, data: str | None = None, profile: str = "local", set: Set = [], dry_run: bool = False,
+    recipe: str, *, data: Data = [], profile: str = "local", set: Set = [], dry_run: bool = False,
     rehearse: Rehearse = None, run_dir: str | None = None, watch: bool = False, dir: Dir = None,
 ) -> int:  # fmt: skip
     """Pretrain an encoder. Ctrl-C stops with a checkpoint (exit 75); the same command goes on."""
@@ -87,7 +88,7 @@ def pretrain(
 
 @app.command
 def finetune(
-    model: str, *, data: str | None = None, recipe: str = "finetune_vit", profile: str = "local", set: Set = [],
+    model: str, *, data: Data = [], recipe: str = "finetune_vit", profile: str = "local", set: Set = [],
     dry_run: bool = False, rehearse: Rehearse = None, run_dir: str | None = None, watch: bool = False, dir: Dir = None,
 ) -> int:  # fmt: skip
     """Fine-tune a MODEL (a run, a checkpoint, models:/NAME@ALIAS, a weights file) on a labelled dataset."""

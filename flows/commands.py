@@ -55,7 +55,7 @@ def check_command(dataset: str, full: bool, say: Say) -> int:
 
 
 def plan_command(
-    recipe: str, data: str | None, profile: str, overrides: list[str], directory: str | None, say: Say
+    recipe: str, data: list[str], profile: str, overrides: list[str], directory: str | None, say: Say
 ) -> int:
     home = home_directory(directory)
     of_recipe, of_profile = split_profile_overrides(overrides)
@@ -97,7 +97,7 @@ def _binary(size: float) -> str:
 
 
 def training_command(
-    stage: str, recipe: str, *, data: str | None, profile: str, overrides: list[str], dry_run: bool,
+    stage: str, recipe: str, *, data: list[str], profile: str, overrides: list[str], dry_run: bool,
     rehearse: bool | None, run_dir: str | None, directory: str | None, model: str | None, say: Say,
 ) -> int:  # fmt: skip
     home = home_directory(directory)

@@ -10,7 +10,7 @@ from flows.reporting import concluded, stop_job
 @flow(name="finetune", flow_run_name="finetune-{recipe}", on_cancellation=[stop_job])
 def finetune(
     model: str,
-    data: str | None = None,
+    data: str | list[str] | None = None,
     recipe: str = "finetune_vit",
     profile: str = "local",
     set: list[str] = [],
@@ -20,7 +20,7 @@ def finetune(
 
     Args:
         model: a run or checkpoint directory, models:/NAME@ALIAS, or a weights file.
-        data: the dataset directory, absolute; by default the one given to `vit up --data`.
+        data: the dataset directory, absolute, or a list of PATH=WEIGHT; by default the one given to `vit up --data`.
         recipe: the fine-tuning recipe.
         profile: where to train.
         set: settings of the recipe or the profile, as key=value.

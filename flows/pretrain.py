@@ -13,7 +13,7 @@ from flows.reporting import concluded, stop_job
 def pretrain(
     encoder: str,
     objective: str = "supervised",
-    data: str | None = None,
+    data: str | list[str] | None = None,
     profile: str = "local",
     set: list[str] = [],
     run_dir: str | None = None,
@@ -27,7 +27,7 @@ def pretrain(
     Args:
         encoder: which encoder, for example vit_l16; with the objective it names the recipe.
         objective: what it learns from: supervised, or mae (masked patches, no labels).
-        data: the dataset directory, absolute; by default the one given to `vit up --data`.
+        data: the dataset directory, absolute, or a list of PATH=WEIGHT; by default the one given to `vit up --data`.
         profile: where to train.
         set: settings of the recipe or the profile, as key=value.
         run_dir: the run directory; by default a new one in the home.

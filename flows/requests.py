@@ -23,6 +23,7 @@ from pipeline.config.recipe import (
 from pipeline.config.stages import PROTOCOLS, EvaluateConfig, RegisterConfig, SequenceConfig
 from pipeline.errors import InputError, near_matches
 from pipeline.ingestion.build import ingest
+from pipeline.loading.sources import Sources
 from pipeline.preparation.memory import memory_shortage
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.rehearsal import (
@@ -38,6 +39,7 @@ from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
 
 Rehearse = Literal["auto", "always", "never"]
+Data = str | Sequence[str] | None  # PATH, or several PATH=WEIGHT
 
 
 def load_profile(profile: str, overrides: Sequence[str] = ()) -> tuple[LocalProfile, Placement]:
@@ -75,7 +77,39 @@ def recipe_of(encoder: str, objective: str) -> str:
 def dataset(path: str | None, home: Path) -> DatasetIndex | None:
     """The dataset at `path`, or the one `vit up --data` was given; None where neither is said."""
     path = path or (read_stack(home) or {}).get("data")
-    return read_index(Path(path).expanduser().absolute(), check_sizes=True) if path else None
+    if not path:
+        return None
+    return read_index(path if "://" in path else Path(path).expanduser().absolute(), check_sizes=True)
+
+
+def training_sources(data: Data, home: Path) -> Sources | None:
+    """The datasets to train on, each `PATH` or `PATH=WEIGHT`; by default the one `vit up --data` was given, else None.
+
+    Weights are given to all datasets or to none.
+    """
+    data = [data] if isinstance(data, str) else data
+    if not data:
+        index = dataset(None, home)
+        return None if index is None else Sources((index,))
+    split = [_path_and_weight(one) for one in data]
+    without = [path for path, weight in split if weight is None]
+    if len(without) not in (0, len(split)):
+        raise InputError(f"--data {without[0]}: it has no weight and others do; write --data {without[0]}=WEIGHT")
+    indexes = tuple(dataset(path, home) for path, _ in split)
+    return Sources(indexes, None if without else tuple(weight for _, weight in split))
+
+
+def _path_and_weight(data: str) -> tuple[str, float | None]:
+    path, equals, weight = data.rpartition("=")
+    if not equals or Path(data).expanduser().exists():
+        return data, None
+    try:
+        number = float(weight)
+    except ValueError:
+        return data, None
+    if not 0 < number < float("inf"):
+        raise InputError(f"--data {data}: the weight {weight} is not above 0; leave the dataset out, or raise it")
+    return path, number
 
 
 def built_in_dataset(home: Path) -> DatasetIndex:
@@ -87,7 +121,7 @@ def built_in_dataset(home: Path) -> DatasetIndex:
 
 
 def training_run(
-    stage: str, recipe: str, *, data: str | None, profile: str, overrides: Sequence[str], run_dir: str | None,
+    stage: str, recipe: str, *, data: Data, profile: str, overrides: Sequence[str], run_dir: str | None,
     home: Path, rehearse: Rehearse = "auto", model: str | None = None,
 ) -> RunDirectory:  # fmt: skip
     """A training run, or its rehearsal, on disk and ready to submit."""
@@ -115,22 +149,22 @@ def _make_known(run: RunDirectory, home: Path) -> None:
 
 
 def prepared_training(
-    stage: str, recipe: str, *, data: str | None, placement: Placement, overrides: Sequence[str], home: Path,
+    stage: str, recipe: str, *, data: Data, placement: Placement, overrides: Sequence[str], home: Path,
     rehearse: Rehearse, model: str | None,
 ) -> PreparedRun:  # fmt: skip
     source = initial_model(_model_reference(stage, recipe, overrides, model), home)
-    index = dataset(data, home)
-    built_in = index is None
+    sources = training_sources(data, home)
+    built_in = sources is None
     if built_in and rehearse == "never":
         raise InputError(
             "no data: name a dataset directory with --data (or `vit up --data`), or rehearse on built-in images"
         )
     if built_in:
         recipe_path(recipe), parse_overrides(overrides)  # their errors come before anything is written
-        index = built_in_dataset(home)
-    full = prepare_training(stage, recipe, overrides, index, placement, source)
+        sources = Sources((built_in_dataset(home),))
+    full = prepare_training(stage, recipe, overrides, sources, placement, source)
     if _should_rehearse(rehearse, built_in, full, overrides, placement):
-        full = prepare_rehearsal(stage, recipe, overrides, index, placement, source, full, built_in_data=built_in)
+        full = prepare_rehearsal(stage, recipe, overrides, sources, placement, source, full, built_in_data=built_in)
     return full
 
 

@@ -4,7 +4,6 @@ It starts the node's ranks with the five standard variables, forwards signals to
 decided from their exit records. torchrun is not used: it loses exit codes and dies of SIGUSR1.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 
 from pipeline.errors import EXIT_FAULT, InputError
+from pipeline.parenthood import die_with_parent
 from pipeline.run_directory import Attempt, RunDirectory, read_json, verdict_of, write_atomic, write_json
 
 ENTRY_POINTS = {
@@ -26,7 +26,6 @@ ENTRY_POINTS = {
 }
 GRACE_SECONDS = 20.0  # for the peers of a dead rank to see their broken collective and leave a record
 HEARTBEAT_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 def main(run_directory: str) -> int:
@@ -79,13 +78,9 @@ def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, s
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
     return ranks
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_port() -> int:

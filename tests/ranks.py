@@ -22,7 +22,7 @@ def run_on_ranks(
     context.set_forkserver_preload(PRELOAD)
     queue, port = context.Queue(), _free_port()
     ranks = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, arguments, queue), daemon=True)
+        context.Process(target=_rank, args=(function, rank, world_size, port, arguments, queue))
         for rank in range(world_size)
     ]
     for process in ranks:

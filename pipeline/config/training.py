@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.config import EncoderConfig, ObjectiveConfig, SupervisedConfig
 from pipeline.config.base import Config, Count, CountOrZero, Fraction
@@ -17,13 +17,17 @@ class Source(Config):
 
     path: str
     """The dataset directory, absolute."""
+    weight: Positive = 1.0
+    """How often its samples are drawn, relative to the other sources' weights."""
+    window_shards: Count | None = None
+    """As `data.window_shards`, for this source. None: `data.window_shards`."""
 
 
 class DataConfig(Config):
     """Which samples are read, and in which order."""
 
-    sources: Annotated[tuple[Source, ...], Field(max_length=1)] = ()
-    """Dataset directories; `--data` fills this in. One for now."""
+    sources: tuple[Source, ...] = ()
+    """Dataset directories; `--data` fills this in. Several are mixed by weight."""
     split: str = "train"
     """The split that is trained on."""
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -38,8 +42,22 @@ class DataConfig(Config):
     """Per channel, what pixels are divided by. None: as for `mean`."""
     evaluation_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Side of the centre crop as a share of the resized image in evaluation (timm's crop_pct); kept with the model."""
+    verify: Literal["sampled", "full"] = "sampled"
+    """Which samples' bytes are held against their checksum: one in 16, or all. Their sizes always are."""
+    max_damaged: CountOrZero = 0
+    """Samples that may prove damaged in the whole run; the next of the shard stands in for each. One more stops it."""
+    skipped: tuple[tuple[CountOrZero, Count], ...] = ()
+    """Ranges [from, to) of positions that are passed over, whole global batches to keep reading local."""
     record: bool = False
     """Write the step, position and key of every sample consumed to `samples/rank-*.tsv`."""
+
+    @field_validator("skipped")
+    @classmethod
+    def _are_ranges(cls, ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        for start, end in ranges:
+            if start >= end:
+                raise ValueError(f"[{start}, {end}) is no range of positions")
+        return ranges
 
 
 class AugmentationConfig(Config):

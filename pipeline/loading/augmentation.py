@@ -106,3 +106,9 @@ def _rand_augment(image: Image.Image, config: AugmentationConfig, generator: np.
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def training_view(
+    content: bytes, extension: str, out: np.ndarray, config: AugmentationConfig, generator: np.random.Generator
+) -> None:
+    out[:] = augment(decode_image(content, out.shape[-1]), out.shape[0], config, generator)

@@ -28,7 +28,7 @@ class Selection:
         for shard in range(len(reader.shard_sizes)):
             keys, labels = reader.keys(shard), reader.labels(shard)
             for sample, (key, label) in enumerate(zip(keys, labels, strict=True)):
-                digest = hashlib.sha256(key.encode()).digest()
+                digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
                 places.setdefault(int(label), []).append((digest, shard, sample))
         taken: list[list[int]] = [[] for _ in reader.shard_sizes]
         for candidates in places.values():

@@ -1,124 +1,117 @@
-"""Micro-batches of a run: positions in, augmented uint8 images out. The batch carries the positions it came from.
+"""The sample stream of a run: positions in, augmented images out, a pure function of (datasets, config, position).
 
-The stream is a pure function of (index, seed, position); workers and ranks only decide who does the work.
+Ranks and workers only decide who does the work. Every sample that is read is checked against the index; one that is
+damaged stops the run, unless `data.max_damaged` allows for it. Then the next sample of its shard stands in for it, the
+same one on any rank, and it is counted by cause: there are never silently fewer samples.
 """
 
-import ctypes
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from models.objectives.batch import Batch
-from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
-from pipeline.loading.augmentation import augment, decode_image
+from pipeline.loading.augmentation import training_view
+from pipeline.loading.mixture import Mixture
 from pipeline.loading.selection import Selection
+from pipeline.loading.sources import label_map, union_of_classes
+from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.order import SampleOrder, sample_seed
-from pipeline.shards.reader import ShardReader
+from pipeline.shards.order import sample_seed
+from pipeline.shards.reader import DataError, Sample, ShardReader
 
-_PR_SET_PDEATHSIG = 1
-
-
-class RawBatch(NamedTuple):
-    """One micro-batch as the loader makes it, on the host."""
-
-    images: Tensor  # (B, H, W, C) uint8
-    labels: Tensor  # (B,) int64
-    positions: Tensor  # (B,) int64
-    keys: list[str]
+CHECKED_SHARE = 16  # without `data.verify: full`, one sample in this many has its checksum computed
+CAUSES = ("missing", "cut", "changed", "undecodable")
 
 
-class PositionDataset(Dataset):
-    """Maps an array of positions to a RawBatch."""
+class Damaged(NamedTuple):
+    """A sample that could not be used, and for which another stood in."""
 
-    def __init__(self, config: TrainingConfig, index: DatasetIndex):
+    position: int
+    cause: str  # one of CAUSES
+    detail: str
+
+
+class SampleStream:
+    """Fills rows of a batch with the samples at given positions."""
+
+    def __init__(self, config: TrainingConfig, indexes: Sequence[DatasetIndex]):
+        data = config.data
         self.config = config
-        self.reader = ShardReader(index, config.data.split)
-        self.selection = Selection.of(self.reader, config.data.label_fraction)
-        self.order = SampleOrder(
-            self.selection.shard_sizes,
+        self.readers = [ShardReader(index, data.split) for index in indexes]
+        self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
+        classes = union_of_classes(indexes)
+        self.label_maps = [label_map(index, classes) for index in indexes]
+        self.mixture = Mixture(
+            [selection.shard_sizes for selection in self.selections],
+            [source.weight for source in data.sources] or [1.0],
             global_batch_size=config.global_batch_size,
-            lanes=config.data.lanes,
-            window_shards=config.data.window_shards,
+            lanes=data.lanes,
+            window_shards=[source.window_shards or data.window_shards for source in data.sources]
+            or [data.window_shards],
             seed=config.seed,
         )
 
-    def __getitem__(self, positions: np.ndarray) -> RawBatch:
-        _, shards, places = self.order.locate_many(positions)
-        size, channels = self.config.encoder.image_size, self.config.encoder.channels
-        images = np.empty((len(positions), size, size, channels), np.uint8)
-        labels = np.empty(len(positions), np.int64)
-        keys = []
-        for row, (position, shard, place) in enumerate(zip(positions, shards, places, strict=True)):
-            sample = self.reader.read(int(shard), self.selection.sample(int(shard), int(place)))
-            generator = np.random.Generator(np.random.Philox(sample_seed(self.config.seed, int(position), "augment")))
-            image = decode_image(sample.image, channels)
-            images[row] = augment(image, size, self.config.augmentation, generator)
-            labels[row] = sample.label
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a row."""
+        size = self.config.encoder.image_size
+        return size, size, self.config.encoder.channels
+
+    def fill(self, positions: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[list[str], list[Damaged]]:
+        """Write the views and labels of `positions` in place; their keys, and what was damaged.
+
+        Raises DataError for a damaged sample when `data.max_damaged` is 0.
+
+        Shape:
+            positions: (B,) int64
+            images: (B, H, W, C) uint8
+            labels: (B,) int64
+        """
+        keys, damaged = [], []
+        sources, _, shards, places = self.mixture.locate(positions)
+        for row, place in enumerate(zip(positions, sources, shards, places, strict=True)):
+            sample = self._fill_row(*map(int, place), images[row], damaged)
+            labels[row] = self.label_maps[int(place[1])][sample.label]
             keys.append(sample.key)
-        return RawBatch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(positions), keys)
+        return keys, damaged
 
+    def _fill_row(
+        self, position: int, source: int, shard: int, place: int, image: np.ndarray, damaged: list[Damaged]
+    ) -> Sample:
+        for candidate in self._stand_ins(source, shard, place):
+            try:
+                return self._view(position, source, *candidate, image)
+            except DataError as error:
+                if self.config.data.max_damaged == 0:
+                    raise
+                damaged.append(Damaged(position, error.cause, str(error)))
+        raise DataError(f"position {position}: no sample of its dataset can be read", cause=damaged[-1].cause)
 
-def micro_batch_positions(plan: BatchPlan, rank: int, first_step: int, last_step: int) -> Iterator[np.ndarray]:
-    """Positions of each micro-batch of `rank`, step after step.
+    def _view(self, position: int, source: int, shard: int, place: int, image: np.ndarray) -> Sample:
+        """Read, check and decode one sample into `image`."""
+        reader, number = self.readers[source], self.selections[source].sample(shard, place)
+        sample = reader.read(shard, number, verify=self._verifies(position))
+        generator = np.random.Generator(np.random.Philox(sample_seed(self.config.seed, position, "augment")))
+        try:
+            training_view(sample.image, sample.extension, image, self.config.augmentation, generator)
+        except ImageFault as fault:
+            reader.read(shard, number, verify=True)  # that its bytes have changed would be the better explanation
+            raise DataError(
+                f"{sample.shard}: sample `{sample.key}`: cannot be decoded ({fault.detail}); ingest the dataset again "
+                "without it, or allow for some damaged samples with --set data.max_damaged=N",
+                cause="undecodable",
+            ) from None
+        return sample
 
-    A rank takes its contiguous slice of each global batch, and cuts it into micro-batches.
-    """
-    share = plan.global_batch_size // plan.world_size
-    for step in range(first_step, last_step):
-        start = step * plan.global_batch_size + rank * share
-        for offset in range(0, share, plan.micro_batch_size):
-            yield np.arange(start + offset, start + offset + plan.micro_batch_size, dtype=np.int64)
+    def _verifies(self, position: int) -> bool:
+        data = self.config.data
+        return data.verify == "full" or sample_seed(self.config.seed, position, "verify") % CHECKED_SHARE == 0
 
-
-def training_batches(
-    dataset: PositionDataset, plan: BatchPlan, *, rank: int, first_step: int, last_step: int, workers: int
-) -> Iterator[RawBatch]:
-    """The micro-batches of steps [first_step, last_step) of one rank, prefetched by `workers` processes."""
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=_Positions(plan, rank, first_step, last_step),
-        num_workers=workers,
-        worker_init_fn=_detach_worker if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=2 if workers else None,
-    )
-    return iter(loader)
-
-
-class _Positions:
-    """`micro_batch_positions` as an object that a DataLoader can iterate and size."""
-
-    def __init__(self, plan: BatchPlan, rank: int, first_step: int, last_step: int):
-        self.arguments = (plan, rank, first_step, last_step)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return micro_batch_positions(*self.arguments)
-
-    def __len__(self) -> int:
-        plan, _, first_step, last_step = self.arguments
-        return (last_step - first_step) * plan.gradient_accumulation_steps
-
-
-def _detach_worker(worker: int) -> None:
-    """A stop request is the rank's to answer; a worker that dies of it would take the checkpoint with it."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    torch.set_num_threads(1)
-
-
-def to_device(raw: RawBatch, device: torch.device, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Batch:
-    """The batch on the device, channels first, uint8 0..255 scaled to 0..1 and normalised, float32."""
-    images = raw.images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-    mean_tensor = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-    deviation_tensor = torch.tensor(deviation, device=device).view(1, -1, 1, 1)
-    images = ((images - mean_tensor) / deviation_tensor).contiguous()
-    return Batch(images, raw.labels.to(device, non_blocking=True), raw.positions.to(device, non_blocking=True))
+    def _stand_ins(self, source: int, shard: int, place: int) -> Iterator[tuple[int, int]]:
+        """The sample itself, then the others of its shard, then those of the shards that follow."""
+        sizes = self.selections[source].shard_sizes
+        for further in range(len(sizes)):
+            this = (shard + further) % len(sizes)
+            for step in range(int(sizes[this])):
+                yield this, (place + step) % int(sizes[this])

@@ -9,12 +9,12 @@ import numpy as np
 
 from pipeline.config.recipe import read_yaml
 from pipeline.config.training import LENGTH_UNITS
+from pipeline.loading.sources import Sources
 from pipeline.preparation.memory import bytes_per_rank_on_host
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.training import PreparedRun, prepare_training
 from pipeline.registry.locate import ModelSource
 from pipeline.run_directory import RunDirectory
-from pipeline.shards.index import DatasetIndex
 
 STEPS_BEFORE_STOP = 2
 STEPS = 4
@@ -24,7 +24,7 @@ CPU_EFFICIENCY = 0.5  # share of a plain matrix product's speed that a training 
 
 
 def prepare_rehearsal(
-    stage: str, recipe: str, overrides: Sequence[str], index: DatasetIndex, placement: Placement,
+    stage: str, recipe: str, overrides: Sequence[str], sources: Sources, placement: Placement,
     model: ModelSource | None, full: PreparedRun, *, built_in_data: bool,
 ) -> PreparedRun:  # fmt: skip
     """The same recipe for a few steps of the smallest batch, stopped once and resumed; `full` is what it stands for."""
@@ -41,7 +41,7 @@ def prepare_rehearsal(
     dropped = {"checkpoint.keep", "checkpoint.every_steps", "log_every_steps", "data.lanes", "micro_batch_size",
                "global_batch_size", *LENGTH_UNITS}  # fmt: skip
     kept = [override for override in overrides if override.partition("=")[0] not in dropped]
-    rehearsal = prepare_training(stage, recipe, [*kept, *shortened], index, placement, model)
+    rehearsal = prepare_training(stage, recipe, [*kept, *shortened], sources, placement, model)
     return PreparedRun(
         rehearsal.name,
         rehearsal.config,

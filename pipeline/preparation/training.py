@@ -23,10 +23,12 @@ from pipeline.config.plan import (
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.errors import InputError
+from pipeline.loading.mixture import quotas
 from pipeline.loading.selection import Selection
+from pipeline.loading.sources import Sources
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
-from pipeline.shards.index import DatasetIndex
+from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
 from pipeline.shards.reader import ShardReader
 
@@ -57,11 +59,11 @@ def prepare_training(
     stage: str,
     recipe: str,
     overrides: Sequence[str],
-    index: DatasetIndex,
+    sources: Sources,
     placement: Placement,
     model: ModelSource | None = None,
 ) -> PreparedRun:
-    """The run that `recipe` with `overrides` makes on a dataset, under a placement; of `model` where one is given."""
+    """The run that `recipe` with `overrides` makes on datasets, under a placement; of `model` where one is given."""
     path = recipe_path(recipe)
     raw, settings = read_yaml(path), parse_overrides(overrides)
     _require_stage(raw, stage, path)
@@ -69,14 +71,16 @@ def prepare_training(
     if model is not None:
         raw = _start_from(raw, model, overrides, path)
     raw, by_hand = _replace_length(raw, settings)
-    raw.setdefault("data", {})["sources"] = [{"path": str(index.directory)}]
+    raw.setdefault("data", {})["sources"] = [{"path": str(index.directory)} for index in sources.indexes]
     config = validate(CONFIGS[stage], apply_overrides(raw, settings), path.name)
-    config = _filled_in(config, index, model, path)
-    samples_per_epoch = _samples_per_epoch(config, index)
+    sources.require_split(config.data.split, path.name)
+    sources = sources.weighted(config.data.split)
+    config = _filled_in(config, sources, model, path)
+    samples_per_epoch = _samples_per_epoch(config, sources)
     if by_hand and "optimizer.warmup" not in settings:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
         config = _shortened_warmup(config, recipe_unit, samples_per_epoch, notes)
-    plan = training_plan(config, index, placement, samples_per_epoch, model)
+    plan = training_plan(config, sources, placement, samples_per_epoch, model)
     if config.precision == "bf16" and plan["precision"] == "fp32":
         notes.append("no accelerator here: computing in fp32")
     return PreparedRun(path.stem, config, plan, notes)
@@ -115,19 +119,21 @@ def _with(config: TrainingConfig, source: str, **changes: Any) -> Any:
     return validate(type(config), apply_overrides(config.model_dump(), dotted), source)
 
 
-def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource | None, path: Path) -> TrainingConfig:
-    """Every None that the dataset or the model decides, decided and written down."""
+def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | None, path: Path) -> TrainingConfig:
+    """Every None that the datasets or the model decide, decided and written down."""
     data = config.data
-    if data.split not in index.splits:
-        raise InputError(
-            f"{path.name}: data.split: {index.directory} has no split `{data.split}`, only {', '.join(index.splits)}"
-        )
-    shards = index.splits[data.split]
-    mean = data.mean or (model.mean if model else None) or tuple(index.statistics.mean)
-    std = data.std or (model.std if model else None) or tuple(index.statistics.std)
+    mean, std = (
+        getattr(data, what) or (getattr(model, what) if model else None) or sources.pixel_statistics(what)
+        for what in ("mean", "std")
+    )
     crop = data.evaluation_crop
     if model and model.evaluation_crop and "evaluation_crop" not in data.model_fields_set:
         crop = model.evaluation_crop
+    if mean is None or std is None:
+        raise InputError(
+            f"{path.name}: data.mean: {sources.path}: the images differ in their channels, so there are no statistics "
+            "of pixels; give data.mean and data.std"
+        )
     if len(mean) != config.encoder.channels:
         raise InputError(
             f"{path.name}: data.mean has {len(mean)} values, encoder.channels is {config.encoder.channels}; "
@@ -136,21 +142,46 @@ def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource |
     return _with(
         config, path.name,
         data__lanes=data.lanes or default_lanes(config.global_batch_size),
-        data__window_shards=data.window_shards or default_window_shards([s.bytes for s in shards], WINDOW_BYTES),
+        data__sources=_filled_in_sources(config, sources, path),
+        data__window_shards=data.window_shards or _window(sources.shards(data.split)[0]),
         data__mean=list(mean), data__std=list(std), data__evaluation_crop=crop,
     )  # fmt: skip
 
 
-def _samples_per_epoch(config: TrainingConfig, index: DatasetIndex) -> int:
-    if config.objective.kind == "supervised" and (missing := index.num_unlabelled(config.data.split)):
-        raise InputError(
-            f"{index.directory}: objective.kind: `supervised` needs labels, and {missing:,} of "
-            f"{index.num_samples(config.data.split):,} samples of `{config.data.split}` have none; learn without "
-            "labels by a recipe pretrain_mae_<encoder> (objective=mae of the pretrain flow)"
+def _filled_in_sources(config: TrainingConfig, sources: Sources, path: Path) -> list[dict[str, Any]]:
+    """A single source needs no more than its path; those of a mixture have weights and windows of their own."""
+    if len(sources.indexes) == 1:
+        return [{"path": str(sources.indexes[0].directory)}]
+    try:
+        quotas(sources.weights)
+    except ValueError as error:
+        raise InputError(f"--data: {error}; drop that dataset or raise its weight") from None
+    return [
+        {"path": str(index.directory), "weight": weight, "window_shards": config.data.window_shards or _window(shards)}
+        for index, weight, shards in zip(
+            sources.indexes, sources.weights, sources.shards(config.data.split), strict=True
         )
+    ]
+
+
+def _window(shards: Sequence[Shard]) -> int:
+    return default_window_shards([shard.bytes for shard in shards], WINDOW_BYTES)
+
+
+def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:
+    """Samples of all sources together: an epoch of a mixture is as many draws."""
+    split = config.data.split
+    for index in sources.indexes:
+        if config.objective.kind == "supervised" and (missing := index.num_unlabelled(split)):
+            raise InputError(
+                f"{index.directory}: objective.kind: `supervised` needs labels, and {missing:,} of "
+                f"{index.num_samples(split):,} samples of `{split}` have none; learn without labels by a recipe "
+                "pretrain_mae_<encoder> (objective=mae of the pretrain flow)"
+            )
     if config.data.label_fraction == 1.0:
-        return index.num_samples(config.data.split)
-    return int(Selection.of(ShardReader(index, config.data.split), config.data.label_fraction).shard_sizes.sum())
+        return sources.num_samples(split)
+    readers = [ShardReader(index, split) for index in sources.indexes]
+    return sum(int(Selection.of(reader, config.data.label_fraction).shard_sizes.sum()) for reader in readers)
 
 
 def _shortened_warmup(config: TrainingConfig, recipe_unit: str, samples_per_epoch: int, notes: list[str]) -> Any:
@@ -165,12 +196,12 @@ def _shortened_warmup(config: TrainingConfig, recipe_unit: str, samples_per_epoc
 
 
 def training_plan(
-    config: TrainingConfig, index: DatasetIndex, placement: Placement, samples_per_epoch: int, model: ModelSource | None
+    config: TrainingConfig, sources: Sources, placement: Placement, samples_per_epoch: int, model: ModelSource | None
 ) -> dict[str, Any]:
-    """What `plan.json` holds: everything that follows from the config, the dataset and the placement."""
+    """What `plan.json` holds: everything that follows from the config, the datasets and the placement."""
     batches = plan_batches(config.global_batch_size, config.micro_batch_size, placement.world_size)
     steps = plan_steps(config, samples_per_epoch)
-    num_classes = index.num_classes if config.objective.kind == "supervised" else 0
+    num_classes = len(sources.classes or ()) if config.objective.kind == "supervised" else 0
     precision = config.precision if placement.precision == "bf16" else "fp32"
     parameters = count_parameters(config.encoder, config.objective, num_classes)
     ema = config.ema_decay > 0
@@ -184,12 +215,7 @@ def training_plan(
         "steps": steps._asdict(),
         "samples_per_epoch": samples_per_epoch,
         "num_classes": num_classes,
-        "data": {
-            "path": str(index.directory),
-            "name": index.directory.name,
-            "fingerprint": index.fingerprint,
-            "classes": list(index.classes) if index.classes else None,
-        },
+        "data": sources.as_plan(),
         "initialise_from": model.as_dict() if model else None,
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "parameters": parameters,

@@ -41,7 +41,12 @@ class SampleOrder:
     """
 
     def __init__(
-        self, shard_sizes: Sequence[int] | np.ndarray, global_batch_size: int, lanes: int, window_shards: int, seed: int
+        self,
+        shard_sizes: Sequence[int] | np.ndarray,
+        global_batch_size: int,
+        lanes: int,
+        window_shards: int,
+        seed: int | str,
     ):
         self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.num_samples = int(self.shard_sizes.sum())
@@ -75,14 +80,6 @@ class SampleOrder:
             shards[chosen], samples[chosen] = self._locate_in_epoch(int(epoch), positions[chosen])
         return epochs, shards, samples
 
-    def positions_of(self, step: int, rank: int, world_size: int) -> np.ndarray:
-        """The positions that `rank` reads in `step`: its contiguous slice of the global batch."""
-        per_rank, remainder = divmod(self.global_batch_size, world_size)
-        if remainder:
-            raise ValueError(f"{world_size} ranks do not divide global_batch_size {self.global_batch_size}")
-        start = step * self.global_batch_size + rank * per_rank
-        return np.arange(start, start + per_rank, dtype=np.int64)
-
     def _locate_in_epoch(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         layout = self._layout(epoch)
         per_lane = self.global_batch_size // self.lanes
@@ -100,7 +97,7 @@ class SampleOrder:
 
     def _make_layout(self, epoch: int) -> _Layout:
         lane = np.arange(self.lanes)
-        shards = _permutation(len(self.shard_sizes), self.seed, "shards", epoch)
+        shards = permutation(len(self.shard_sizes), self.seed, "shards", epoch)
         shard_starts = _starts(self.shard_sizes[shards])
         before = self._count_in_lane(lane, epoch * self.num_samples)
         lane_starts = _starts(self._count_in_lane(lane, (epoch + 1) * self.num_samples) - before)
@@ -126,10 +123,11 @@ class SampleOrder:
         return max(int(start), int(layout.lane_starts[lane])), min(int(end), int(layout.lane_starts[lane + 1]))
 
     def _make_window(self, epoch: int, lane: int, window: int, size: int) -> np.ndarray:
-        return _permutation(size, self.seed, "window", epoch, lane, window)
+        return permutation(size, self.seed, "window", epoch, lane, window)
 
 
-def _permutation(size: int, seed: int, purpose: str, *where: int) -> np.ndarray:
+def permutation(size: int, seed: int | str, purpose: str, *where: int) -> np.ndarray:
+    """(size,) int64: 0 .. size - 1 in the order that (seed, purpose, where) fixes."""
     key = _digest(16, seed, purpose, *where)
     words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
     return np.argsort(words, kind="stable")
@@ -155,9 +153,36 @@ def sample_seed(seed: int, position: int, purpose: str) -> int:
     return int.from_bytes(_digest(8, seed, position, purpose), "little")
 
 
-def num_steps(samples: int, global_batch_size: int) -> int:
-    """Steps that cover `samples`; the last batch is whole and runs on into what follows."""
-    return -(-samples // global_batch_size)
+def positions_of_rank(
+    global_batch_size: int, step: int, rank: int, world_size: int, skipped: Sequence[tuple[int, int]] = ()
+) -> np.ndarray:
+    """The positions that `rank` reads in `step`: its contiguous slice of the global batch."""
+    per_rank, remainder = divmod(global_batch_size, world_size)
+    if remainder:
+        raise ValueError(f"{world_size} ranks do not divide global_batch_size {global_batch_size}")
+    start = step * global_batch_size + rank * per_rank
+    return pass_over(np.arange(start, start + per_rank, dtype=np.int64), skipped)
+
+
+def pass_over(counts: np.ndarray, skipped: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The position of the n-th sample that is read, for each n of `counts`, when ranges [from, to) are passed over."""
+    positions = np.array(counts, dtype=np.int64)
+    for start, end in merged_ranges(skipped):
+        positions[positions >= start] += end - start
+    return positions
+
+
+def merged_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same positions as ascending ranges that neither overlap nor touch."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted((int(start), int(end)) for start, end in ranges):
+        if not 0 <= start < end:
+            raise ValueError(f"[{start}, {end}) is not a range of positions")
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def default_lanes(global_batch_size: int) -> int:

@@ -36,6 +36,10 @@ RECORD = np.dtype(
 class DataError(Exception):
     """A shard or its table is not what the index says: the message has the path, the sample, the fault, the remedy."""
 
+    def __init__(self, message: str, cause: str = "changed"):
+        super().__init__(message)
+        self.cause = cause
+
 
 @dataclass(frozen=True)
 class ShardTable:

@@ -6,7 +6,7 @@ moving average, checkpoints and time-outs. The DeepSpeed dictionary is a pure fu
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ class StepResult(NamedTuple):
     gradient_norm: float  # before clipping
     skipped: bool  # a non-finite gradient was found and the weights were left alone
     stop: bool  # some rank was asked to stop
-    sums: dict[str, float]  # the objective's sums over the global batch
+    sums: dict[str, float]  # the objective's sums and the counts given, over the global batch
 
 
 class Engine:
@@ -61,13 +61,19 @@ class Engine:
     def rank(self) -> int:
         return self.accelerator.process_index
 
-    def step(self, batches: Sequence[Batch], learning_rate: float, *, stop: bool) -> StepResult:
-        """One optimizer step over exactly `gradient_accumulation_steps` micro-batches. Collective."""
+    def step(
+        self, batches: Sequence[Batch], learning_rate: float, *, stop: bool, counts: Mapping[str, float] = {}
+    ) -> StepResult:
+        """One optimizer step over exactly `gradient_accumulation_steps` micro-batches. Collective.
+
+        `counts` of this rank are added up over all ranks, like the objective's sums and with them; the names must be
+        the same on every rank.
+        """
         assert len(batches) == self.plan.gradient_accumulation_steps
         self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
         self.wrapped.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Any] = dict(counts)
         norm: Any = None
         for batch in batches:
             with self.accelerator.accumulate(self.wrapped):
@@ -92,7 +98,7 @@ class Engine:
         limit = self.config.optimizer.max_grad_norm
         return self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit if limit else float("inf"))
 
-    def _agree(self, loss: Tensor, norm: float, skipped: bool, stop: bool, sums: dict[str, Tensor]) -> StepResult:
+    def _agree(self, loss: Tensor, norm: float, skipped: bool, stop: bool, sums: dict[str, Any]) -> StepResult:
         """Loss, stop and skip flags and sums in one collective."""
         names = sorted(sums)
         pack = [loss / self.plan.world_size, float(stop), float(skipped), *(sums[name] for name in names)]
@@ -111,7 +117,7 @@ def _accelerator(plan: BatchPlan, config: TrainingConfig, precision: str) -> Any
     AcceleratorState._reset_state()  # several runs may follow each other in one process
     cuda = torch.cuda.is_available()
     # Without an explicit backend accelerate takes every rank for the only one on a processor without accelerators.
-    group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=_time_out())
+    group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=collective_time_out())
     if config.zero.stage == 0:
         return Accelerator(
             cpu=not cuda,
@@ -133,7 +139,8 @@ def _accelerator(plan: BatchPlan, config: TrainingConfig, precision: str) -> Any
     )
 
 
-def _time_out() -> datetime.timedelta:
+def collective_time_out() -> datetime.timedelta:
+    """How long a rank waits for its peers before it takes them for lost."""
     return datetime.timedelta(seconds=float(os.environ.get("VIT_COLLECTIVE_TIMEOUT_SECONDS", "600")))
 
 
@@ -145,4 +152,4 @@ def _set_time_out() -> None:
 
     set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout  # public from torch 2.15 on
     for group in list(distributed_c10d._world.pg_map):
-        set_timeout(_time_out(), group)
+        set_timeout(collective_time_out(), group)

@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 import time
-from itertools import islice
 
 import numpy as np
 import torch
@@ -17,19 +16,24 @@ from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.loading.augmentation import decode_image, evaluation_view
+from pipeline.loading.loader import Loader, RawBatch, to_device
 from pipeline.loading.mixing import mix_batch
-from pipeline.loading.stream import PositionDataset, RawBatch, to_device, training_batches
+from pipeline.loading.sources import Sources, open_sources
+from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import Checkpoint, write_json
-from pipeline.shards.index import DatasetIndex, read_index
+from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import ShardReader
+from pipeline.training.agreement import plan_parts, require_same_plan
 from pipeline.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.ledger import Ledger, SampleRecorder, SpeedMeter
 from pipeline.training.schedule import learning_rate
+from pipeline.training.supply import DAMAGED, Supply
 
 MAX_SKIPPED_IN_A_ROW = 5
+WARM_STEPS = 20  # after which the loader's speed can be told
 log = logging.getLogger(__name__)
 
 
@@ -39,60 +43,71 @@ def train(me: Rank) -> None:
     config, plan = read_run_config(me.run.path), me.run.plan()
     batches = BatchPlan(**plan["batches"])
 
-    # 1. Data: a pure function of the position, so resuming is a seek.
+    # 1. Data: a pure function of the position, so resuming is a seek. Workers read ahead while the model is made.
     me.phase = "data"
-    index = read_index(config.data.sources[0].path)
-    if index.fingerprint != plan["data"]["fingerprint"]:
-        raise InputError(
-            f"{config.data.sources[0].path}: the dataset changed since this run began: its fingerprint is "
-            f"{index.fingerprint}, the run was planned on {plan['data']['fingerprint']}"
-        )
-    dataset = PositionDataset(config, index)
-
-    # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
-    me.phase = "model"
+    sources = open_sources(config.data)
+    _require_planned_data(sources, plan)
     checkpoint = me.run.newest_checkpoint()
-    module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
-    if checkpoint is None and config.initialise_from is not None:
-        _initialise(module, config, plan)
-    engine = Engine(module, config, batches, precision=plan["precision"])
-    first_step = 0
-    if checkpoint is not None:
-        load_checkpoint(engine.state, checkpoint)
-        first_step = checkpoint.step
-        log.info("resumed at step %d from %s", first_step, checkpoint.directory)
-    _log_start(me, config, plan)
+    first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
+    store = require_same_plan(me, plan_parts(me, sources.indexes, first_step))
+    supply = Supply(config, checkpoint.manifest if checkpoint else {})
+    with Loader(
+        SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
+        workers=plan["loader_workers"], skipped=supply.skipped,
+    ) as loader:  # fmt: skip
+        # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
+        me.phase = "model"
+        module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
+        if checkpoint is None and config.initialise_from is not None:
+            _initialise(module, config, plan)
+        engine = Engine(module, config, batches, precision=plan["precision"])
+        if checkpoint is not None:
+            load_checkpoint(engine.state, checkpoint)
+            log.info("resumed at step %d from %s", first_step, checkpoint.directory)
+        _log_start(me, config, plan)
 
-    # 3. Steps.
-    me.phase = "train"
-    last_step = plan["steps"]["steps"]
-    if first_step < last_step:
-        _train_steps(me, config, plan, engine, dataset, first_step, last_step)
+        # 3. Steps.
+        me.phase = "train"
+        if first_step < last_step:
+            _train_steps(me, config, plan, engine, loader, supply, first_step, last_step)
     if me.is_first:
-        _draw_reconstructions(me, config, module, index)
+        _draw_reconstructions(me, config, module, sources.indexes[0])
         write_json(me.run.result_file, _result(me, config, plan))
+    del store  # rank 0 served it to the last
 
 
-def _train_steps(me: Rank, config: TrainingConfig, plan: dict, engine: Engine, dataset, first: int, last: int) -> None:
+def _require_planned_data(sources: Sources, plan: dict) -> None:
+    """The same samples in the same shards: else positions would mean other samples than before."""
+    for what, found in (("fingerprint", sources.fingerprint), ("shards_sha256", sources.shards_sha256)):
+        if plan["data"].get(what, found) != found:
+            raise InputError(
+                f"{sources.path}: the dataset changed since this run began: its {what} is {found}, the run was "
+                f"planned on {plan['data'][what]}; restore that dataset, or start a new run on this one"
+            )
+
+
+def _train_steps(
+    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply, first: int, last: int
+) -> None:
     """Steps [first, last): read, augment, mix, update, report, save; all ranks leave together."""
     ledger = Ledger(me.attempt) if me.is_first else None
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     meter = SpeedMeter(config.global_batch_size, last)
-    stream = training_batches(
-        dataset, engine.plan, rank=me.rank, first_step=first, last_step=last, workers=plan["loader_workers"]
-    )
     skipped_in_a_row = 0
     for step in range(first, last):
-        me.step, started = step, time.perf_counter()
-        raw = list(islice(stream, engine.plan.gradient_accumulation_steps))
-        waited = time.perf_counter() - started
-        micro_batches = [to_device(one, engine.device, config.data.mean, config.data.std) for one in raw]
+        me.step, started, waited, micro_batches = step, time.perf_counter(), 0.0, []
+        for _ in range(engine.plan.gradient_accumulation_steps):
+            asked = time.perf_counter()
+            raw = next(loader)
+            waited += time.perf_counter() - asked
+            micro_batches.append(to_device(raw, engine.device, config.data.mean, config.data.std))
+            supply.take(raw)
+            recorder.write(step, raw.positions.tolist(), raw.keys)
         if config.augmentation.mixes:
             micro_batches = [mix_batch(one, config.augmentation, config.seed) for one in micro_batches]
         rate = _rate(config, plan, step)
-        result = engine.step(micro_batches, rate, stop=me.stop_requested)
-        for one in raw:
-            recorder.write(step, one.positions.tolist(), one.keys)
+        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts())
+        supply.add(result.sums)
         meter.add(time.perf_counter() - started, waited)
         done = step + 1
 
@@ -104,14 +119,16 @@ def _train_steps(me: Rank, config: TrainingConfig, plan: dict, engine: Engine, d
             )
         if ledger is not None:
             figures = meter.figures(done)
-            ledger.write(done, **_metrics(result, rate, config), **figures)
+            ledger.write(done, **_metrics(result, rate, config), **supply.metrics(loader, plan), **figures)
             if done % config.log_every_steps == 0 or done in (first + 1, last):
                 _log_progress(done, last, result, figures)
+            if done in (min(first + WARM_STEPS, last), last):
+                log.info(supply.in_words(loader, figures, plan))
 
         rehearsal_stop = plan.get("stop_after_step") == done and me.attempt.number == 1
         stopping = (result.stop or rehearsal_stop) and done < last
         if done % config.checkpoint.every_steps == 0 or done == last or stopping:
-            _save(me, config, plan, engine, done)
+            _save(me, config, plan, engine, supply, done)
         if stopping:
             raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
 
@@ -125,7 +142,9 @@ def _draw_reconstructions(me: Rank, config: TrainingConfig, module: torch.nn.Mod
     chosen = range(min(6, int(reader.shard_sizes[0])))
     decoded = [decode_image(reader.read(0, sample).image, config.encoder.channels) for sample in chosen]
     views = np.stack([evaluation_view(image, size, config.data.evaluation_crop) for image in decoded])
-    raw = RawBatch(torch.from_numpy(views), torch.zeros(len(views), dtype=torch.int64), torch.arange(len(views)), [])
+    raw = RawBatch(
+        torch.from_numpy(views), torch.zeros(len(views), dtype=torch.int64), torch.arange(len(views)), [], []
+    )
     device = next(module.parameters()).device
     images = to_device(raw, device, config.data.mean, config.data.std).images
     sheet = reconstruction_sheet(module, images, config.data.mean, config.data.std)
@@ -137,13 +156,12 @@ def _rate(config: TrainingConfig, plan: dict, step: int) -> float:
     return learning_rate(config.optimizer, seen, plan["steps"]["warmup_samples"], plan["steps"]["samples"])
 
 
-def _save(me: Rank, config: TrainingConfig, plan: dict, engine: Engine, step: int) -> None:
+def _save(me: Rank, config: TrainingConfig, plan: dict, engine: Engine, supply: Supply, step: int) -> None:
     me.phase = "checkpoint"
     started = time.perf_counter()
     facts = {
         "step": step,
-        "position": step * config.global_batch_size,
-        "skipped": [],
+        **supply.state(step),
         "stage": config.stage,
         "encoder": config.encoder.model_dump(),
         "objective": config.objective.model_dump(),
@@ -177,7 +195,11 @@ def _metrics(result: StepResult, rate: float, config: TrainingConfig) -> dict[st
         "train/gradient_norm": result.gradient_norm,
         "train/skipped": float(result.skipped),
     }
-    return metrics | {f"train/{name}": total / config.global_batch_size for name, total in result.sums.items()}
+    return metrics | {
+        f"train/{name}": total / config.global_batch_size
+        for name, total in result.sums.items()
+        if not name.startswith(DAMAGED)
+    }
 
 
 def _log_progress(step: int, last: int, result: StepResult, figures: dict[str, float]) -> None:

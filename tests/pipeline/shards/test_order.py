@@ -9,7 +9,9 @@ from pipeline.shards.order import (
     SampleOrder,
     default_lanes,
     default_window_shards,
-    num_steps,
+    merged_ranges,
+    pass_over,
+    positions_of_rank,
     sample_seed,
 )
 
@@ -50,7 +52,10 @@ def test_the_global_batches_do_not_depend_on_the_number_of_ranks(sizes, times, w
     order = SampleOrder(sizes, global_batch_size, default_lanes(global_batch_size), window_shards, seed=1)
     whole = stream(order, step * global_batch_size, (step + 1) * global_batch_size)
     for world_size in (1, 2, 3, 4, 8):
-        parts = [order.locate_many(order.positions_of(step, rank, world_size)) for rank in range(world_size)]
+        parts = [
+            order.locate_many(positions_of_rank(global_batch_size, step, rank, world_size))
+            for rank in range(world_size)
+        ]
         assert list(zip(*np.concatenate(parts, axis=1).tolist(), strict=True)) == whole
 
 
@@ -59,8 +64,8 @@ def test_a_node_reads_about_its_share_of_the_bytes_of_an_epoch(nodes):
     sizes = np.random.default_rng(0).integers(900, 1100, 1200)
     order = SampleOrder(sizes, 4096, 64, 4, seed=1)
     touched = set()
-    for step in range(num_steps(order.num_samples, 4096)):
-        epochs, shards, _ = order.locate_many(order.positions_of(step, nodes - 1, nodes)[::16])
+    for step in range(-(-order.num_samples // 4096)):
+        epochs, shards, _ = order.locate_many(positions_of_rank(4096, step, nodes - 1, nodes)[::16])
         touched.update(shards[epochs == 0].tolist())
     assert sizes[list(touched)].sum() <= 1.1 / nodes * sizes.sum()  # whole shards: what a node reads is less
 
@@ -128,8 +133,19 @@ def test_the_default_window_holds_a_small_set_whole_and_about_the_asked_bytes_of
     assert default_window_shards([1000] * 10, 5) == 1
 
 
-def test_total_steps_cover_every_sample():
-    assert [num_steps(samples, 8) for samples in (1, 8, 9)] == [1, 1, 2]
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)).map(lambda r: (r[0], r[0] + r[1])), max_size=6),
+)
+def test_what_is_passed_over_is_never_read_and_all_else_is_read_in_order(ranges):
+    left_out = {position for start, end in ranges for position in range(start, end)}
+    expected = [position for position in range(200) if position not in left_out][:60]
+    assert pass_over(np.arange(60), ranges).tolist() == expected
+    assert {p for start, end in merged_ranges(ranges) for p in range(start, end)} == left_out
+    parts = [positions_of_rank(12, step, rank, 3, ranges) for step in range(5) for rank in range(3)]
+    assert np.concatenate(parts).tolist() == expected
+    for start, end in ([5, 5], [-1, 3]):
+        with pytest.raises(ValueError, match="is not a range"):
+            merged_ranges([(start, end)])
 
 
 @pytest.mark.parametrize(
@@ -148,4 +164,4 @@ def test_an_impossible_order_is_refused(arguments, words):
 
 def test_ranks_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(ValueError, match="3 ranks"):
-        SampleOrder([5], 8, 4, 1, 0).positions_of(0, 0, 3)
+        positions_of_rank(8, 0, 0, 3)

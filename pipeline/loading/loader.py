@@ -1,0 +1,300 @@
+"""Micro-batches of one rank, made ahead of use by worker processes in shared memory.
+
+The memory is a ring of micro-batches, mapped anonymously before the workers are forked: no file of it is ever in
+/dev/shm, so a small /dev/shm does not limit it and nothing is left there when the processes are killed. Work is handed
+out as tickets, eight bytes each through one pipe, from which an idle worker takes the next: a slow image delays nobody
+else, and a worker that dies holds no lock. A ticket says which rows of which micro-batch to fill; what goes there is a
+pure function of the position, so neither the number of workers nor who does what changes a batch.
+"""
+
+import math
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import struct
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.objectives.batch import Batch
+from pipeline.config.plan import BatchPlan
+from pipeline.errors import FaultError
+from pipeline.loading.stream import Damaged, SampleStream
+from pipeline.parenthood import die_with_parent
+from pipeline.shards.order import positions_of_rank
+
+CHUNK = 32  # most rows per ticket: about 30 ms of work
+_TICKET = struct.Struct("<q")
+
+
+class RawBatch(NamedTuple):
+    """One micro-batch on the host. `images` is overwritten once the next batch is drawn: copy it before."""
+
+    images: Tensor  # (B, H, W, C) uint8
+    labels: Tensor  # (B,) int64
+    positions: Tensor  # (B,) int64
+    keys: list[str]
+    damaged: list[Damaged]
+
+
+class _Done(NamedTuple):
+    """What a worker reports about one ticket."""
+
+    ticket: int
+    labels: np.ndarray
+    keys: list[str]
+    damaged: list[Damaged]
+    seconds: float
+
+
+class _Failed(NamedTuple):
+    """A ticket that raised; the consumer raises it when it comes to that batch, and not before."""
+
+    ticket: int
+    error: Exception
+
+
+class Loader:
+    """Iterates the RawBatches of steps [first_step, last_step) of one rank; a context manager that ends its workers.
+
+    With no workers the batches are made when they are asked for. Raises what a worker raised: DataError for damaged
+    data; FaultError where a worker was killed.
+    """
+
+    def __init__(
+        self, stream: SampleStream, plan: BatchPlan, *, rank: int, first_step: int, last_step: int, workers: int,
+        skipped: Sequence[tuple[int, int]] = (),
+    ):  # fmt: skip
+        self.stream, self.plan, self.rank, self.skipped = stream, plan, rank, skipped
+        self.first_step = first_step
+        self.num_batches = (last_step - first_step) * plan.gradient_accumulation_steps
+        rows = plan.micro_batch_size
+        self.chunk = min(CHUNK, math.ceil(rows / max(1, workers)))
+        self.chunks = math.ceil(rows / self.chunk)  # tickets per micro-batch
+        # What the consumer holds or is copying, and work for every worker twice over.
+        self.slots = 2 + max(2, math.ceil(2 * workers * self.chunk / rows)) if workers else 1
+        self.ring = _shared_array((self.slots, rows, *stream.image_shape))
+        self._pinned = False
+        self.images_made, self.busy_seconds = 0, 0.0
+        self.workers = _Workers(self, workers) if workers else None
+        self._batches = self._iterate()
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        return self
+
+    def __next__(self) -> RawBatch:
+        return next(self._batches)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers at once."""
+        if self.workers is not None:
+            self.workers.close()
+        if self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self.ring.ctypes.data)
+            self._pinned = False
+
+    def positions(self, batch: int) -> np.ndarray:
+        """(B,) int64 positions of this rank's `batch`-th micro-batch from `first_step` on."""
+        step, micro_step = divmod(batch, self.plan.gradient_accumulation_steps)
+        of_rank = positions_of_rank(
+            self.plan.global_batch_size, self.first_step + step, self.rank, self.plan.world_size, self.skipped
+        )
+        return of_rank[micro_step * self.plan.micro_batch_size :][: self.plan.micro_batch_size]
+
+    @property
+    def images_per_second(self) -> float | None:
+        """What all workers together make when none has to wait; None before the first batch."""
+        if not self.busy_seconds:
+            return None
+        return self.images_made / self.busy_seconds * max(1, self.workers.count if self.workers else 1)
+
+    def fill(self, ticket: int) -> _Done:
+        """Fill the rows that a ticket stands for."""
+        started = time.perf_counter()
+        batch, chunk = divmod(ticket, self.chunks)
+        rows = slice(chunk * self.chunk, (chunk + 1) * self.chunk)
+        positions = self.positions(batch)[rows]
+        labels = np.empty(len(positions), np.int64)
+        keys, damaged = self.stream.fill(positions, self.ring[batch % self.slots][rows], labels)
+        return _Done(ticket, labels, keys, damaged, time.perf_counter() - started)
+
+    def _iterate(self) -> Iterator[RawBatch]:
+        if self.workers is None:
+            for batch in range(self.num_batches):
+                _finish(_copies_issued())
+                yield self._assemble(batch, [self.fill(batch * self.chunks + chunk) for chunk in range(self.chunks)])
+            return
+        self._hand_out(range(min(self.slots, self.num_batches)))
+        copying: deque[Any] = deque()  # of the oldest slots: events after which they may be written again
+        for batch in range(self.num_batches):
+            yield self._assemble(batch, self.workers.collect(self._tickets_of(batch)))
+            copying.append(_copies_issued())
+            while copying and (len(copying) > 1 or copying[0] is None or copying[0].query()):
+                _finish(copying.popleft())
+                following = batch - len(copying) + self.slots
+                self._hand_out(range(following, min(following + 1, self.num_batches)))
+
+    def _hand_out(self, batches: range) -> None:
+        for batch in batches:
+            self.workers.hand_out(self._tickets_of(batch))
+
+    def _tickets_of(self, batch: int) -> range:
+        return range(batch * self.chunks, (batch + 1) * self.chunks)
+
+    def _assemble(self, batch: int, done: list[_Done]) -> RawBatch:
+        self._pin()
+        self.images_made += self.plan.micro_batch_size
+        self.busy_seconds += sum(part.seconds for part in done)
+        return RawBatch(
+            torch.from_numpy(self.ring[batch % self.slots]),
+            torch.from_numpy(np.concatenate([part.labels for part in done])),
+            torch.from_numpy(self.positions(batch)),
+            [key for part in done for key in part.keys],
+            [one for part in done for one in part.damaged],
+        )
+
+    def _pin(self) -> None:
+        """Page-lock the ring for copies to an accelerator; after the fork, as workers must not hold a CUDA context."""
+        if self._pinned or not torch.cuda.is_available():
+            return
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.ring.ctypes.data, self.ring.nbytes, 0))
+        self._pinned = True
+
+
+def to_device(raw: RawBatch, device: torch.device, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Batch:
+    """The batch on the device, channels first, uint8 0..255 scaled to 0..1 and normalised, float32."""
+    images = raw.images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    mean_tensor = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+    deviation_tensor = torch.tensor(deviation, device=device).view(1, -1, 1, 1)
+    images = ((images - mean_tensor) / deviation_tensor).contiguous()
+    return Batch(images, raw.labels.to(device, non_blocking=True), raw.positions.to(device, non_blocking=True))
+
+
+def _copies_issued() -> Any:
+    """An event behind all copies to the accelerator issued so far; None without one."""
+    return torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
+
+
+def _finish(copies: Any) -> None:
+    if copies is not None:
+        copies.synchronize()
+
+
+def _shared_array(shape: tuple[int, ...]) -> np.ndarray:
+    """A uint8 array that forked processes share."""
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+
+
+class _Workers:
+    """Forked processes that take tickets from a pipe and report what they did through one pipe each."""
+
+    def __init__(self, loader: Loader, count: int):
+        self.count = count
+        self._done: dict[int, _Done | _Failed] = {}
+        self._tickets, self._hand_out = os.pipe()
+        context = multiprocessing.get_context("fork")
+        self._processes: dict[Connection, Any] = {}
+        for number in range(count):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_work, args=(loader, self, theirs, os.getpid()), name=f"loader-{number}", daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._processes[ours] = process
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes.values()]
+
+    def hand_out(self, tickets: range) -> None:
+        os.write(self._hand_out, b"".join(map(_TICKET.pack, tickets)))
+
+    def take(self) -> int | None:
+        """The next ticket, in a worker; None when there will be none."""
+        ticket = os.read(self._tickets, _TICKET.size)
+        return _TICKET.unpack(ticket)[0] if ticket else None
+
+    def collect(self, tickets: range) -> list[_Done]:
+        """The reports of these tickets; waits for them."""
+        while not all(ticket in self._done for ticket in tickets):
+            for connection in wait([*self._processes]):
+                self._receive(connection)
+        done = [self._done.pop(ticket) for ticket in tickets]
+        for one in done:
+            if isinstance(one, _Failed):
+                raise one.error
+        return done
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            report = connection.recv()
+        except EOFError:
+            process = self._processes.pop(connection)
+            process.join()
+            raise FaultError(
+                f"{process.name} (pid {process.pid}) {_how_ended(process.exitcode)}; if memory ran out, lower "
+                "profile.loader_workers"
+            ) from None
+        self._done[report.ticket] = report
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+        for connection, process in self._processes.items():
+            process.join()
+            connection.close()
+        self._processes.clear()
+        for descriptor in (self._tickets, self._hand_out):
+            os.close(descriptor)
+
+    def detach(self) -> None:
+        """In a worker: let go of what belongs to the consumer, and leave its signals to it."""
+        os.close(self._hand_out)
+        for connection in self._processes:
+            connection.close()
+        # A stop request is the rank's to answer; a worker that died of it would take the checkpoint with it.
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _work(loader: Loader, workers: _Workers, reports: Connection, parent: int) -> None:
+    """A worker's life."""
+    workers.detach()
+    die_with_parent(parent)
+    torch.set_num_threads(1)
+    while (ticket := workers.take()) is not None:
+        try:
+            reports.send(loader.fill(ticket))
+        except Exception as error:
+            reports.send(_Failed(ticket, _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, where it survives pickling; else its traceback as text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        if type(error).__module__.startswith("pipeline."):
+            return error
+    except Exception:
+        pass
+    return RuntimeError("in a loader worker:\n" + "".join(traceback.format_exception(error)).rstrip())
+
+
+def _how_ended(exit_code: int | None) -> str:
+    return f"was killed by signal {-exit_code}" if exit_code and exit_code < 0 else f"ended with code {exit_code}"

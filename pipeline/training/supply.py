@@ -1,0 +1,82 @@
+"""The loop's account of its data: where the stream stands, what was damaged, and whether the loader keeps up."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.training import TrainingConfig
+from pipeline.loading.loader import Loader, RawBatch
+from pipeline.loading.stream import CAUSES
+from pipeline.shards.order import merged_ranges, pass_over
+from pipeline.shards.reader import DataError
+
+DAMAGED = "damaged_"
+INPUT_BOUND = 0.1  # share of the step spent waiting for data, above which more data would mean more speed
+log = logging.getLogger(__name__)
+
+
+class Supply:
+    """The data state of a run: ranges passed over, and damaged samples by cause over all ranks and attempts."""
+
+    def __init__(self, config: TrainingConfig, manifest: Mapping[str, Any]):
+        """`manifest` is the resumed checkpoint's; empty at the start of a run."""
+        self.config = config
+        self.skipped = merged_ranges([*config.data.skipped, *map(tuple, manifest.get("skipped", []))])
+        before = manifest.get("damaged", {})
+        self.damaged = {cause: int(before.get(cause, 0)) for cause in CAUSES}
+        self._new = dict.fromkeys(CAUSES, 0)  # of this rank, in this step
+
+    def take(self, batch: RawBatch) -> None:
+        """Count what a batch says was damaged; DataError beyond what `data.max_damaged` allows."""
+        for one in batch.damaged:
+            self._new[one.cause] += 1
+            log.warning("position %d: %s; the next sample of its shard stands in", one.position, one.detail)
+            self._require_allowed(sum(self.damaged.values()) + sum(self._new.values()), f": {one.detail}")
+
+    def counts(self) -> dict[str, float]:
+        """This rank's counts of the step, for `Engine.step` to add up."""
+        counts = {DAMAGED + cause: float(count) for cause, count in self._new.items()}
+        self._new = dict.fromkeys(CAUSES, 0)
+        return counts
+
+    def add(self, sums: Mapping[str, float]) -> None:
+        """Take the counts of all ranks after a step; DataError on every rank beyond what is allowed."""
+        for cause in CAUSES:
+            self.damaged[cause] += int(sums[DAMAGED + cause])
+        self._require_allowed(sum(self.damaged.values()), "; the ranks' logs name them")
+
+    def _require_allowed(self, total: int, detail: str) -> None:
+        if total > self.config.data.max_damaged:
+            allowed = self.config.data.max_damaged
+            raise DataError(f"{total} samples damaged, data.max_damaged allows {allowed}{detail}")
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` steps says of the data: the next position, and what was not used."""
+        position = pass_over(np.array([step * self.config.global_batch_size]), self.skipped)[0]
+        return {"position": int(position), "skipped": self.skipped, "damaged": self.damaged}
+
+    def metrics(self, loader: Loader, plan: Mapping[str, Any]) -> dict[str, float]:
+        """For the ledger: images per second that the loaders of all ranks can give, and damaged samples by cause."""
+        damaged = {f"data/{DAMAGED}{cause}": float(count) for cause, count in self.damaged.items() if count}
+        return {"perf/loader_images_per_second": round(self._capacity(loader, plan), 1)} | damaged
+
+    def in_words(self, loader: Loader, figures: Mapping[str, float], plan: Mapping[str, Any]) -> str:
+        """Whether the run is input-bound, and what to change if it is."""
+        share, workers = figures["perf/data_wait_share"], plan["loader_workers"]
+        facts = (
+            f"the loader can give {self._capacity(loader, plan):,.0f} images/s with {workers} workers per rank, the "
+            f"run takes {figures['perf/images_per_second']:,.0f} and waits {100 * share:.0f} % of its time for data"
+        )
+        return f"not input-bound: {facts}" if share <= INPUT_BOUND else f"input-bound: {facts}; {REMEDIES}"
+
+    @staticmethod
+    def _capacity(loader: Loader, plan: Mapping[str, Any]) -> float:
+        return (loader.images_per_second or 0.0) * plan["batches"]["world_size"]
+
+
+REMEDIES = (
+    "raise profile.loader_workers while cores are idle, ingest with smaller images (max_side), or set "
+    "augmentation.region_decode=true"
+)

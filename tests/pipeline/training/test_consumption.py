@@ -1,0 +1,240 @@
+"""What a run consumes, from recorded ids: one sequence, whatever stops it and however many ranks go on.
+
+Real DeepSpeed ranks over gloo, real shards, damaged where a test says so.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import requests
+from pipeline.errors import EXIT_FAILED, EXIT_FAULT, InputError
+from pipeline.preparation.resume import change_run
+from pipeline.rank import Rank, Stopped
+from pipeline.run_directory import RunDirectory, write_json
+from pipeline.shards.index import read_index
+from pipeline.shards.reader import DataError
+from pipeline.shards.table import read_table
+from tests.pipeline.pictures import small_dataset
+from tests.ranks import run_on_ranks
+
+STEPS, BATCH = 24, 12
+pytestmark = pytest.mark.slow
+
+
+class StoppedAt(Rank):
+    """A rank that is asked to stop while it makes step `stop_at`."""
+
+    stop_at: int
+
+    @property
+    def stop_requested(self) -> bool:
+        return self.step >= self.stop_at - 1
+
+    @stop_requested.setter
+    def stop_requested(self, value: bool) -> None:
+        pass
+
+
+def train_until(run_path: str, attempt_number: int, stop_at: int) -> str:
+    """On every rank: one attempt of the run, asked to stop at a step."""
+    from pipeline.training.loop import train
+
+    run, (rank, world_size) = RunDirectory(run_path), (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    attempt = run.attempt(attempt_number).make()
+    if rank == 0:
+        write_json(run.job_file, {"attempt": attempt_number})
+    me = StoppedAt(run, attempt, rank, rank, world_size)
+    me.stop_at = stop_at
+    try:
+        train(me)
+    except (Stopped, InputError, DataError, RuntimeError) as ended:  # RuntimeError: the peer left
+        return str(ended)
+    return "done"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """108 pictures in 12 shards of 9: an epoch is 9 batches of 12."""
+    directory = tmp_path_factory.mktemp("pictures")
+    small_dataset(directory, per_class=54, samples_per_shard=9, splits="folders", split_fractions={"train": 1.0})
+    return directory / "dataset"
+
+
+def new_run(folder: Path, data, *settings: str, ranks: int = 2) -> RunDirectory:
+    settings = [
+        f"steps={STEPS}", f"global_batch_size={BATCH}", "micro_batch_size=2", "data.record=true", "data.lanes=6",
+        "data.window_shards=1", f"profile.ranks_per_node={ranks}", "profile.loader_workers=1", *settings,
+    ]  # fmt: skip
+    return requests.training_run(
+        "pretrain", "pretrain_mae_debug", data=data, profile="local", overrides=settings,
+        run_dir=str(folder / "run"), home=folder / "home",
+    )  # fmt: skip
+
+
+def recorded(run: RunDirectory) -> list[tuple[int, str]]:
+    """(position, key) of all consumed samples in the order of steps; a sample that two attempts consumed fails."""
+    found = []
+    for path in run.path.glob("attempts/*/samples/rank-*.tsv"):
+        for line in path.read_text().splitlines():
+            step, position, key = line.split("\t")
+            found.append((int(step), int(position), key))
+    assert len(set(found)) == len(found)
+    return [(position, key) for _, position, key in sorted(found)]
+
+
+def test_three_interruptions_and_other_world_sizes_leave_the_sequence_as_it_was(pictures, tmp_path):
+    whole = new_run(tmp_path / "whole", str(pictures))
+    assert run_on_ranks(train_until, 2, str(whole.path), 1, STEPS + 1) == ["done"] * 2
+    expected = recorded(whole)
+    assert [position for position, _ in expected] == list(range(STEPS * BATCH))
+    for epoch in range(2):
+        assert len({key for _, key in expected[epoch * 108 : (epoch + 1) * 108]}) == 108
+    assert expected[0][1] != expected[108][1] or expected[1][1] != expected[109][1]
+
+    seed = random.randrange(1 << 30)
+    draw = random.Random(seed)
+    stops = [*sorted(draw.sample(range(1, 9), 2)), draw.randrange(10, 17), STEPS + 1]
+    run = new_run(tmp_path / "interrupted", str(pictures))
+    for attempt, (ranks, stop_at) in enumerate(zip((2, 1, 2, 3), stops, strict=True), start=1):
+        profile, placement = requests.changed_profile(run.profile_file, [f"ranks_per_node={ranks}"])
+        change_run(run, [], profile, placement)
+        answers = run_on_ranks(train_until, ranks, str(run.path), attempt, stop_at)
+        assert set(answers) == {"done" if stop_at > STEPS else f"stopped on request at step {stop_at} of {STEPS}, "
+                                "checkpoint complete"}, f"seed {seed}"  # fmt: skip
+    assert recorded(run) == expected, f"seed {seed}, stops {stops}"
+
+
+def test_a_mixture_and_what_is_passed_over_are_resumed_too(pictures, tmp_path):
+    small_dataset(tmp_path, per_class=15, samples_per_shard=4, split_fractions={"train": 1.0}, seed=3)
+    data = [f"{pictures}=3", f"{tmp_path / 'dataset'}=1"]
+    skips = "data.skipped=[[24,48],[60,72]]"
+    whole = new_run(tmp_path / "whole", data, skips, ranks=1)
+    assert run_on_ranks(train_until, 1, str(whole.path), 1, STEPS + 1) == ["done"]
+    run = new_run(tmp_path / "interrupted", data, skips)
+    run_on_ranks(train_until, 2, str(run.path), 1, 3)
+    manifest = run.newest_checkpoint().manifest
+    assert manifest["skipped"] == [[24, 48], [60, 72]]
+    assert manifest["position"] == 72  # 3 batches read: 0-23, 48-59; the next is behind the second range
+    run_on_ranks(train_until, 2, str(run.path), 2, STEPS + 1)
+    assert recorded(run) == recorded(whole)
+    positions = [position for position, _ in recorded(run)]
+    assert positions == [*range(24), *range(48, 60), *range(72, STEPS * BATCH + 36)]
+
+
+def launched(run: RunDirectory) -> tuple[int, str]:
+    """The supervisor's exit code and verdict."""
+    process = subprocess.run(
+        [sys.executable, "-m", "pipeline.launch", str(run.path)], capture_output=True, text=True, timeout=200
+    )
+    verdict = run.attempt(run.last_attempt()).verdict()
+    assert verdict["code"] == process.returncode, process.stderr
+    return process.returncode, verdict["reason"]
+
+
+def test_a_loader_error_on_one_rank_stops_all_and_names_rank_shard_and_key(pictures, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    run = new_run(tmp_path, str(data), "data.verify=full")
+    position, key = sorted(_consumed_by_rank(run, data, rank=1))[40]
+    shard = _damage(data, key)
+    code, reason = launched(run)
+    assert code == EXIT_FAILED
+    assert reason.startswith("rank 1: DataError: ") and shard in reason and f"sample `{key}" in reason
+    exits = [json.loads(path.read_text()) for path in sorted(run.path.glob("attempts/01/exit/rank-*.json"))]
+    assert [record["code"] for record in exits] == [EXIT_FAULT, EXIT_FAILED]
+    assert exits[1]["step"] == position // BATCH
+    ended = [path.stat().st_mtime for path in sorted(run.path.glob("attempts/01/exit/rank-*.json"))]
+    assert abs(ended[0] - ended[1]) < 20
+
+
+def _consumed_by_rank(run: RunDirectory, data: Path, rank: int) -> list[tuple[int, str]]:
+    """(position, key) of the first epoch that falls to a rank of two, from the order itself."""
+    from pipeline.config.stages import read_run_config
+    from pipeline.loading.stream import SampleStream
+    from pipeline.shards.order import positions_of_rank
+
+    stream = SampleStream(read_run_config(run.path), [read_index(data)])
+    found = []
+    for step in range(9):
+        for position in positions_of_rank(BATCH, step, rank, 2):
+            _, _, shards, samples = stream.mixture.locate(position[None])
+            found.append((int(position), stream.readers[0].read(int(shards[0]), int(samples[0])).key))
+    return found
+
+
+def _damage(data: Path, key: str) -> str:
+    """Change bytes of a sample's image; its shard's name."""
+    index = read_index(data)
+    for shard in index.shards("train"):
+        table = read_table(index.table_path(shard))
+        for sample in range(len(table)):
+            if table.key(sample) == key:
+                with open(data / shard.name, "r+b") as file:
+                    file.seek(int(table.records["image_offset"][sample]) + 30)
+                    file.write(b"\xff" * 8)
+                return shard.name
+    raise AssertionError(key)
+
+
+def test_damaged_samples_within_the_budget_are_counted_and_one_more_stops(pictures, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    run = new_run(tmp_path / "within", str(data), "data.verify=full", "data.max_damaged=4", "steps=18")
+    for rank in (0, 1):
+        _damage(data, sorted(_consumed_by_rank(run, data, rank))[10][1])
+    assert run_on_ranks(train_until, 2, str(run.path), 1, 19) == ["done"] * 2
+    assert run.newest_checkpoint().manifest["damaged"] == {"missing": 0, "cut": 0, "changed": 4, "undecodable": 0}
+    assert json.loads((run.path / "result.json").read_text())["metrics"]["data/damaged_changed"] == 4
+    assert len(recorded(run)) == 18 * BATCH
+    over = new_run(tmp_path / "over", str(data), "data.verify=full", "data.max_damaged=3", "steps=18")
+    answers = run_on_ranks(train_until, 2, str(over.path), 1, 19)
+    assert any("4 samples damaged, data.max_damaged allows 3" in answer for answer in answers), answers
+
+
+def test_a_rank_with_another_plan_is_named_before_the_first_step(pictures, tmp_path):
+    run = new_run(tmp_path / "one", str(pictures))
+    other = new_run(tmp_path / "other", str(pictures), "seed=7")
+    started = time.monotonic()
+    answers = run_on_ranks(_train_on_own_run, 2, [str(run.path), str(other.path)])
+    assert time.monotonic() - started < 60
+    for answer in answers:
+        assert (
+            answer.startswith("rank 1 on ") and "differs in config.yaml (" in answer and "same run directory" in answer
+        )
+
+
+def _train_on_own_run(paths: list[str]) -> str:
+    from pipeline.training.loop import train
+
+    rank, run = int(os.environ["RANK"]), RunDirectory(paths[int(os.environ["RANK"])])
+    begun = time.monotonic()
+    try:
+        train(Rank(run, run.attempt(1).make(), rank, rank, 2))
+    except InputError as error:
+        assert time.monotonic() - begun < 10
+        return str(error)
+    return "no error"
+
+
+def test_the_order_of_a_dataset_made_anew_is_not_resumed(pictures, tmp_path):
+    small_dataset(tmp_path, per_class=54, samples_per_shard=9, split_fractions={"train": 1.0})
+    run = new_run(tmp_path, str(tmp_path / "dataset"))
+    shutil.rmtree(tmp_path / "dataset")
+    small_dataset(tmp_path, per_class=54, samples_per_shard=9, split_fractions={"train": 1.0}, seed=9)
+    (answer,) = run_on_ranks(train_until, 1, str(run.path), 1, STEPS + 1)
+    assert "the dataset changed since this run began: its shards_sha256 is" in answer
+
+
+def test_yaml_of_a_mixture_holds_weights(pictures, tmp_path):
+    run = new_run(tmp_path, [f"{pictures}=3", f"{pictures}=1"])
+    sources = yaml.safe_load(run.config_file.read_text())["data"]["sources"]
+    assert [(source["path"], source["weight"]) for source in sources] == [(str(pictures), 3.0), (str(pictures), 1.0)]
