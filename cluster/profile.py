@@ -54,7 +54,7 @@ def resolved_profile(profile: LocalProfile) -> LocalProfile:
     ranks = profile.ranks_per_node or accelerators or 2
     workers = profile.loader_workers
     if workers is None:
-        workers = min(8, max(0, (os.cpu_count() or 1) // ranks - 1))
+        workers = min(16, max(0, (os.cpu_count() or 1) // ranks - 1))
     chosen: dict[str, Any] = {
         "accelerators_per_node": min(accelerators, ranks) if accelerators else 0,
         "ranks_per_node": ranks,

@@ -1,6 +1,8 @@
 """The bodies of the command line's commands; each returns an exit code and reports through `say`."""
 
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -26,8 +28,10 @@ from pipeline.config.recipe import (
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
+from pipeline.loading.verdict import expected_verdict
 from pipeline.preparation.memory import memory_shortage
 from pipeline.preparation.resume import change_run
+from pipeline.preparation.training import PreparedRun
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
 
@@ -66,9 +70,22 @@ def plan_command(
     )
     for line in plan_lines(prepared.plan, prepared.config.zero.stage):
         say(line)
+    say(f"data        {_probed(prepared)}")
     if (shortage := memory_shortage(prepared, placement)) is not None:
         say(f"does not fit here: {shortage}")
     return EXIT_DONE
+
+
+def _probed(prepared: PreparedRun) -> str:
+    """Whether the run would be input-bound on this machine, measured in a process that may load torch."""
+    request = {"config": prepared.config.model_dump(mode="json"), "plan": prepared.plan}
+    process = subprocess.run(
+        [sys.executable, "-m", "pipeline.loading.probe"], input=json.dumps(request), capture_output=True, text=True
+    )
+    if process.returncode:
+        return f"the loader could not be measured: {process.stderr.strip().splitlines()[-1]}"
+    figures = json.loads(process.stdout.splitlines()[-1])
+    return expected_verdict(**figures, workers=prepared.plan["loader_workers"])
 
 
 def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.ingestion.build import IngestReport
+from pipeline.loading.verdict import observed_verdict
 from pipeline.run_directory import RunDirectory
 
 LINE_SECONDS = 5.0
@@ -16,16 +17,17 @@ class LedgerTail:
 
     def __init__(self, run: RunDirectory, attempt: int):
         self.ledger = run.attempt(attempt).ledger
-        self.last_step = run.plan().get("steps", {}).get("steps", 0)
+        plan = run.plan()
+        self.last_step, self.workers = plan.get("steps", {}).get("steps", 0), plan.get("loader_workers", 0)
         self.offset, self.shown_at, self.newest = 0, 0.0, None
 
     def lines(self, *, last: bool = False) -> list[str]:
         self._read()
         if self.newest is None or not (last or time.monotonic() - self.shown_at >= LINE_SECONDS):
             return []
-        self.shown_at, line = time.monotonic(), progress_line(self.newest, self.last_step)
-        self.newest = None
-        return [line]
+        self.shown_at, entry, self.newest = time.monotonic(), self.newest, None
+        lines = [progress_line(entry, self.last_step)]
+        return [*lines, supply_line(entry, self.workers)] if last else lines
 
     def _read(self) -> None:
         if not self.ledger.is_file() or self.ledger.stat().st_size == self.offset:
@@ -46,6 +48,13 @@ def progress_line(entry: dict[str, Any], last_step: int) -> str:
         f"step {entry['step']}/{last_step}  loss {entry.get('train/loss', float('nan')):.4f}  "
         f"{entry['perf/images_per_second']:.1f} images/s  data wait {100 * entry['perf/data_wait_share']:.0f} %  "
         f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+    )
+
+
+def supply_line(entry: dict[str, Any], workers: int) -> str:
+    """Whether the run was input-bound, at its last step."""
+    return observed_verdict(
+        entry["perf/loader_images_per_second"], entry["perf/images_per_second"], entry["perf/data_wait_share"], workers
     )
 
 

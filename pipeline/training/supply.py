@@ -9,11 +9,11 @@ import numpy as np
 from pipeline.config.training import TrainingConfig
 from pipeline.loading.loader import Loader, RawBatch
 from pipeline.loading.stream import CAUSES
+from pipeline.loading.verdict import observed_verdict
 from pipeline.shards.order import merged_ranges, pass_over
 from pipeline.shards.reader import DataError
 
 DAMAGED = "damaged_"
-INPUT_BOUND = 0.1  # share of the step spent waiting for data, above which more data would mean more speed
 log = logging.getLogger(__name__)
 
 
@@ -64,19 +64,11 @@ class Supply:
 
     def in_words(self, loader: Loader, figures: Mapping[str, float], plan: Mapping[str, Any]) -> str:
         """Whether the run is input-bound, and what to change if it is."""
-        share, workers = figures["perf/data_wait_share"], plan["loader_workers"]
-        facts = (
-            f"the loader can give {self._capacity(loader, plan):,.0f} images/s with {workers} workers per rank, the "
-            f"run takes {figures['perf/images_per_second']:,.0f} and waits {100 * share:.0f} % of its time for data"
-        )
-        return f"not input-bound: {facts}" if share <= INPUT_BOUND else f"input-bound: {facts}; {REMEDIES}"
+        return observed_verdict(
+            self._capacity(loader, plan), figures["perf/images_per_second"], figures["perf/data_wait_share"],
+            plan["loader_workers"],
+        )  # fmt: skip
 
     @staticmethod
     def _capacity(loader: Loader, plan: Mapping[str, Any]) -> float:
         return (loader.images_per_second or 0.0) * plan["batches"]["world_size"]
-
-
-REMEDIES = (
-    "raise profile.loader_workers while cores are idle, ingest with smaller images (max_side), or set "
-    "augmentation.region_decode=true"
-)

@@ -1,0 +1,77 @@
+"""How many images per second the loader and the model would do on this machine: `python -m pipeline.loading.probe`.
+
+A config and a plan come as JSON on standard input, the figures go out as JSON. Its own process, because commands that
+plan do not load torch.
+"""
+
+import json
+import os
+import sys
+import time
+
+import torch
+
+from pipeline.config.plan import BatchPlan
+from pipeline.config.stages import STAGES
+from pipeline.loading.loader import Loader
+from pipeline.loading.sources import open_sources
+from pipeline.loading.stream import SampleStream
+
+SECONDS = 2.0
+EFFICIENCY = 0.5  # share of a plain matrix product's speed that a training step reaches
+
+
+def probe(config, plan: dict) -> dict[str, float]:
+    """Images per second over all ranks of this machine: of the loader, and about what the model can take."""
+    return {
+        "loader_images_per_second": round(loader_speed(config, plan), 1),
+        "model_images_per_second": round(model_speed(plan), 1),
+    }
+
+
+def loader_speed(config, plan: dict) -> float:
+    """What the planned workers give here: those of one rank are run for some seconds, at most one per core.
+
+    Ranks share the cores: no more workers count than there are cores.
+    """
+    batches, cores = BatchPlan(**plan["batches"]), os.cpu_count() or 1
+    processes = plan["ranks_per_node"] * max(1, plan["loader_workers"])
+    workers = min(plan["loader_workers"], cores)
+    steps = plan["steps"]["steps"]
+    with Loader(
+        SampleStream(config, open_sources(config.data).indexes), batches, rank=0, first_step=0, last_step=steps,
+        workers=workers,
+    ) as loader:  # fmt: skip
+        next(loader)  # opens the first shards
+        started, images = time.perf_counter(), 0
+        for raw in loader:
+            images += len(raw.keys)
+            if (seconds := time.perf_counter() - started) > SECONDS:
+                break
+        else:
+            seconds = time.perf_counter() - started
+    if not images:  # a run of one batch
+        return loader.images_per_second * min(processes, cores)
+    return images / seconds * min(processes, cores) / max(1, workers)
+
+
+def model_speed(plan: dict) -> float:
+    """From one timed matrix product, in the precision of the plan."""
+    cuda = torch.cuda.is_available()
+    size, dtype = (8192, torch.bfloat16) if cuda and plan["precision"] == "bf16" else (1024, torch.float32)
+    matrix = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ matrix
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    devices = max(1, plan["accelerators_per_node"])
+    return devices * EFFICIENCY * 2 * size**3 / min(seconds) / plan["training_flops_per_image"]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(os.cpu_count() or 1)
+    request = json.load(sys.stdin)
+    print(json.dumps(probe(STAGES[request["config"]["stage"]].model_validate(request["config"]), request["plan"])))
