@@ -33,6 +33,7 @@ from pipeline.shards.order import default_lanes, default_window_shards
 from pipeline.shards.reader import ShardReader
 
 WINDOW_BYTES = 1 << 30
+ADOPTED_WINDOWS = 4  # as many times larger for tars that nobody says were shuffled
 PROCESS_BYTES = 1_000_000_000  # torch, DeepSpeed and timm, resident in each rank before the model
 CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
@@ -80,6 +81,7 @@ def prepare_training(
     if by_hand and "optimizer.warmup" not in settings:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
         config = _shortened_warmup(config, recipe_unit, samples_per_epoch, notes)
+    _note_unshuffled(config, sources, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
     if config.precision == "bf16" and plan["precision"] == "fp32":
         notes.append("no accelerator here: computing in fp32")
@@ -165,7 +167,20 @@ def _filled_in_sources(config: TrainingConfig, sources: Sources, path: Path) -> 
 
 
 def _window(shards: Sequence[Shard]) -> int:
-    return default_window_shards([shard.bytes for shard in shards], WINDOW_BYTES)
+    """Shards per window; more of adopted ones, whose samples may lie in the order of their classes."""
+    window_bytes = WINDOW_BYTES * (ADOPTED_WINDOWS if shards and shards[0].location else 1)
+    return default_window_shards([shard.bytes for shard in shards], window_bytes)
+
+
+def _note_unshuffled(config: TrainingConfig, sources: Sources, notes: list[str]) -> None:
+    for source, shards in zip(config.data.sources, sources.shards(config.data.split), strict=True):
+        window = source.window_shards or config.data.window_shards
+        if shards and shards[0].location and window < len(shards):
+            notes.append(
+                f"{source.path}: adopted tars keep the order they were written in; samples are shuffled within windows "
+                f"of {window} of {len(shards)} shards: where they are sorted by class, raise data.window_shards or "
+                "ingest the images anew"
+            )
 
 
 def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:

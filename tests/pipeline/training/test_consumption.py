@@ -13,17 +13,20 @@ import time
 from pathlib import Path
 
 import pytest
+import webdataset as wds
 import yaml
 
 from flows import requests
+from pipeline.config.ingest import IngestConfig
 from pipeline.errors import EXIT_FAILED, EXIT_FAULT, InputError
+from pipeline.ingestion.build import ingest
 from pipeline.preparation.resume import change_run
 from pipeline.rank import Rank, Stopped
 from pipeline.run_directory import RunDirectory, write_json
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import DataError
 from pipeline.shards.table import read_table
-from tests.pipeline.pictures import small_dataset
+from tests.pipeline.pictures import encoded, picture, small_dataset
 from tests.ranks import run_on_ranks
 
 STEPS, BATCH = 24, 12
@@ -238,3 +241,22 @@ def test_yaml_of_a_mixture_holds_weights(pictures, tmp_path):
     run = new_run(tmp_path, [f"{pictures}=3", f"{pictures}=1"])
     sources = yaml.safe_load(run.config_file.read_text())["data"]["sources"]
     assert [(source["path"], source["weight"]) for source in sources] == [(str(pictures), 3.0), (str(pictures), 1.0)]
+
+
+def test_foreign_tars_train_where_they_lie(tmp_path):
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    with wds.ShardWriter(str(tars / "foreign-%03d.tar"), maxcount=20, verbose=0) as writer:
+        for number in range(45):
+            writer.write({"__key__": f"sub/{number:05d}", "jpg": encoded(picture(number)), "cls": str(number % 3)})
+    ingest(str(tars / "foreign-*.tar"), tmp_path / "adopted", IngestConfig(split_fractions={"train": 1.0}))
+    assert not list((tmp_path / "adopted").glob("*.tar"))
+    prepared = requests.prepared_training(
+        "pretrain", "pretrain_mae_debug", data=str(tmp_path / "adopted"), placement=requests.load_profile("local")[1],
+        overrides=["data.window_shards=2"], home=tmp_path, rehearse="never", model=None,
+    )  # fmt: skip
+    assert any("within windows of 2 of 3 shards: where they are sorted by class" in note for note in prepared.notes)
+    run = new_run(tmp_path, str(tmp_path / "adopted"), "steps=8")
+    assert run_on_ranks(train_until, 2, str(run.path), 1, 9) == ["done"] * 2
+    consumed = recorded(run)
+    assert sorted(key for _, key in consumed[:45]) == [f"sub/{number:05d}" for number in range(45)]
