@@ -36,6 +36,7 @@ from pipeline.preparation.write import run_path, write_run
 from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
+from pipeline.shards.storage import is_url
 
 Rehearse = Literal["auto", "always", "never"]
 
@@ -75,7 +76,9 @@ def recipe_of(encoder: str, objective: str) -> str:
 def dataset(path: str | None, home: Path) -> DatasetIndex | None:
     """The dataset at `path`, or the one `vit up --data` was given; None where neither is said."""
     path = path or (read_stack(home) or {}).get("data")
-    return read_index(Path(path).expanduser().absolute(), check_sizes=True) if path else None
+    if not path:
+        return None
+    return read_index(path if is_url(path) else Path(path).expanduser().absolute(), check_sizes=True)
 
 
 def built_in_dataset(home: Path) -> DatasetIndex:
