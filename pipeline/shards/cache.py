@@ -71,8 +71,9 @@ class ShardCache:
     def fetch(self, name: str, size: int, content: Content, sha256: str | None = None, label: str = "") -> bool:
         """Make sure that `name` is here, from `content()` if it must; False where there is no room for it.
 
-        One process downloads, others that ask for the same file wait for it. DataError ("cut", "changed") where the
-        content is not `size` bytes of `sha256`; what `content` raises passes through, and leaves nothing behind.
+        Its time of use is renewed. One process downloads, others that ask for the same file wait for it. DataError
+        ("cut", "changed") where the content is not `size` bytes of `sha256`; what `content` raises passes through, and
+        leaves nothing behind.
         """
         while not self._complete(name, size):
             if size > self.limit_bytes:
@@ -90,6 +91,8 @@ class ShardCache:
                 except BaseException:
                     _discard(self._partial_path(name))
                     raise
+                return True
+        self.touch(name)
         return True
 
     def used_bytes(self) -> int:

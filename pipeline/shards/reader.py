@@ -117,6 +117,12 @@ class ShardReader:
         """Whether the shard is in the cache; its time of use is renewed."""
         return self._cache is not None and self._cache.touch(_tar_name(self._shards[shard]))
 
+    def goes_through_cache(self, shard: int) -> bool:
+        return self._goes_through_cache(self._index.shard_path(self._shards[shard]))
+
+    def any_goes_through_cache(self) -> bool:
+        return any(self.goes_through_cache(shard) for shard in range(len(self._shards)))
+
     def stage(self, shard: int) -> bool:
         """Bring a shard and its table into the cache; False where it is read where it lies. Raises as `read` does."""
         path = self._index.shard_path(self._shards[shard])

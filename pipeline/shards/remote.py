@@ -37,7 +37,6 @@ _OBSTORE_CREDENTIALS = {
     ),
     "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"),
 }
-_OBSTORE_CANNOT = ("AWS_PROFILE", "AWS_CA_BUNDLE")
 
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "PermissionDeniedError", "UnauthenticatedError")
 _MISSING = ("NotFoundError",)
@@ -132,7 +131,9 @@ def _pieces(url: str, start: int, size: int, part: int) -> Iterator[bytes]:
     store = _obstore(url)
     if store is None:
         for offset in range(start, size, part):
-            content = _file_system(url, lambda fs, path, at=offset: fs.cat_file(path, at, min(at + part, size)))
+            content = _file_system(
+                url, lambda fs, path, at=offset: fs.cat_file(path, start=at, end=min(at + part, size))
+            )
             yield content
             if len(content) < min(part, size - offset):
                 return
@@ -195,18 +196,16 @@ def _obstore(url: str) -> Any | None:
     protocol, _, rest = url.partition("://")
     if not _obstore_may_serve(protocol) or _obstore_process not in (None, os.getpid()):
         return None
-    bucket = f"{protocol}://{rest.partition('/')[0]}"
+    bucket, stall = f"{protocol}://{rest.partition('/')[0]}", _seconds("VIT_STORAGE_STALL_SECONDS", 30)
     _obstore_process = os.getpid()  # before the lock: a fork that copies it held must not wait for it
     with _obstore_lock:
         if bucket not in _obstore_stores:
             from obstore.store import from_url
 
-            stall = timedelta(seconds=_seconds("VIT_STORAGE_STALL_SECONDS", 30))
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
             options = {
-                "allow_http": endpoint.startswith("http://"),
-                "connect_timeout": stall,
-                "read_timeout": stall,
+                "allow_http": _s3_endpoint().startswith("http://"),
+                "connect_timeout": timedelta(seconds=stall),
+                "read_timeout": timedelta(seconds=stall),
                 "timeout": timedelta(days=1),  # of a whole shard: only a stall ends it
             }
             _obstore_stores[bucket] = from_url(bucket, client_options=options, retry_config={"max_retries": 0})
@@ -214,12 +213,17 @@ def _obstore(url: str) -> Any | None:
 
 
 def _obstore_may_serve(protocol: str) -> bool:
-    names = _OBSTORE_CREDENTIALS.get(protocol, ())
-    known = any(os.environ.get(name) for name in names) and not any(os.environ.get(name) for name in _OBSTORE_CANNOT)
-    placed = protocol != "s3" or any(
-        os.environ.get(name) for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
-    )
-    return known and placed and importlib.util.find_spec("obstore") is not None
+    has = os.environ.get
+    known = any(has(name) for name in _OBSTORE_CREDENTIALS.get(protocol, ()))
+    if protocol == "s3":
+        placed = has("AWS_REGION") or has("AWS_DEFAULT_REGION") or has("AWS_ENDPOINT_URL")
+        own_authority = has("AWS_CA_BUNDLE") and not _s3_endpoint().startswith("http://")
+        known = known and bool(placed) and not has("AWS_PROFILE") and not own_authority
+    return known and importlib.util.find_spec("obstore") is not None
+
+
+def _s3_endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def _seconds(name: str, default: float) -> float:
