@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ class ShardCache:
     def touch(self, name: str) -> bool:
         """Renew the time of use, which eviction goes by; False where the file is not here."""
         try:
-            os.utime(self.directory / name)
+            _stamp(self.directory / name)
             return True
         except FileNotFoundError:
             return False
@@ -87,7 +88,9 @@ class ShardCache:
                 try:
                     _fill(descriptor, size, content, sha256, label or name)
                     os.fdatasync(descriptor)  # a name that survives a power cut must not stand for zeros
-                    os.rename(self._partial_path(name), self.directory / name)
+                    _stamp(descriptor)
+                    with self._locked():  # whoever counts files must not miss one between two names
+                        os.rename(self._partial_path(name), self.directory / name)
                 except BaseException:
                     _discard(self._partial_path(name))
                     raise
@@ -97,6 +100,10 @@ class ShardCache:
 
     def used_bytes(self) -> int:
         """Bytes of everything here, downloads under way at their full size."""
+        with self._locked():
+            return self._used_bytes()
+
+    def _used_bytes(self) -> int:
         return sum(size for _, size, _ in self._files())
 
     def _complete(self, name: str, size: int) -> bool:
@@ -131,7 +138,7 @@ class ShardCache:
         os.ftruncate(descriptor, 0)  # what a killed process had
         with self._locked():
             self._remove_leftovers(except_name=name + PARTIAL)
-            if not self._evict(self.used_bytes() + size - self.limit_bytes):
+            if not self._evict(self._used_bytes() + size - self.limit_bytes):
                 return f"downloads under way fill its {self.limit_bytes} bytes"
             for again in (True, False):
                 try:
@@ -292,6 +299,11 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def _stamp(file: Path | int) -> None:
+    """Used now. The kernel's own stamp is some milliseconds coarse, too coarse for an order of use."""
+    os.utime(file, ns=(time.time_ns(),) * 2)
 
 
 def _discard(path: Path) -> None:

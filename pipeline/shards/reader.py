@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.shards.cache import ShardCache
+from pipeline.shards.cache import ShardCache, node_cache
 from pipeline.shards.index import DatasetIndex, Shard
 from pipeline.shards.storage import Location, Url, is_remote, read_bytes, read_range, size_of, stream
 from pipeline.shards.table import Cause, DataError, ShardTable, parse_table, read_table, split_member
 
-__all__ = ["DataError", "Sample", "ShardReader"]
+__all__ = ["DataError", "Sample", "ShardReader", "node_reader"]
 
 RENEW_SECONDS = 5.0  # how often a cached shard that is being read has its time of use renewed
 _REMEDY = "run `vit check DATASET --full` and restore the shard"
@@ -197,6 +197,12 @@ class ShardReader:
         table = parse_table(content, path)
         self._cache.fetch(name, len(content), lambda: [content], label=str(path))
         return table
+
+
+def node_reader(index: DatasetIndex, split: str) -> ShardReader:
+    """The reader of a job on this node: remote shards through the node's cache. InputError as `node_cache` says."""
+    paths = (index.shard_path(shard) for shard in index.shards(split))
+    return ShardReader(index, split, node_cache() if any(map(is_remote, paths)) else None)
 
 
 class _OpenShard:
