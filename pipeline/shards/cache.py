@@ -29,6 +29,8 @@ SHARE_OF_FREE = 0.5  # of what is free on the disk, this cache's own files count
 SHARE_OF_MEMORY = 0.1  # the same where the directory is memory (tmpfs), which the job needs itself
 PARTIAL = ".partial"
 _LOCK_NAME = ".lock"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # as on ZFS
 
 Content = Callable[[], Iterable[bytes]]
 
@@ -77,6 +79,7 @@ class ShardCache:
         leaves nothing behind.
         """
         while not self._complete(name, size):
+            _make_private(self.directory)  # temporary directories are swept now and then
             if size > self.limit_bytes:
                 return self._no_room(label or name, size, f"the cache holds {self.limit_bytes} bytes")
             with self._partial(name) as descriptor:
@@ -91,8 +94,10 @@ class ShardCache:
                     _stamp(descriptor)
                     with self._locked():  # whoever counts files must not miss one between two names
                         os.rename(self._partial_path(name), self.directory / name)
-                except BaseException:
+                except BaseException as error:
                     _discard(self._partial_path(name))
+                    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                        return self._no_room(label or name, size, f"{self.directory}: {error.strerror}")
                     raise
                 return True
         self.touch(name)
@@ -146,7 +151,10 @@ class ShardCache:
                     return None
                 except OSError as error:
                     os.ftruncate(descriptor, 0)
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    if error.errno in _CANNOT_ALLOCATE:
+                        os.ftruncate(descriptor, size)  # counted at least; a full disk shows when it is written
+                        return None
+                    if error.errno not in _NO_ROOM:
                         raise
                     if not again or not self._evict(size):
                         return f"{self.directory}: {error.strerror}"

@@ -1,9 +1,11 @@
 """The node's cache: within its limit at every moment, one download per shard, nothing left by what was killed."""
 
+import errno
 import hashlib
 import logging
 import os
 import resource
+import shutil
 import signal
 import stat
 import time
@@ -112,6 +114,29 @@ def test_a_disk_without_room_is_refused_and_left_clean(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(cache) == ["a"] and fetch(cache, "b", 2 << 20)
+
+
+def test_a_file_system_that_cannot_allocate_still_keeps_the_limit_and_may_run_full(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    cache, seen = ShardCache(tmp_path, 3000), []
+    assert fetch(cache, "a") and fetch(cache, "b")
+    assert cache.fetch("c", 2000, lambda: seen.append(cache.used_bytes()) or [b"c" * 2000])
+    assert seen == [3000] and names(cache) == ["b", "c"]
+    monkeypatch.setattr(os, "pwrite", full)
+    assert not fetch(cache, "d") and "d.partial" not in names(cache)
+
+
+def test_a_cache_that_was_swept_away_is_made_again(tmp_path):
+    cache = ShardCache(tmp_path / "cache", 3000)
+    fetch(cache, "a")
+    shutil.rmtree(tmp_path / "cache")
+    assert fetch(cache, "a") and names(cache) == ["a"]
 
 
 def test_wrong_bytes_are_tried_twice_and_leave_nothing(tmp_path):
