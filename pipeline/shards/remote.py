@@ -194,7 +194,7 @@ def _obstore(url: str) -> Any | None:
     """obstore's client of the bucket; None where fsspec's must do."""
     global _obstore_process
     protocol, _, rest = url.partition("://")
-    if not _obstore_may_serve(protocol) or _obstore_process not in (None, os.getpid()):
+    if not _obstore_may_serve(protocol) or "//" in rest or _obstore_process not in (None, os.getpid()):
         return None
     bucket, stall = f"{protocol}://{rest.partition('/')[0]}", _seconds("VIT_STORAGE_STALL_SECONDS", 30)
     _obstore_process = os.getpid()  # before the lock: a fork that copies it held must not wait for it

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import fsspec
 import pytest
 
 from pipeline.errors import FaultError, InputError
+from pipeline.shards import remote
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
@@ -178,3 +181,28 @@ def test_a_forked_child_reads_on_after_its_parent_has_used_the_faster_client(upl
         read = all_samples(ShardReader(index, "train", ShardCache(tmp_path / "child", 64 << 20)))
         os._exit(0 if read == expected else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_forked_child_uses_the_faster_client_where_its_parent_has_not(
+    uploaded, proxy, expected, tmp_path, monkeypatch
+):
+    if importlib.util.find_spec("obstore") is None:
+        pytest.skip("needs obstore, which `uv sync` installs")
+    monkeypatch.setattr(remote, "_obstore_process", None)
+    index = read_index(uploaded, check_sizes=True)
+    assert ShardReader(index, "train").read(0, 0) == expected[0]
+    assert remote._obstore_process is None  # what a rank does before it forks leaves the choice open
+    # A new interpreter: in this one obstore may have run for another test.
+    code = f"""
+import os
+from pipeline.shards import remote
+from pipeline.shards.cache import ShardCache
+from pipeline.shards.index import read_index
+from pipeline.shards.reader import ShardReader
+index = read_index("{uploaded}", check_sizes=True)
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+ShardReader(index, "train", ShardCache("{tmp_path}", 1 << 30)).read(0, 0)
+os._exit(0 if remote._obstore_process == os.getpid() else 1)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
