@@ -37,6 +37,7 @@ from pipeline.preparation.write import run_path, write_run
 from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
+from pipeline.shards.storage import is_url
 
 Rehearse = Literal["auto", "always", "never"]
 Data = str | Sequence[str] | None  # PATH, or several PATH=WEIGHT
@@ -79,7 +80,7 @@ def dataset(path: str | None, home: Path) -> DatasetIndex | None:
     path = path or (read_stack(home) or {}).get("data")
     if not path:
         return None
-    return read_index(path if "://" in path else Path(path).expanduser().absolute(), check_sizes=True)
+    return read_index(path if is_url(path) else Path(path).expanduser().absolute(), check_sizes=True)
 
 
 def training_sources(data: Data, home: Path) -> Sources | None:

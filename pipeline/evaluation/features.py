@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.loading.augmentation import decode_image, evaluation_view
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.reader import ShardReader
+from pipeline.shards.reader import ShardReader, node_reader
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def extract_features(
 
     Ranks take contiguous, unequal parts and never pad; rank 0 asserts that the rows are as many as the index says.
     """
-    reader = ShardReader(index, split)
+    reader = node_reader(index, split)
     places = [(shard, sample) for shard, size in enumerate(reader.shard_sizes) for sample in range(int(size))]
     mine = np.array_split(np.arange(len(places)), world_size)[rank]
     rows: list[tuple[Tensor, Tensor, Tensor]] = []

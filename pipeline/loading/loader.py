@@ -72,7 +72,7 @@ class Loader:
 
     def __init__(
         self, stream: SampleStream, plan: BatchPlan, *, rank: int, first_step: int, last_step: int, workers: int,
-        skipped: Sequence[tuple[int, int]] = (),
+        skipped: Sequence[tuple[int, int]] = (), ranks_per_node: int = 1,
     ):  # fmt: skip
         self.stream, self.plan, self.rank, self.skipped = stream, plan, rank, skipped
         self.first_step = first_step
@@ -85,6 +85,7 @@ class Loader:
         self.ring = _shared_array((self.slots, rows, *stream.image_shape))
         self._pinned = False
         self.images_made, self.busy_seconds = 0, 0.0
+        self.stager = stream.stager(self.positions_of_step, range(first_step, last_step), ranks_per_node)
         self.workers = _Workers(self, workers) if workers else None
         self._batches = self._iterate()
 
@@ -102,6 +103,7 @@ class Loader:
 
     def close(self) -> None:
         """End the workers at once."""
+        self.stager.close()
         if self.workers is not None:
             self.workers.close()
         if self._pinned:
@@ -111,10 +113,11 @@ class Loader:
     def positions(self, batch: int) -> np.ndarray:
         """(B,) int64 positions of this rank's `batch`-th micro-batch from `first_step` on."""
         step, micro_step = divmod(batch, self.plan.gradient_accumulation_steps)
-        of_rank = positions_of_rank(
-            self.plan.global_batch_size, self.first_step + step, self.rank, self.plan.world_size, self.skipped
-        )
-        return of_rank[micro_step * self.plan.micro_batch_size :][: self.plan.micro_batch_size]
+        of_step = self.positions_of_step(self.first_step + step)
+        return of_step[micro_step * self.plan.micro_batch_size :][: self.plan.micro_batch_size]
+
+    def positions_of_step(self, step: int) -> np.ndarray:
+        return positions_of_rank(self.plan.global_batch_size, step, self.rank, self.plan.world_size, self.skipped)
 
     @property
     def images_per_second(self) -> float | None:
@@ -158,6 +161,7 @@ class Loader:
 
     def _assemble(self, batch: int, done: list[_Done]) -> RawBatch:
         self._pin()
+        self.stager.consumed(self.first_step + (batch + 1) // self.plan.gradient_accumulation_steps - 1)
         self.images_made += self.plan.micro_batch_size
         self.busy_seconds += sum(part.seconds for part in done)
         return RawBatch(

@@ -5,7 +5,7 @@ damaged stops the run, unless `data.max_damaged` allows for it. Then the next sa
 same one on any rank, and it is counted by cause: there are never silently fewer samples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from pipeline.loading.sources import label_map, union_of_classes
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.order import sample_seed
-from pipeline.shards.reader import DataError, Sample, ShardReader
+from pipeline.shards.reader import DataError, Sample, node_readers
+from pipeline.shards.staging import Stager
 
 CHECKED_SHARE = 16  # without `data.verify: full`, one sample in this many has its checksum computed
 CAUSES = ("missing", "cut", "changed", "undecodable")
@@ -38,7 +39,7 @@ class SampleStream:
     def __init__(self, config: TrainingConfig, indexes: Sequence[DatasetIndex]):
         data = config.data
         self.config = config
-        self.readers = [ShardReader(index, data.split) for index in indexes]
+        self.readers, self.cache = node_readers(indexes, data.split)
         self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
         classes = union_of_classes(indexes)
         self.label_maps = [label_map(index, classes) for index in indexes]
@@ -76,17 +77,35 @@ class SampleStream:
             keys.append(sample.key)
         return keys, damaged
 
+    def stager(self, positions_of_step: Callable[[int], np.ndarray], steps: range, ranks_per_node: int) -> Stager:
+        """Brings remote shards of `steps` to this node ahead of use; each rank fills its part of half the cache."""
+
+        def shards_of_step(step: int) -> list[tuple[int, int]]:
+            places = self.mixture.locate(positions_of_step(step))
+            return list(dict.fromkeys(zip(places.sources.tolist(), places.shards.tolist(), strict=True)))
+
+        ahead_bytes = self.cache.limit_bytes // 2 // ranks_per_node if self.cache else 0
+        return Stager(self.readers, self.cache, shards_of_step, steps.stop, ahead_bytes, first_step=steps.start)
+
     def _fill_row(
         self, position: int, source: int, shard: int, place: int, image: np.ndarray, damaged: list[Damaged]
     ) -> Sample:
-        for candidate in self._stand_ins(source, shard, place):
+        first, gone = None, -1
+        for this, nth in self._stand_ins(source, shard, place):
+            if this == gone:
+                continue
             try:
-                return self._view(position, source, *candidate, image)
+                sample = self._view(position, source, this, nth, image)
             except DataError as error:
                 if self.config.data.max_damaged == 0:
                     raise
-                damaged.append(Damaged(position, error.cause, str(error)))
-        raise DataError(f"position {position}: no sample of its dataset can be read", cause=damaged[-1].cause)
+                first = first or error
+                gone = this if error.cause == "missing" else gone
+                continue
+            if first is not None:
+                damaged.append(Damaged(position, first.cause, str(first)))
+            return sample
+        raise DataError(f"position {position}: no sample of its dataset can be read: {first}", cause=first.cause)
 
     def _view(self, position: int, source: int, shard: int, place: int, image: np.ndarray) -> Sample:
         """Read, check and decode one sample into `image`."""

@@ -30,7 +30,7 @@ from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
-from pipeline.shards.reader import ShardReader
+from pipeline.shards.reader import node_readers
 
 WINDOW_BYTES = 1 << 30
 ADOPTED_WINDOWS = 4  # as many times larger for tars that nobody says were shuffled
@@ -195,7 +195,7 @@ def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:
             )
     if config.data.label_fraction == 1.0:
         return sources.num_samples(split)
-    readers = [ShardReader(index, split) for index in sources.indexes]
+    readers, _ = node_readers(sources.indexes, split)
     return sum(int(Selection.of(reader, config.data.label_fraction).shard_sizes.sum()) for reader in readers)
 
 

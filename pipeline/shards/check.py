@@ -1,33 +1,38 @@
 """Compares a dataset with its index, without changing anything.
 
 The quick check reads one stat and one table per shard and a few member headers of each tar. The full one reads every
-byte: sha256 of each shard, each table against the members of its tar, each image decoded, the fingerprint.
+byte: sha256 of each shard, each table against the members of its tar, each image decoded, the fingerprint. For that a
+shard behind a URL is copied to the temporary directory, one per process at a time.
 """
 
 import hashlib
 import json
 import os
 import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from pipeline.errors import InputError
 from pipeline.shards.decoding import ImageFault, open_array, open_image
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
 from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
+from pipeline.shards.storage import Location, Url, exists, location, read_range, stream
 from pipeline.shards.table import DataError, ShardTable, read_table
 
 MAX_FAULTS_PER_SHARD = 20  # a shard with more is lost anyway
 
 
-def check_dataset(directory: str | Path, full: bool) -> list[str]:
+def check_dataset(directory: str | Path | Url, full: bool) -> list[str]:
     """One line per fault, each naming the file; empty for a sound dataset. InputError when there is no such path.
 
     A directory without a readable index is itself a fault.
     """
-    if not Path(directory).exists():
+    directory = location(directory)
+    if not exists(directory):
         raise InputError(f"{directory}: no such path; ingest a dataset with `vit ingest SOURCE DEST`")
     try:
         index = read_index(directory)
@@ -46,24 +51,24 @@ def _quick_faults(index: DatasetIndex, shard: Shard) -> list[str]:
     except DataError as error:
         return [str(error)]
     path = index.shard_path(shard)
-    with open(path, "rb") as tar:
-        spots = sorted({0, len(table) // 2, len(table) - 1})
-        return [fault for sample in spots if (fault := _header_fault(path, tar, table, sample))]
+    spots = sorted({0, len(table) // 2, len(table) - 1})
+    return [fault for sample in spots if (fault := _header_fault(path, table, sample))]
 
 
 def _matching_table(index: DatasetIndex, shard: Shard) -> ShardTable:
     path = index.table_path(shard)
     table = read_table(path)
     if (table.shard_bytes, table.shard_sha256) != (shard.bytes, shard.sha256):
-        raise DataError(f"{path}: belongs to another version of its shard; ingest the dataset again")
+        raise DataError(f"{path}: belongs to another version of its shard; ingest the dataset again", cause="changed")
     if len(table) != shard.samples:
-        raise DataError(f"{path}: {len(table)} samples, the index says {shard.samples}; ingest the dataset again")
+        samples = f"{len(table)} samples, the index says {shard.samples}"
+        raise DataError(f"{path}: {samples}; ingest the dataset again", cause="changed")
     return table
 
 
-def _header_fault(path: Path, tar: BinaryIO, table: ShardTable, sample: int) -> str | None:
+def _header_fault(path: Location, table: ShardTable, sample: int) -> str | None:
     row, name = table.records[sample], table.member(sample)
-    content = os.pread(tar.fileno(), tarfile.BLOCKSIZE, int(row["image_offset"]) - tarfile.BLOCKSIZE)
+    content = read_range(path, int(row["image_offset"]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
     try:
         member = tarfile.TarInfo.frombuf(content, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -91,27 +96,42 @@ def _full_check(index: DatasetIndex) -> list[str]:
     return found
 
 
-def _full_shard_check(directory: Path, task: tuple[str, Shard]) -> tuple[str, Shard, list[str], int]:
+def _full_shard_check(directory: Location, task: tuple[str, Shard]) -> tuple[str, Shard, list[str], int]:
     """(split, shard, faults, content sum)"""
     split, shard = task
     index = DatasetIndex(directory, "", {}, None, None)
     path = index.shard_path(shard)
     try:
         table = _matching_table(index, shard)
-        with open(path, "rb") as tar:
-            sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
-        if sha256 != shard.sha256:
-            return split, shard, [f"{path}: its bytes have changed: sha256 {sha256}, the index says {shard.sha256}"], 0
-        faults, digests = _member_faults(path, table)
+        with _local_copy(path, shard) as copy:
+            with open(copy, "rb") as tar:
+                sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
+            if sha256 != shard.sha256:
+                fault = f"{path}: its bytes have changed: sha256 {sha256}, the index says {shard.sha256}"
+                return split, shard, [fault], 0
+            faults, digests = _member_faults(path, copy, table)
     except (DataError, OSError, tarfile.TarError) as error:
-        return split, shard, [str(error) if str(path.parent) in str(error) else f"{path}: {error}"], 0
+        named = str(path) in str(error) or str(index.table_path(shard)) in str(error)
+        return split, shard, [str(error) if named else f"{path}: {error}"], 0
     return split, shard, faults[:MAX_FAULTS_PER_SHARD], content_sum(digests)
 
 
-def _member_faults(path: Path, table: ShardTable) -> tuple[list[str], list[int]]:
-    """Faults and sample digests of one shard, from the members that the tar itself lists."""
+@contextmanager
+def _local_copy(path: Location, shard: Shard) -> Iterator[Path]:
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        for piece in stream(path, shard.bytes):
+            file.write(piece)
+        file.flush()
+        yield Path(file.name)
+
+
+def _member_faults(path: Location, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
+    """Faults and sample digests of one shard, from the members that the tar itself lists, in its local copy."""
     faults, digests = [], []
-    with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
+    with tarfile.open(copy, "r:") as tar, open(copy, "rb") as file:
         sizes = {member.offset_data: (member.name, member.size) for member in tar}
         for sample, row in enumerate(table.records):
             name = table.member(sample)

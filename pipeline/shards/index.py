@@ -1,11 +1,11 @@
 """`index.json`, the first file of a dataset to be read and the last to be written: no index, no dataset.
 
 It stays small at 100,000 shards because the table of samples lies beside each shard (see table.py). An adopted tar is
-not copied: its shard has a `location`, and only its table lies in the dataset's directory.
+not copied: its shard has a `location`, and only its table lies in the dataset's directory. The directory may be a URL;
+then it is only read.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.shards.atomic import write_file
+from pipeline.shards.storage import Location, Url, exists, joined, location, read_bytes, size_of, sizes_in
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -29,7 +30,7 @@ class Shard:
     sha256: str
     samples: int
     labelled: int
-    location: str | None = None  # where an adopted tar lies; None: in the dataset's directory, under `name`
+    location: str | None = None  # path or URL of an adopted tar; None: in the dataset's directory, under `name`
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ImageStatistics:
 class DatasetIndex:
     """What `index.json` says, and the directory it was read from."""
 
-    directory: Path
+    directory: Location
     fingerprint: str
     splits: dict[str, tuple[Shard, ...]]
     classes: tuple[str, ...] | None
@@ -78,10 +79,10 @@ class DatasetIndex:
             raise InputError(f"{self.directory}: no split `{split}`; there are: {', '.join(self.splits)}")
         return self.splits[split]
 
-    def shard_path(self, shard: Shard) -> Path:
-        return self.directory / (shard.location or shard.name)
+    def shard_path(self, shard: Shard) -> Location:
+        return joined(self.directory, shard.location or shard.name)
 
-    def table_path(self, shard: Shard) -> Path:
+    def table_path(self, shard: Shard) -> Location:
         return self.directory / table_name(shard.name)
 
 
@@ -106,20 +107,21 @@ def _shard_content(shard: Shard) -> dict[str, Any]:
     return {key: value for key, value in asdict(shard).items() if value is not None}
 
 
-def read_index(directory: str | Path, *, check_sizes: bool = False) -> DatasetIndex:
-    """The index of the dataset in `directory`; InputError when there is none that this version can read.
+def read_index(directory: str | Path | Url, *, check_sizes: bool = False) -> DatasetIndex:
+    """The index of the dataset in `directory`, a path or a URL; InputError when there is none that this version reads.
 
-    With `check_sizes` every shard must be there with its indexed size: one stat per shard, nothing is read.
+    With `check_sizes` every shard must be there with its indexed size: one stat per shard, or one listing of a URL;
+    nothing is read. FaultError where a URL does not answer.
     """
-    directory = Path(directory)
+    directory = location(directory)
     path = directory / INDEX_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         hint = "ingest it with `vit ingest SOURCE DEST`"
         raise InputError(
             f"{directory}: no such dataset; {hint}"
-            if not directory.exists()
+            if not exists(directory)
             else f"{path}: missing, so this is not a finished dataset; {hint}"
         ) from None
     except (OSError, ValueError) as error:
@@ -130,7 +132,7 @@ def read_index(directory: str | Path, *, check_sizes: bool = False) -> DatasetIn
     return index
 
 
-def _parse_index(directory: Path, path: Path, content: Any) -> DatasetIndex:
+def _parse_index(directory: Location, path: Location, content: Any) -> DatasetIndex:
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise InputError(
@@ -157,14 +159,17 @@ def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def size_problems(index: DatasetIndex) -> list[str]:
     """One line per shard that is missing or has another size than the index says."""
+    listed = sizes_in(index.directory) if isinstance(index.directory, Url) else {}
     problems = []
     for shards in index.splits.values():
         for shard in shards:
             path = index.shard_path(shard)
             try:
-                size = os.stat(path).st_size
+                size = listed.get(shard.name) if shard.location is None else None
+                size = size_of(path) if size is None else size
             except OSError as error:
-                problems.append(f"{path}: cannot be found ({error.strerror}); restore it or ingest again")
+                what = error.strerror or "no such file"
+                problems.append(f"{path}: cannot be found ({what}); restore it or ingest again")
                 continue
             if size != shard.bytes:
                 what = "cut" if size < shard.bytes else "changed"

@@ -1,24 +1,35 @@
 """Random access to the samples of one split, by offset; knows no order and no training.
 
-Every image is checked against the checksum in its table (0.03 ms for 110 kB), so a cut, changed or swapped shard is a
-`DataError` that names it and never fewer samples. Plain reads, no memory maps: a shard cut under a running job is an
-error in Python and not a SIGBUS. Readers may be pickled, forked and shared by threads.
+A shard on a local disk is read where it lies. A remote one (a URL, a network file system) is read from the node's
+cache, into which it comes whole; without a cache or room in it, by one ranged request per sample. Sizes are checked on
+every read and checksums when asked (0.03 ms for 110 kB), so a cut, changed or swapped shard is a `DataError` that names
+it and never fewer samples. Plain reads, no memory maps: a shard cut under a running job is an error in Python and not a
+SIGBUS. Readers may be pickled, forked and shared by threads.
 """
 
+import hashlib
 import json
 import os
 import threading
+import time
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.shards.cache import ShardCache, node_cache
 from pipeline.shards.index import DatasetIndex, Shard
-from pipeline.shards.table import DataError, ShardTable, read_table, split_member
+from pipeline.shards.storage import Location, Url, is_remote, read_bytes, read_range, size_of, stream
+from pipeline.shards.table import Cause, DataError, ShardTable, parse_table, read_table, split_member
 
-__all__ = ["DataError", "Sample", "ShardReader"]
+__all__ = ["DataError", "Sample", "ShardReader", "node_reader", "node_readers"]
+
+RENEW_SECONDS = 5.0  # how often a cached shard that is being read has its time of use renewed
+_REMEDY = "run `vit check DATASET --full` and restore the shard"
 
 
 class Sample(NamedTuple):
@@ -35,15 +46,26 @@ class ShardReader:
     """Reads samples of one split by (shard, sample), the numbers that `SampleOrder` gives.
 
     At most `max_open_shards` are open at a time, those used last; each costs a file descriptor and its table.
+    `remote` says whether shards are far away; None: as `is_remote` finds.
     """
 
-    def __init__(self, index: DatasetIndex, split: str, max_open_shards: int = 256):
-        self._index, self._split, self._max_open_shards = index, split, max_open_shards
+    def __init__(
+        self,
+        index: DatasetIndex,
+        split: str,
+        cache: ShardCache | None = None,
+        *,
+        max_open_shards: int = 256,
+        remote: bool | None = None,
+    ):
+        self._index, self._split, self._cache = index, split, cache
+        self._max_open_shards, self._remote = max_open_shards, remote
         self._shards = index.shards(split)
         self._forget()
 
     def __reduce__(self) -> tuple:
-        return ShardReader, (self._index, self._split, self._max_open_shards)
+        options = {"max_open_shards": self._max_open_shards, "remote": self._remote}
+        return partial(ShardReader, **options), (self._index, self._split, self._cache)
 
     @property
     def shard_sizes(self) -> np.ndarray:
@@ -51,14 +73,21 @@ class ShardReader:
         return np.array([shard.samples for shard in self._shards], dtype=np.int64)
 
     def read(self, shard: int, sample: int, *, verify: bool = True) -> Sample:
+        """One sample, its size checked, and its checksum with `verify`.
+
+        DataError where the shard is not what the index says, FaultError where its server does not answer.
+        """
         opened = self._open(shard)
         row = opened.table.records[sample]
         member = opened.table.member(sample)
         image = opened.read(row["image_offset"], row["image_bytes"], member)
         if verify and zlib.crc32(image) != row["image_crc32"]:
-            raise opened.error(member, "its bytes have changed since it was ingested")
+            opened.file.distrust()
+            image = opened.read(row["image_offset"], row["image_bytes"], member)
+            if zlib.crc32(image) != row["image_crc32"]:
+                raise opened.error(member, "its bytes have changed since it was ingested", "changed")
         key, extensions = split_member(member)
-        return Sample(key, image, extensions.rpartition(".")[2], int(row["label"]), self._shards[shard].name)
+        return Sample(key, image, extensions.rpartition(".")[2], int(row["label"]), opened.name)
 
     def keys(self, shard: int) -> list[str]:
         """Keys of all samples of a shard, from its table alone."""
@@ -79,7 +108,29 @@ class ShardReader:
         try:
             return json.loads(content)
         except ValueError:
-            raise opened.error(opened.table.member(sample), "its .json is not valid") from None
+            raise opened.error(opened.table.member(sample), "its .json is not valid", "undecodable") from None
+
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes of the tar."""
+        return self._shards[shard].bytes
+
+    def is_staged(self, shard: int) -> bool:
+        """Whether the shard is in the cache; its time of use is renewed."""
+        return self._cache is not None and self._cache.touch(_tar_name(self._shards[shard]))
+
+    def goes_through_cache(self, shard: int) -> bool:
+        return self._goes_through_cache(self._index.shard_path(self._shards[shard]))
+
+    def any_goes_through_cache(self) -> bool:
+        return any(self.goes_through_cache(shard) for shard in range(len(self._shards)))
+
+    def stage(self, shard: int) -> bool:
+        """Bring a shard and its table into the cache; False where it is read where it lies. Raises as `read` does."""
+        path = self._index.shard_path(self._shards[shard])
+        if not self._goes_through_cache(path):
+            return False
+        self._table(self._shards[shard])
+        return _fetch(self._cache, path, self._shards[shard])
 
     def close(self) -> None:
         self._forget()
@@ -94,47 +145,210 @@ class ShardReader:
             self._forget()  # in a fork: the lock may have been held by a thread that is not here
         with self._lock:
             opened = self._opened.get(shard)
-            if opened is None:
-                opened = self._opened[shard] = _open_shard(self._index, self._shards[shard])
-                if len(self._opened) > self._max_open_shards:
-                    self._opened.popitem(last=False)  # its file closes when the last thread that reads it lets go
+            if opened is not None:
+                self._opened.move_to_end(shard)
+                return opened
+        opened = self._open_anew(self._shards[shard])  # may wait for a server, so without the lock
+        with self._lock:
+            opened = self._opened.setdefault(shard, opened)
             self._opened.move_to_end(shard)
+            if len(self._opened) > self._max_open_shards:
+                self._opened.popitem(last=False)  # its file closes when the last thread that reads it lets go
             return opened
+
+    def _open_anew(self, shard: Shard) -> "_OpenShard":
+        path = self._index.shard_path(shard)
+        table = self._table(shard)
+        if self._goes_through_cache(path):
+            return _OpenShard(path, shard.name, table, _CachedFile(self._cache, path, shard))
+        return _OpenShard(path, shard.name, table, _file(path, shard))
+
+    def _goes_through_cache(self, path: Location) -> bool:
+        return self._cache is not None and (is_remote(path) if self._remote is None else self._remote)
+
+    def _table(self, shard: Shard) -> ShardTable:
+        path = self._index.table_path(shard)
+        try:
+            table = self._cached_table(shard, path) if self._goes_through_cache(path) else read_table(path)
+            if (len(table), table.shard_bytes, table.shard_sha256) != (shard.samples, shard.bytes, shard.sha256):
+                raise DataError(
+                    f"{path}: belongs to another version of its shard; ingest the dataset again", cause="changed"
+                )
+        except DataError as error:
+            error.shard = shard.name
+            raise
+        return table
+
+    def _cached_table(self, shard: Shard, path: Location) -> ShardTable:
+        # By the fingerprint too, which covers labels: the same tar may stand in two datasets with different ones.
+        name = hashlib.sha256(f"{self._index.fingerprint} {shard.name}".encode()).hexdigest() + ".idx"
+        if (descriptor := self._cache.open(name)) is not None:
+            with open(descriptor, "rb") as file:
+                content = file.read()
+            try:
+                return parse_table(content, path)
+            except DataError:
+                self._cache.remove(name)  # evicted while it was read, or damaged
+        try:
+            content = read_bytes(path)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({_words(error)}); ingest the dataset again", cause="missing"
+            ) from None
+        table = parse_table(content, path)
+        self._cache.fetch(name, len(content), lambda: [content], label=str(path))
+        return table
+
+
+def node_reader(index: DatasetIndex, split: str) -> ShardReader:
+    """The reader of a job on this node: remote shards through the node's cache. InputError as `node_cache` says."""
+    (reader,), _ = node_readers([index], split)
+    return reader
+
+
+def node_readers(indexes: Sequence[DatasetIndex], split: str) -> tuple[list[ShardReader], ShardCache | None]:
+    """One reader per dataset, and the cache that they share; None where nothing is remote."""
+    paths = (index.shard_path(shard) for index in indexes for shard in index.shards(split))
+    folders = {path.parent if isinstance(path, Path) else path for path in paths}
+    cache = node_cache() if any(map(is_remote, folders)) else None
+    return [ShardReader(index, split, cache) for index in indexes], cache
 
 
 class _OpenShard:
-    def __init__(self, path: Path, table: ShardTable, descriptor: int):
-        self.path, self.table, self._descriptor = path, table, descriptor
+    """A shard that is being read: `file` gives bytes, fewer than asked only at its end."""
+
+    def __init__(self, path: Location, name: str, table: ShardTable, file: "_LocalFile | _CachedFile | _RangedFile"):
+        self.path, self.name, self.table, self.file = path, name, table, file
+
+    def read(self, offset: int, size: int, member: str) -> bytes:
+        try:
+            content = self.file.pread(size, offset)
+        except OSError as error:
+            raise self.error(member, f"cannot be read ({_words(error)})", "missing") from error
+        except DataError as error:
+            error.shard, error.key = self.name, split_member(member)[0]
+            raise
+        if len(content) != size:
+            raise self.error(member, f"the shard ends {size - len(content)} bytes before the sample does", "cut")
+        return content
+
+    def error(self, member: str, fault: str, cause: Cause) -> DataError:
+        message = f"{self.path}: sample `{member}`: {fault}; {_REMEDY}"
+        return DataError(message, cause=cause, shard=self.name, key=split_member(member)[0])
+
+
+class _LocalFile:
+    """A descriptor that closes when nobody reads it any more."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+        self.pread = partial(os.pread, descriptor)
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
-    def read(self, offset: int, size: int, member: str) -> bytes:
-        try:
-            content = os.pread(self._descriptor, size, offset)
-        except OSError as error:
-            raise self.error(member, f"cannot be read ({error.strerror})") from error
-        if len(content) != size:
-            raise self.error(member, f"the shard ends {size - len(content)} bytes before the sample does")
-        return content
-
-    def error(self, member: str, fault: str) -> DataError:
-        remedy = "run `vit check DATASET --full` and restore the shard"
-        return DataError(f"{self.path}: sample `{member}`: {fault}; {remedy}")
+    def distrust(self) -> None:
+        """Nothing to forget: a second read asks the file again."""
 
 
-def _open_shard(index: DatasetIndex, shard: Shard) -> _OpenShard:
-    path = index.shard_path(shard)
-    table = read_table(index.table_path(shard))
-    if (len(table), table.shard_bytes, table.shard_sha256) != (shard.samples, shard.bytes, shard.sha256):
-        raise DataError(f"{index.table_path(shard)}: belongs to another version of its shard; ingest the dataset again")
+class _RangedFile:
+    """A remote shard, read by one request per sample."""
+
+    def __init__(self, path: Location):
+        self._path = path
+
+    def pread(self, size: int, offset: int) -> bytes:
+        return read_range(self._path, int(offset), int(size))
+
+    def distrust(self) -> None:
+        """Nothing to forget: a second read asks the server again."""
+
+
+class _CachedFile:
+    """A remote shard that is read from the cache, and fetched again when it was evicted meanwhile."""
+
+    def __init__(self, cache: ShardCache, path: Location, shard: Shard):
+        self._cache, self._path, self._shard = cache, path, shard
+        self._file: _LocalFile | _RangedFile | None = None
+        self._renewed = 0.0
+
+    def pread(self, size: int, offset: int) -> bytes:
+        for _ in range(3):
+            file = self._file or self._fetched()
+            content = file.pread(size, offset)
+            if len(content) == size or isinstance(file, _RangedFile):
+                self._renew()
+                return content
+            self._file = None
+        self._file = _file(self._path, self._shard)  # evicted as fast as it comes
+        return self._file.pread(size, offset)
+
+    def distrust(self) -> None:
+        """Fetch the shard anew before the next read."""
+        self._cache.remove(_tar_name(self._shard))
+        self._file = None
+
+    def _fetched(self) -> "_LocalFile | _RangedFile":
+        file: _LocalFile | _RangedFile | None = None
+        while file is None:
+            if not _fetch(self._cache, self._path, self._shard):
+                file = _file(self._path, self._shard)
+            elif (descriptor := self._cache.open(_tar_name(self._shard))) is not None:
+                file = _LocalFile(descriptor)
+        self._file, self._renewed = file, time.monotonic()
+        return file
+
+    def _renew(self) -> None:
+        if (now := time.monotonic()) - self._renewed > RENEW_SECONDS:
+            self._renewed = now
+            self._cache.touch(_tar_name(self._shard))
+
+
+def _tar_name(shard: Shard) -> str:
+    return shard.sha256 + ".tar"
+
+
+def _fetch(cache: ShardCache, path: Location, shard: Shard) -> bool:
+    def content() -> Iterator[bytes]:
+        _check_size(path, shard, size_of(path))
+        return stream(path, shard.bytes)
+
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        return cache.fetch(_tar_name(shard), shard.bytes, content, shard.sha256, str(path))
+    except FileNotFoundError as error:
+        raise _cannot_be_opened(path, shard, error) from error
+    except DataError as error:
+        error.shard = shard.name
+        raise
+
+
+def _file(path: Location, shard: Shard) -> _LocalFile | _RangedFile:
+    """The shard where it lies."""
+    try:
+        if isinstance(path, Url):
+            _check_size(path, shard, size_of(path))
+            return _RangedFile(path)
+        file = _LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        _check_size(path, shard, file.size)
+        return file
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror}); run `vit check DATASET`") from None
-    opened = _OpenShard(path, table, descriptor)
-    size = os.fstat(descriptor).st_size
+        raise _cannot_be_opened(path, shard, error) from None
+
+
+def _check_size(path: Location, shard: Shard, size: int) -> None:
     if size != shard.bytes:
-        sizes = f"{size} bytes, the index says {shard.bytes}"
-        raise DataError(f"{path}: {sizes}; run `vit check DATASET` and restore the shard")
-    return opened
+        raise DataError(
+            f"{path}: {size} bytes, the index says {shard.bytes}; run `vit check DATASET` and restore the shard",
+            cause="cut" if size < shard.bytes else "changed",
+            shard=shard.name,
+        )
+
+
+def _cannot_be_opened(path: Location, shard: Shard, error: OSError) -> DataError:
+    words = f"{path}: cannot be opened ({_words(error)}); run `vit check DATASET`"
+    return DataError(words, cause="missing", shard=shard.name)
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or "No such file"

@@ -10,10 +10,12 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from pipeline.shards.atomic import write_file
+from pipeline.shards.storage import Location, read_bytes
 
 MAGIC = b"VITSHARD"
 VERSION = 1
@@ -33,12 +35,25 @@ RECORD = np.dtype(
 )
 
 
-class DataError(Exception):
-    """A shard or its table is not what the index says: the message has the path, the sample, the fault, the remedy."""
+Cause = Literal["missing", "cut", "changed", "undecodable"]
 
-    def __init__(self, message: str, cause: str = "changed"):
+
+class DataError(Exception):
+    """A shard or its table is not what the index says: the message has the path, the sample, the fault, the remedy.
+
+    `shard` is the name in the index and `key` the sample's, where they are known.
+    """
+
+    def __init__(self, message: str, *, cause: Cause, shard: str | None = None, key: str | None = None):
         super().__init__(message)
-        self.cause = cause
+        self.cause, self.shard, self.key = cause, shard, key
+
+    def __reduce__(self) -> tuple:
+        return _data_error, (str(self), self.cause, self.shard, self.key)
+
+
+def _data_error(message: str, cause: Cause, shard: str | None, key: str | None) -> DataError:
+    return DataError(message, cause=cause, shard=shard, key=key)
 
 
 @dataclass(frozen=True)
@@ -90,20 +105,28 @@ def write_table(path: Path, table: ShardTable) -> None:
     write_file(path, table_bytes(table))
 
 
-def read_table(path: Path) -> ShardTable:
+def read_table(path: Location) -> ShardTable:
     """The table in `path`; DataError where it is missing, cut or changed."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); ingest the dataset again") from None
+        what = error.strerror or "no such file"
+        raise DataError(f"{path}: cannot be read ({what}); ingest the dataset again", cause="missing") from None
+    return parse_table(content, path)
+
+
+def parse_table(content: bytes, path: Location) -> ShardTable:
+    """The table that `content` holds; `path` is for the message of a DataError."""
     if len(content) < HEADER.size or not content.startswith(MAGIC):
-        raise DataError(f"{path}: not a sample table; ingest the dataset again")
+        raise DataError(f"{path}: not a sample table; ingest the dataset again", cause="changed")
     _, version, samples, names_bytes, shard_bytes, sha256, checksum = HEADER.unpack_from(content)
     if version != VERSION:
-        raise DataError(f"{path}: table version {version}, this program reads {VERSION}; ingest the dataset again")
+        versions = f"table version {version}, this program reads {VERSION}"
+        raise DataError(f"{path}: {versions}; ingest the dataset again", cause="changed")
     body = memoryview(content)[HEADER.size :]
     names_start = samples * RECORD.itemsize
     if len(body) != names_start + names_bytes or zlib.crc32(body) != checksum:
-        raise DataError(f"{path}: cut or changed since it was written; ingest the dataset again")
+        cause = "cut" if len(body) < names_start + names_bytes else "changed"
+        raise DataError(f"{path}: cut or changed since it was written; ingest the dataset again", cause=cause)
     records = np.frombuffer(body[:names_start], dtype=RECORD)
     return ShardTable(records, bytes(body[names_start:]), shard_bytes, sha256.hex())

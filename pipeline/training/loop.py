@@ -24,7 +24,7 @@ from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import Checkpoint, write_json
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.reader import ShardReader
+from pipeline.shards.reader import node_reader
 from pipeline.training.agreement import plan_parts, require_same_plan
 from pipeline.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from pipeline.training.engine import Engine, StepResult
@@ -53,7 +53,7 @@ def train(me: Rank) -> None:
     supply = Supply(config, checkpoint.manifest if checkpoint else {})
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
-        workers=plan["loader_workers"], skipped=supply.skipped,
+        workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
     ) as loader:  # fmt: skip
         # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
         me.phase = "model"
@@ -138,7 +138,7 @@ def _draw_reconstructions(me: Rank, config: TrainingConfig, module: torch.nn.Mod
     if config.objective.kind != "mae" or config.zero.stage == 3:
         return
     split = next(name for name in ("test", "validation", config.data.split) if name in index.splits)
-    reader, size = ShardReader(index, split), config.encoder.image_size
+    reader, size = node_reader(index, split), config.encoder.image_size
     chosen = range(min(6, int(reader.shard_sizes[0])))
     decoded = [decode_image(reader.read(0, sample).image, config.encoder.channels) for sample in chosen]
     views = np.stack([evaluation_view(image, size, config.data.evaluation_crop) for image in decoded])

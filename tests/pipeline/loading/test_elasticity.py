@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.config.plan import plan_batches
 from pipeline.loading.loader import Loader
 from pipeline.loading.mixture import Mixture
+from pipeline.shards.staging import Stager
 
 
 class PlaceStream:
@@ -23,6 +24,9 @@ class PlaceStream:
             [np.array(sizes)], [1.0], global_batch_size=global_batch_size, lanes=lanes, window_shards=[window_shards],
             seed=11,
         )  # fmt: skip
+
+    def stager(self, positions_of_step, steps, ranks_per_node):
+        return Stager([], None, positions_of_step, steps.stop, 0, first_step=steps.start)
 
     def fill(self, positions, images, labels):
         _, _, shards, samples = self.mixture.locate(positions)

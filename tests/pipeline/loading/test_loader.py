@@ -189,7 +189,8 @@ def test_within_a_budget_another_sample_stands_in_and_the_cause_is_counted(damag
     found = [one for _, _, damage in batches for one in damage]
     expected = "changed" if how == "undecodable" else how  # the checksum is the better explanation
     assert {one.cause for one in found} == {expected}
-    assert len({one.position for one in found}) == (index.shards("train")[0].samples if how == "missing" else 1)
+    assert len({one.position for one in found}) == len(found)
+    assert len(found) == (index.shards("train")[0].samples if how == "missing" else 1)
     assert all(len(keys) == 4 and key not in keys for _, keys, _ in batches)
     with loader(damaged, **wanted) as made:  # the same stand-ins without workers
         assert [(b.positions.tolist(), b.keys) for b in made] == [batch[:2] for batch in batches]

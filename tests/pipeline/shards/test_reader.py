@@ -121,3 +121,38 @@ def test_a_missing_shard_or_table_is_an_error(index):
     for number in (0, 1):
         with pytest.raises(DataError, match="No such file"):
             ShardReader(index, "train").read(number, 0)
+
+
+def test_without_verifying_a_read_checks_the_size_alone(index):
+    shard = index.shards("train")[0]
+    path = index.shard_path(shard)
+    reader = ShardReader(index, "train")
+    expected = reader.read(0, 0)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(expected.image, bytes(len(expected.image))))
+    assert set(reader.read(0, 0, verify=False).image) == {0}
+    os.truncate(path, shard.bytes // 2)
+    with pytest.raises(DataError, match="ends"):
+        reader.read(0, shard.samples - 1, verify=False)
+
+
+def test_an_error_says_its_cause_shard_and_key_also_after_it_was_pickled(index):
+    shard, other, third = index.shards("train")[:3]
+    reader = ShardReader(index, "train")
+    keys = [reader.keys(number)[0] for number in range(3)]
+    content = bytearray(index.shard_path(shard).read_bytes())
+    content[: len(content)] = bytes(len(content))
+    index.shard_path(shard).write_bytes(content)
+    os.truncate(index.shard_path(other), 100)
+    causes = {}
+    for number in range(2):
+        with pytest.raises(DataError) as caught:
+            reader.read(number, 0)
+        error = pickle.loads(pickle.dumps(caught.value))
+        assert str(error) == str(caught.value)
+        causes[error.shard, error.key] = error.cause
+    assert causes == {(shard.name, keys[0]): "changed", (other.name, keys[1]): "cut"}
+    index.shard_path(third).unlink()
+    with pytest.raises(DataError) as caught:
+        ShardReader(index, "train").read(2, 0)
+    assert (caught.value.cause, caught.value.shard, caught.value.key) == ("missing", third.name, None)
