@@ -17,7 +17,7 @@ from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import DataError, ShardReader
 from pipeline.shards.storage import Url, file_system_type, is_remote, joined, location, stream
-from tests.pipeline.shards.flaky_proxy import Fault
+from tests.pipeline.flaky_proxy import Fault
 
 
 def all_samples(reader):

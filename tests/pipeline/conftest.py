@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.shards import remote
 from pipeline.shards.index import read_index
+from tests.pipeline.flaky_proxy import FlakyProxy
 from tests.pipeline.pictures import small_dataset
-from tests.pipeline.shards.flaky_proxy import FlakyProxy
 
 BUCKET = "pictures"
 DEADLINE_SECONDS = 30
