@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from models.objectives.batch import Batch
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
-from pipeline.loading.augmentation import augment, decode_image
+from pipeline.loading.augmentation import training_view
+from pipeline.loading.pixels import view_dtype
+from pipeline.loading.sample_generator import sample_generator
 from pipeline.loading.selection import Selection
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.order import SampleOrder, sample_seed
+from pipeline.shards.order import SampleOrder
 from pipeline.shards.reader import ShardReader
 
 _PR_SET_PDEATHSIG = 1
@@ -28,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 class RawBatch(NamedTuple):
     """One micro-batch as the loader makes it, on the host."""
 
-    images: Tensor  # (B, H, W, C) uint8
+    images: Tensor  # (B, H, W, C) uint8, or float32 in 0..1
     labels: Tensor  # (B,) int64
     positions: Tensor  # (B,) int64
     keys: list[str]
@@ -48,18 +50,21 @@ class PositionDataset(Dataset):
             window_shards=config.data.window_shards,
             seed=config.seed,
         )
+        sample = self.reader.read(0, 0)
+        self.dtype = view_dtype(sample.image, sample.extension, config.encoder.channels)
 
     def __getitem__(self, positions: np.ndarray) -> RawBatch:
         _, shards, places = self.order.locate_many(positions)
-        size, channels = self.config.encoder.image_size, self.config.encoder.channels
-        images = np.empty((len(positions), size, size, channels), np.uint8)
+        config = self.config
+        images = np.empty((len(positions), *config.encoder.input_size, config.encoder.channels), self.dtype)
         labels = np.empty(len(positions), np.int64)
         keys = []
         for row, (position, shard, place) in enumerate(zip(positions, shards, places, strict=True)):
             sample = self.reader.read(int(shard), self.selection.sample(int(shard), int(place)))
-            generator = np.random.Generator(np.random.Philox(sample_seed(self.config.seed, int(position), "augment")))
-            image = decode_image(sample.image, channels)
-            images[row] = augment(image, size, self.config.augmentation, generator)
+            generator = sample_generator(config.seed, int(position), "augment")
+            training_view(
+                sample.image, sample.extension, images[row], config.augmentation, generator, fill=config.data.mean
+            )
             labels[row] = sample.label
             keys.append(sample.key)
         return RawBatch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(positions), keys)
@@ -117,7 +122,8 @@ def _detach_worker(worker: int) -> None:
 
 def to_device(raw: RawBatch, device: torch.device, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Batch:
     """The batch on the device, channels first, uint8 0..255 scaled to 0..1 and normalised, float32."""
-    images = raw.images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    images = raw.images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    images = images.float().div_(255) if raw.images.dtype == torch.uint8 else images
     mean_tensor = torch.tensor(mean, device=device).view(1, -1, 1, 1)
     deviation_tensor = torch.tensor(deviation, device=device).view(1, -1, 1, 1)
     images = ((images - mean_tensor) / deviation_tensor).contiguous()

@@ -24,6 +24,7 @@ from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, 
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
+from pipeline.loading.turbojpeg import require_turbojpeg
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import DatasetIndex
@@ -118,6 +119,8 @@ def _with(config: TrainingConfig, source: str, **changes: Any) -> Any:
 def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource | None, path: Path) -> TrainingConfig:
     """Every None that the dataset or the model decides, decided and written down."""
     data = config.data
+    if config.augmentation.region_decode:
+        require_turbojpeg()
     if data.split not in index.splits:
         raise InputError(
             f"{path.name}: data.split: {index.directory} has no split `{data.split}`, only {', '.join(index.splits)}"
@@ -128,6 +131,9 @@ def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource |
     crop = data.evaluation_crop
     if model and model.evaluation_crop and "evaluation_crop" not in data.model_fields_set:
         crop = model.evaluation_crop
+    crop_mode = data.evaluation_crop_mode
+    if model and "evaluation_crop_mode" not in data.model_fields_set:
+        crop_mode = model.evaluation_crop_mode
     if len(mean) != config.encoder.channels:
         raise InputError(
             f"{path.name}: data.mean has {len(mean)} values, encoder.channels is {config.encoder.channels}; "
@@ -138,6 +144,7 @@ def _filled_in(config: TrainingConfig, index: DatasetIndex, model: ModelSource |
         data__lanes=data.lanes or default_lanes(config.global_batch_size),
         data__window_shards=data.window_shards or default_window_shards([s.bytes for s in shards], WINDOW_BYTES),
         data__mean=list(mean), data__std=list(std), data__evaluation_crop=crop,
+        data__evaluation_crop_mode=crop_mode,
     )  # fmt: skip
 
 
