@@ -1,14 +1,13 @@
 """From the bytes of a sample to its pixels, (H, W, C), and from pixels to an input's size.
 
-A JPEG goes through simplejpeg into a buffer that the thread keeps: 0.73 ms for 500 x 375 pixels of 65 kB, and 1.03 ms
-into fresh memory, whose pages the kernel must clear. It is bit for bit what Pillow decodes. Pillow takes all other
-formats, and every JPEG that is not plain.
+A JPEG goes through simplejpeg into a buffer that the thread keeps: 0.73 ms for 500 x 375 pixels of 65 kB, and up to
+1.03 ms into fresh memory, whose pages the kernel must clear. It is bit for bit what Pillow decodes. Pillow takes all
+other formats, and every JPEG that is not plain; tifffile a TIFF whose channels are neither grey nor RGB.
 
 What a batch holds: uint8 where the samples are uint8; float32 where they are uint16 (scaled to 0..1) or float32 (as
 they are, like the dataset's statistics). A uint8 image in a float32 batch is scaled to 0..1.
 """
 
-import ctypes
 import io
 import threading
 
@@ -18,11 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.shards.decoding import FORMATS, ImageFault, open_array
+from pipeline.shards.decoding import FORMATS, TIFF_SIGNATURES, ImageFault, open_array, open_tiff_array
 
 JPEG_SIGNATURE = b"\xff\xd8"
 KEPT_BYTES = 32 << 20  # a larger decoded image gets memory of its own
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 
 # What `torch.nn.functional.interpolate` calls; only the operator itself writes into memory that is already there.
 _resize_bicubic = torch.ops.aten._upsample_bicubic2d_aa.out
@@ -48,6 +46,11 @@ def decode_pixels(content: bytes, extension: str, channels: int) -> np.ndarray:
             height, width = jpeg_size(content)
             return simplejpeg.decode_jpeg(content, buffer=scratch(height, width, 3))
         except ValueError:  # CMYK, twelve bits, damage: Pillow knows more, or says what is wrong
+            pass
+    if channels not in (1, 3) and content.startswith(TIFF_SIGNATURES):
+        try:
+            return _require_channels(open_tiff_array(content), channels)
+        except ImageFault:  # a compression that tifffile lacks: Pillow may have it, or says what is wrong
             pass
     return _require_channels(_pillow_pixels(content, channels), channels)
 
@@ -113,17 +116,6 @@ def unit_values(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if pixels.dtype.kind == "f":
         return pixels
     return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep the memory that arrays leave behind; for loader processes, once, where glibc is.
-
-    By default each array of some 100 kB is fresh pages, which the kernel clears: 0.1 to 0.3 ms per image.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, 4 * KEPT_BYTES)
 
 
 def flip(out: np.ndarray) -> None:

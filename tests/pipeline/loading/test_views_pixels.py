@@ -1,12 +1,15 @@
 """Decoding and resizing: the pixels that Pillow gives, of every kind of file a dataset may hold."""
 
+import io
 import threading
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from pipeline.loading.pixels import decode_pixels, flip, keep_freed_memory, resize_into, view_dtype
+from pipeline.ingestion.images import prepare_image
+from pipeline.loading.pixels import decode_pixels, flip, resize_into, view_dtype
 from pipeline.shards.decoding import ImageFault
 from tests.pipeline.photographs import encoded, noise_ratio, photographs, saved_array
 
@@ -64,6 +67,31 @@ def test_a_tiff_of_four_channels_and_one_of_sixteen_bits_are_taken_as_they_are()
         assert decoded.dtype == np.uint16 and (decoded[:, :, 0] == deep).all()
         assert view_dtype(content, form.lower(), 1) == np.float32
         assert view_dtype(content, form.lower(), 3) == np.uint8  # as red, green and blue it is brought to 8 bits
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize(
+    ("dtype", "channels"),
+    [(np.uint8, 13), (np.uint16, 13), (np.float32, 13), (np.float32, 4), (np.uint16, 4), (np.uint8, 4), (np.uint8, 2)],
+)
+def test_a_tiff_of_many_channels_is_ingested_and_decoded_as_it_is(dtype, channels, planar, compression):
+    array = (RANDOM.random((9, 7, channels)) * 200).astype(dtype)
+    planes = array if planar == "contig" else np.moveaxis(array, -1, 0)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, planes, photometric="minisblack", planarconfig=planar, compression=compression)
+    prepared = prepare_image(buffer.getvalue(), "keep")
+    assert (prepared.content, prepared.extension, prepared.width, prepared.height) == (buffer.getvalue(), "tif", 7, 9)
+    assert len(prepared.mean) == channels
+    decoded = decode_pixels(prepared.content, prepared.extension, channels)
+    assert decoded.dtype == dtype and (decoded == array).all()
+
+
+def test_a_cut_tiff_of_many_channels_is_a_fault():
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.ones((40, 40, 13), np.uint16), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(ImageFault):
+        decode_pixels(buffer.getvalue()[:3000], "tif", 13)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8 no image", encoded(photographs()[0])[:9000], b"GIF89a"])
@@ -149,10 +177,3 @@ def test_a_flip_mirrors_left_and_right(shape, dtype):
     mirrored = array.copy()
     flip(mirrored)
     assert (mirrored == array[:, ::-1]).all()
-
-
-def test_keeping_freed_memory_changes_no_pixel():
-    content = encoded(photographs()[0])
-    before = np.array(decode_pixels(content, "jpg", 3))
-    keep_freed_memory()
-    assert (decode_pixels(content, "jpg", 3) == before).all()
