@@ -59,9 +59,9 @@ def simple_crop(pixels: np.ndarray, out: np.ndarray, generator: np.random.Genera
 
 def _covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """The size of the smallest resized image that covers the target; the longer side rounds down, as torchvision's."""
-    scale = max(target[0] / size[0], target[1] / size[1])
-    covering = (max(int(size[0] * scale), target[0]), max(int(size[1] * scale), target[1]))
-    return covering
+    if target[0] * size[1] >= target[1] * size[0]:  # the height decides
+        return target[0], size[1] * target[0] // size[0]
+    return size[0] * target[1] // size[1], target[1]
 
 
 def letterbox(pixels: np.ndarray, out: np.ndarray, fill: Sequence[float] | None) -> None:

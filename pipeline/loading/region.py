@@ -17,7 +17,6 @@ from pipeline.loading.turbojpeg import (
     WIDTH,
     Decompressor,
     Region,
-    require_turbojpeg,
 )
 
 _BLOCK_WIDTHS = (8, 16, 16, 8, 8, 32, 8)  # by subsampling: 444, 422, 420, grey, 440, 411, 441
@@ -39,7 +38,7 @@ def decode_region(content: bytes, box: Box) -> np.ndarray:
 
     What TurboJPEG refuses is decoded whole. Raises ImageFault as `decode_pixels` does.
     """
-    library, handle = require_turbojpeg(), _decompressor.opened()
+    library, handle = _decompressor.opened()
     if library.tj3DecompressHeader(handle, content, len(content)) == 0:
         subsampling = library.tj3Get(handle, SUBSAMPLING)
         if 0 <= subsampling < len(_BLOCK_WIDTHS) and library.tj3Get(handle, COLOURS) not in CMYK_COLOURS:

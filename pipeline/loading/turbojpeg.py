@@ -38,7 +38,6 @@ def require_turbojpeg() -> ctypes.CDLL:
         raise InputError(f"{key}: {path} is older than TurboJPEG 3; install libturbojpeg 3 or turn it off")
     pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
     library.tj3Init.argtypes, library.tj3Init.restype = [integer], pointer
-    library.tj3Destroy.argtypes, library.tj3Destroy.restype = [pointer], None
     library.tj3DecompressHeader.argtypes = [pointer, ctypes.c_char_p, size]
     library.tj3Get.argtypes = [pointer, integer]
     library.tj3Set.argtypes = [pointer, integer, integer]
@@ -48,19 +47,15 @@ def require_turbojpeg() -> ctypes.CDLL:
 
 
 class Decompressor(threading.local):
-    """A decompressor for each thread that asks, made on first use."""
+    """A decompressor for each thread that asks, made on first use and kept as long as the process."""
 
     def __init__(self) -> None:
-        self.handle = None
+        self.library, self.handle = None, None
 
-    def opened(self) -> int:
-        """The calling thread's handle; InputError where there is no library."""
+    def opened(self) -> tuple[ctypes.CDLL, int]:
+        """The library and the calling thread's handle; InputError where there is no library."""
         if self.handle is None:
-            library = require_turbojpeg()
-            self.handle = library.tj3Init(DECOMPRESS)
-            library.tj3Set(self.handle, STOP_ON_WARNING, 1)
-        return self.handle
-
-    def __del__(self) -> None:
-        if self.handle is not None:
-            require_turbojpeg().tj3Destroy(self.handle)
+            self.library = require_turbojpeg()
+            self.handle = self.library.tj3Init(DECOMPRESS)
+            self.library.tj3Set(self.handle, STOP_ON_WARNING, 1)
+        return self.library, self.handle
