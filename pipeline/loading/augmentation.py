@@ -1,6 +1,7 @@
 """From the bytes of an image to a row of the training batch, every random draw from the sample's own generator.
 
-At 224 pixels, beside decode and resize: 6 us for the generator and its draws, 9 us for flips.
+Beside decode and resize an image of 224 pixels costs 60 us, measured between other images: 25 for the generator and its
+draws, 20 to 30 for flips, the rest for reading the config.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The random generator of one sample, without the price of making one: 3 microseconds instead of 11.
+"""The random generator of one sample, without the price of making one: 2 us instead of 11, in a warm cache.
 
 A Philox generator is a key and a counter, so a thread keeps one and gives it the sample's key.
 """
