@@ -55,10 +55,10 @@ class EncoderConfig(ModelConfig):
 
     name: str
     """Size and patch, `vit_l16`, or timm's name, `vit_large_patch16_224`: the numbers below that are not set."""
-    image_size: Count
-    """Side of the square input, pixels."""
+    image_size: Count | tuple[Count, Count]
+    """Side of the square input, pixels, or [height, width]."""
     patch_size: Count
-    """Side of a patch, pixels; divides image_size."""
+    """Side of a patch, pixels; divides the sides of the input."""
     embed_dim: Count
     """Width of a token."""
     depth: Count
@@ -85,7 +85,7 @@ class EncoderConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderConfig":
-        if self.image_size % self.patch_size:
+        if any(side % self.patch_size for side in self.input_size):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
@@ -94,8 +94,19 @@ class EncoderConfig(ModelConfig):
         return self
 
     @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width), pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        height, width = self.input_size
+        return height // self.patch_size, width // self.patch_size
+
+    @property
     def num_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.grid[0] * self.grid[1]
 
     @property
     def mlp_dim(self) -> int:

@@ -46,12 +46,15 @@ def _best_prefix(names: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> s
 
 
 @torch.no_grad()
-def load_encoder_weights(encoder: VisionTransformer, weights: Mapping[str, Tensor], *, head: bool) -> LoadReport:
+def load_encoder_weights(
+    encoder: VisionTransformer, weights: Mapping[str, Tensor], *, head: bool, grid: tuple[int, int] | None = None
+) -> LoadReport:
     """Copy what fits; resample the position embedding to the encoder's grid; leave the head alone unless `head`.
 
-    Raises WeightsError where a tensor has another shape for another reason, or where no block was found.
+    `grid` is the source's (rows, columns) of patches, needed only where they are not a square. Raises WeightsError
+    where a tensor has another shape for another reason, or where no block was found.
     """
-    wanted = dict(encoder.state_dict())
+    wanted, our_grid = dict(encoder.state_dict()), encoder.patch_embed.grid_size
     prefix = _best_prefix(weights, wanted)
     source = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     loaded, resized, missing = [], [], []
@@ -62,8 +65,9 @@ def load_encoder_weights(encoder: VisionTransformer, weights: Mapping[str, Tenso
         if found is None:
             missing.append(name)
             continue
-        if name == "pos_embed" and found.shape != target.shape and found.shape[-1] == target.shape[-1]:
-            found = resample_position_embedding(found, encoder.patch_embed.grid_size, encoder.num_prefix_tokens)
+        resize = found.shape != target.shape or grid not in (None, our_grid)
+        if name == "pos_embed" and resize and found.shape[-1] == target.shape[-1]:
+            found = resample_position_embedding(found, our_grid, encoder.num_prefix_tokens, grid)
             resized.append(name)
         if found.shape != target.shape:
             raise WeightsError(f"{name}: shape {tuple(found.shape)}, the encoder needs {tuple(target.shape)}")

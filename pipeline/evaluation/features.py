@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from pipeline.loading.augmentation import decode_image, evaluation_view
+from models.config import EncoderConfig
+from pipeline.loading.evaluation_views import evaluation_view
+from pipeline.loading.pixels import view_dtype
 from pipeline.registry.locate import ModelSource
+from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.reader import ShardReader, node_reader
+from pipeline.shards.reader import DataError, ShardReader, node_reader
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +81,18 @@ def extract_features(
 
 
 def _read(reader: ShardReader, chosen: list[tuple[int, int]], source: ModelSource) -> tuple[Tensor, Tensor]:
-    size, channels = source.encoder["image_size"], source.encoder["channels"]
+    encoder = EncoderConfig.model_validate(source.encoder)
     samples = [reader.read(shard, sample) for shard, sample in chosen]
-    views = [evaluation_view(decode_image(s.image, channels), size, source.evaluation_crop or 0.875) for s in samples]
-    images = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float().div_(255)
+    dtype = view_dtype(samples[0].image, samples[0].extension, encoder.channels)
+    views = np.empty((len(samples), *encoder.input_size, encoder.channels), dtype)
+    crop, crop_mode = source.evaluation_crop or 0.875, source.evaluation_crop_mode
+    for sample, out in zip(samples, views, strict=True):
+        try:
+            evaluation_view(sample.image, sample.extension, out, crop=crop, crop_mode=crop_mode, mean=source.mean)
+        except ImageFault as fault:
+            raise DataError(f"{sample.shard}: sample `{sample.key}`: {fault.detail}") from None
+    images = torch.from_numpy(views).permute(0, 3, 1, 2)
+    images = images.float().div_(255) if views.dtype == np.uint8 else images
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (source.mean, source.std))
     return (images - mean) / std, torch.tensor([sample.label for sample in samples])
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.shards.decoding import ImageFault, open_array, open_image
+from pipeline.shards.decoding import ImageFault, open_all_channels, open_array, open_image
 
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -67,7 +67,9 @@ def decode_image(content: bytes, channels: str) -> DecodedImage:
         if channels == "rgb":
             raise ImageFault("unsupported_mode", "a .npy array; take it with channels=keep")
         return DecodedImage(open_array(content), "NPY", ())
-    image = open_image(content)
+    image = open_all_channels(content) if channels == "keep" else open_image(content)
+    if isinstance(image, np.ndarray):
+        return DecodedImage(image, "TIFF", ())
     changes = []
     # An MPO's further frames are previews or the other eye, and every JPEG decoder shows the first.
     if getattr(image, "is_animated", False) and image.format != "MPO":

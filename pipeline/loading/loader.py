@@ -39,7 +39,7 @@ _TICKET = struct.Struct("<q")
 class RawBatch(NamedTuple):
     """One micro-batch on the host. `images` is overwritten once the next batch is drawn: copy it before."""
 
-    images: Tensor  # (B, H, W, C) uint8
+    images: Tensor  # (B, H, W, C) uint8, or float32 in 0..1
     labels: Tensor  # (B,) int64
     positions: Tensor  # (B,) int64
     keys: list[str]
@@ -82,7 +82,7 @@ class Loader:
         self.chunks = math.ceil(rows / self.chunk)  # tickets per micro-batch
         # What the consumer holds or is copying, and work for every worker twice over.
         self.slots = 2 + max(2, math.ceil(2 * workers * self.chunk / rows)) if workers else 1
-        self.ring = _shared_array((self.slots, rows, *stream.image_shape))
+        self.ring = _shared_array((self.slots, rows, *stream.image_shape), stream.dtype)
         self._pinned = False
         self.images_made, self.busy_seconds = 0, 0.0
         self.stager = stream.stager(self.positions_of_step, range(first_step, last_step), ranks_per_node)
@@ -181,8 +181,9 @@ class Loader:
 
 
 def to_device(raw: RawBatch, device: torch.device, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Batch:
-    """The batch on the device, channels first, uint8 0..255 scaled to 0..1 and normalised, float32."""
-    images = raw.images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    """The batch on the device, channels first, uint8 0..255 scaled to 0..1, and normalised, float32."""
+    images = raw.images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    images = images.float().div_(255) if raw.images.dtype == torch.uint8 else images
     mean_tensor = torch.tensor(mean, device=device).view(1, -1, 1, 1)
     deviation_tensor = torch.tensor(deviation, device=device).view(1, -1, 1, 1)
     images = ((images - mean_tensor) / deviation_tensor).contiguous()
@@ -199,9 +200,9 @@ def _finish(copies: Any) -> None:
         copies.synchronize()
 
 
-def _shared_array(shape: tuple[int, ...]) -> np.ndarray:
-    """A uint8 array that forked processes share."""
-    return np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+def _shared_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that forked processes share."""
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
 
 
 class _Workers:

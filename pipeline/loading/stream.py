@@ -13,15 +13,18 @@ import numpy as np
 from pipeline.config.training import TrainingConfig
 from pipeline.loading.augmentation import training_view
 from pipeline.loading.mixture import Mixture
+from pipeline.loading.pixels import view_dtype
+from pipeline.loading.sample_generator import sample_generator
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import label_map, union_of_classes
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.order import sample_seed
-from pipeline.shards.reader import DataError, Sample, node_readers
+from pipeline.shards.reader import DataError, Sample, ShardReader, node_readers
 from pipeline.shards.staging import Stager
 
 CHECKED_SHARE = 16  # without `data.verify: full`, one sample in this many has its checksum computed
+PROBED = 8  # samples that may be damaged before one says how deep the pixels are
 CAUSES = ("missing", "cut", "changed", "undecodable")
 
 
@@ -40,6 +43,7 @@ class SampleStream:
         data = config.data
         self.config = config
         self.readers, self.cache = node_readers(indexes, data.split)
+        self.dtype = np.result_type(*(_dtype_of(index, data.split, config.encoder.channels) for index in indexes))
         self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
         classes = union_of_classes(indexes)
         self.label_maps = [label_map(index, classes) for index in indexes]
@@ -56,8 +60,7 @@ class SampleStream:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of a row."""
-        size = self.config.encoder.image_size
-        return size, size, self.config.encoder.channels
+        return *self.config.encoder.input_size, self.config.encoder.channels
 
     def fill(self, positions: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[list[str], list[Damaged]]:
         """Write the views and labels of `positions` in place; their keys, and what was damaged.
@@ -66,7 +69,7 @@ class SampleStream:
 
         Shape:
             positions: (B,) int64
-            images: (B, H, W, C) uint8
+            images: (B, H, W, C) of `dtype`
             labels: (B,) int64
         """
         keys, damaged = [], []
@@ -111,9 +114,11 @@ class SampleStream:
         """Read, check and decode one sample into `image`."""
         reader, number = self.readers[source], self.selections[source].sample(shard, place)
         sample = reader.read(shard, number, verify=self._verifies(position))
-        generator = np.random.Generator(np.random.Philox(sample_seed(self.config.seed, position, "augment")))
+        generator = sample_generator(self.config.seed, position, "augment")
         try:
-            training_view(sample.image, sample.extension, image, self.config.augmentation, generator)
+            training_view(
+                sample.image, sample.extension, image, self.config.augmentation, generator, fill=self.config.data.mean
+            )
         except ImageFault as fault:
             reader.read(shard, number, verify=True)  # that its bytes have changed would be the better explanation
             raise DataError(
@@ -134,3 +139,15 @@ class SampleStream:
             this = (shard + further) % len(sizes)
             for step in range(int(sizes[this])):
                 yield this, (place + step) % int(sizes[this])
+
+
+def _dtype_of(index: DatasetIndex, split: str, channels: int) -> np.dtype:
+    """What a batch of this dataset holds, from the first of its samples that can be read; not through the cache."""
+    reader = ShardReader(index, split)
+    for number in range(min(PROBED, int(reader.shard_sizes[0]))):
+        try:
+            sample = reader.read(0, number)
+            return view_dtype(sample.image, sample.extension, channels)
+        except (DataError, ImageFault):
+            continue  # it will be met, and told of, in its place
+    return np.dtype(np.uint8)

@@ -26,6 +26,7 @@ from pipeline.errors import InputError
 from pipeline.loading.mixture import quotas
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
+from pipeline.loading.turbojpeg import require_turbojpeg
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import Shard
@@ -124,13 +125,17 @@ def _with(config: TrainingConfig, source: str, **changes: Any) -> Any:
 def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | None, path: Path) -> TrainingConfig:
     """Every None that the datasets or the model decide, decided and written down."""
     data = config.data
+    if config.augmentation.region_decode:
+        require_turbojpeg()
     mean, std = (
         getattr(data, what) or (getattr(model, what) if model else None) or sources.pixel_statistics(what)
         for what in ("mean", "std")
     )
-    crop = data.evaluation_crop
+    crop, crop_mode = data.evaluation_crop, data.evaluation_crop_mode
     if model and model.evaluation_crop and "evaluation_crop" not in data.model_fields_set:
         crop = model.evaluation_crop
+    if model and "evaluation_crop_mode" not in data.model_fields_set:
+        crop_mode = model.evaluation_crop_mode
     if mean is None or std is None:
         raise InputError(
             f"{path.name}: data.mean: {sources.path}: the images differ in their channels, so there are no statistics "
@@ -147,6 +152,7 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
         data__sources=_filled_in_sources(config, sources, path),
         data__window_shards=data.window_shards or _window(sources.shards(data.split)[0]),
         data__mean=list(mean), data__std=list(std), data__evaluation_crop=crop,
+        data__evaluation_crop_mode=crop_mode,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from timm.models._hub import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
+from models.config import EncoderConfig
 from pipeline.registry.locate import ModelSource
 
 
@@ -15,14 +16,14 @@ def export_timm_directory(model: VisionTransformer, source: ModelSource, directo
 
     `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the same module.
     """
-    size, channels = source.encoder["image_size"], source.encoder["channels"]
+    encoder = EncoderConfig.model_validate(source.encoder)
     data = {
-        "input_size": (channels, size, size),
+        "input_size": (encoder.channels, *encoder.input_size),
         "mean": tuple(source.mean),
         "std": tuple(source.std),
         "interpolation": "bicubic",
         "crop_pct": source.evaluation_crop,
-        "crop_mode": "center",
+        "crop_mode": source.evaluation_crop_mode,
         "fixed_input_size": True,
     }
     own: dict[str, Any] = {
@@ -47,12 +48,14 @@ def _provenance(source: ModelSource) -> dict[str, Any]:
 def model_card(source: ModelSource, evaluations: dict[str, float]) -> str:
     """The README.md of a registered model."""
     encoder = source.encoder
+    height, width = EncoderConfig.model_validate(encoder).input_size
+    pixels = f"{height}" if height == width else f"{height} x {width} (height x width)"
     rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in sorted(evaluations.items())) or "| none recorded | |"
     classes = f"{source.num_classes} classes" if source.num_classes else "no head: it gives pooled features"
     return f"""# Vision Transformer {encoder["name"]}
 
 {encoder["depth"]} blocks, width {encoder["embed_dim"]}, patch {encoder["patch_size"]},
-{encoder["image_size"]} pixels, {classes}.
+{pixels} pixels, {classes}.
 Learned by: {source.objective}. Parent: {source.lineage.get("parent") or "none"}.
 Training data: fingerprint `{source.lineage.get("data_fingerprint")}`.
 Config: sha256 `{source.lineage.get("config_sha256")}`.

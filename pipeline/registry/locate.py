@@ -34,6 +34,7 @@ class ModelSource:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     evaluation_crop: float | None = None
+    evaluation_crop_mode: str = "center"
     objective: str | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
 
@@ -104,6 +105,7 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
         mean=config.data.mean,
         std=config.data.std,
         evaluation_crop=config.data.evaluation_crop,
+        evaluation_crop_mode=config.data.evaluation_crop_mode,
         objective=config.objective.kind,
         lineage={
             "run": str(run.path),
@@ -148,6 +150,7 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
         reference, "timm_directory", str(path), encoder=encoder, num_classes=raw.get("num_classes", 0),
         classes=tuple(raw.get("label_names", ())), mean=tuple(data["mean"]) if "mean" in data else None,
         std=tuple(data["std"]) if "std" in data else None, evaluation_crop=data.get("crop_pct"),
+        evaluation_crop_mode=data.get("crop_mode") or "center",
         objective=ours.get("objective"), lineage=(lineage or {}) | ours.get("lineage", {}),
     )  # fmt: skip
 

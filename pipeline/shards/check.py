@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.shards.decoding import ImageFault, open_array, open_image
+from pipeline.shards.decoding import ImageFault, open_all_channels, open_array
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
 from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
@@ -149,7 +149,7 @@ def _member_faults(path: Location, copy: Path, table: ShardTable) -> tuple[list[
 
 def _sample_fault(name: str, image: bytes, sha256: str, record: bytes) -> str | None:
     try:
-        open_array(image) if name.lower().endswith(".npy") else open_image(image)
+        open_array(image) if name.lower().endswith(".npy") else open_all_channels(image)
     except ImageFault as fault:
         return f"does not decode: {fault.detail}"
     try:

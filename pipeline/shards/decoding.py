@@ -1,18 +1,21 @@
 """Opens an image from bytes that may be hostile: few formats, a pixel limit, one kind of exception."""
 
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
+import tifffile
 from PIL import Image, UnidentifiedImageError
 
 # No EPS, WMF or the like: they start other programs or need them. JPEG stands for MPO too, the JPEG of many cameras.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM")
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, its exception says too
 
 
 class ImageFault(Exception):
@@ -51,6 +54,42 @@ def open_array(content: bytes) -> np.ndarray:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as fault:  # as above
         raise ImageFault("broken_image", _one_line(fault)) from None
+    return _require_pixels(array)
+
+
+def open_all_channels(content: bytes) -> Image.Image | np.ndarray:
+    """As `open_image`, but a TIFF of whose channels or bits Pillow keeps only a part becomes a whole array."""
+    if not content.startswith(TIFF_SIGNATURES):
+        return open_image(content)
+    try:
+        image = open_image(content)
+    except ImageFault as fault:
+        if fault.reason == "too_many_pixels":
+            raise
+        return open_tiff_array(content)
+    samples, bits = image.tag_v2.get(277, 1), image.tag_v2.get(258, (8,))
+    bands = len(image.getbands())
+    whole = bands == samples and (bands == 1 or max(bits) <= 8)
+    return image if whole or getattr(image, "is_animated", False) else open_tiff_array(content)
+
+
+def open_tiff_array(content: bytes) -> np.ndarray:
+    """The first page of a TIFF with any number of channels, as `open_array`; ImageFault where tifffile cannot."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+            page = tiff.pages.first
+            if page.imagewidth * page.imagelength > Image.MAX_IMAGE_PIXELS:
+                raise ImageFault("too_many_pixels", f"{page.imagewidth} x {page.imagelength}")
+            array, planes_first = page.asarray(), page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+    except ImageFault:
+        raise
+    except Exception as fault:  # as above
+        raise ImageFault("broken_image", _one_line(fault)) from None
+    planes_first &= array.ndim == 3
+    return _require_pixels(np.ascontiguousarray(np.moveaxis(array, 0, -1)) if planes_first else array)
+
+
+def _require_pixels(array: np.ndarray) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
         shape = getattr(array, "shape", "?")
         raise ImageFault("unsupported_mode", f"array of shape {shape}, not (height, width[, channels])")

@@ -9,15 +9,19 @@ import numpy as np
 import torch
 
 from models.build import build_objective
+from models.config import EncoderConfig
 from models.inspection.reconstructions import reconstruction_sheet
+from models.objectives.batch import Batch
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
-from pipeline.loading.augmentation import decode_image, evaluation_view
+from pipeline.loading.erasing import erase
+from pipeline.loading.evaluation_views import evaluation_view
 from pipeline.loading.loader import Loader, RawBatch, to_device
 from pipeline.loading.mixing import mix_batch
+from pipeline.loading.pixels import view_dtype
 from pipeline.loading.sources import Sources, open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank, Stopped
@@ -100,11 +104,9 @@ def _train_steps(
             asked = time.perf_counter()
             raw = next(loader)
             waited += time.perf_counter() - asked
-            micro_batches.append(to_device(raw, engine.device, config.data.mean, config.data.std))
+            micro_batches.append(_device_batch(raw, engine.device, config))
             supply.take(raw)
             recorder.write(step, raw.positions.tolist(), raw.keys)
-        if config.augmentation.mixes:
-            micro_batches = [mix_batch(one, config.augmentation, config.seed) for one in micro_batches]
         rate = _rate(config, plan, step)
         result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts())
         supply.add(result.sums)
@@ -133,18 +135,33 @@ def _train_steps(
             raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
 
 
+def _device_batch(raw: RawBatch, device: torch.device, config: TrainingConfig) -> Batch:
+    """The batch normalised on the device, and there erased and mixed as the config says."""
+    batch, positions = to_device(raw, device, config.data.mean, config.data.std), raw.positions.numpy()
+    if config.augmentation.erase_probability:
+        batch = erase(batch, positions, config.augmentation, config.seed)
+    if config.augmentation.mixes:
+        batch = mix_batch(batch, positions, config.augmentation, config.seed)
+    return batch
+
+
 def _draw_reconstructions(me: Rank, config: TrainingConfig, module: torch.nn.Module, index: DatasetIndex) -> None:
     """A picture of masked images filled in, for objectives that can; under ZeRO-3 no rank holds the whole weights."""
     if config.objective.kind != "mae" or config.zero.stage == 3:
         return
     split = next(name for name in ("test", "validation", config.data.split) if name in index.splits)
-    reader, size = node_reader(index, split), config.encoder.image_size
+    reader, data = node_reader(index, split), config.data
     chosen = range(min(6, int(reader.shard_sizes[0])))
-    decoded = [decode_image(reader.read(0, sample).image, config.encoder.channels) for sample in chosen]
-    views = np.stack([evaluation_view(image, size, config.data.evaluation_crop) for image in decoded])
-    raw = RawBatch(
-        torch.from_numpy(views), torch.zeros(len(views), dtype=torch.int64), torch.arange(len(views)), [], []
-    )
+    samples = [reader.read(0, number) for number in chosen]
+    dtype = view_dtype(samples[0].image, samples[0].extension, config.encoder.channels)
+    views = np.empty((len(samples), *config.encoder.input_size, config.encoder.channels), dtype)
+    for sample, out in zip(samples, views, strict=True):
+        evaluation_view(
+            sample.image, sample.extension, out,
+            crop=data.evaluation_crop, crop_mode=data.evaluation_crop_mode, mean=data.mean,
+        )  # fmt: skip
+    numbers = torch.arange(len(views))
+    raw = RawBatch(torch.from_numpy(views), numbers, numbers, [], [])
     device = next(module.parameters()).device
     images = to_device(raw, device, config.data.mean, config.data.std).images
     sheet = reconstruction_sheet(module, images, config.data.mean, config.data.std)
@@ -182,7 +199,8 @@ def _save(me: Rank, config: TrainingConfig, plan: dict, engine: Engine, supply: 
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:
     source = plan["initialise_from"]
     try:
-        report = load_encoder_weights(module.encoder, source_weights(source), head=False)
+        grid = EncoderConfig.model_validate(source["encoder"]).grid if source["encoder"] else None
+        report = load_encoder_weights(module.encoder, source_weights(source), head=False, grid=grid)
     except WeightsError as error:
         raise InputError(f"initialise_from {config.initialise_from}: {error}") from error
     log.info("initialised from %s: %s", config.initialise_from, report)

@@ -200,6 +200,38 @@ def test_positions_are_resampled_for_a_larger_image():
     assert load_encoder_weights(target, source.state_dict(), head=False).resized == ("pos_embed",)
 
 
+@pytest.mark.parametrize("positions", ["learned", "sincos2d"])
+def test_an_input_that_is_not_square_has_rows_and_columns_of_its_own(positions):
+    config = EncoderConfig(**SMALL | {"image_size": [16, 24], "positions": positions, "channels": 13})
+    assert (config.input_size, config.grid, config.num_patches) == ((16, 24), (4, 6), 24)
+    assert EncoderConfig.model_validate_json(config.model_dump_json()) == config
+    encoder = build_encoder(config, 3)
+    assert encoder.pos_embed.shape == (1, 25, 48) and encoder(torch.zeros(2, 13, 16, 24)).shape == (2, 3)
+    if positions == "sincos2d":
+        assert torch.equal(encoder.pos_embed, sincos_position_embedding(48, (4, 6), 1))
+    assert count_parameters(config, SupervisedConfig(), 3) == sum(p.numel() for p in encoder.parameters())
+
+
+def test_a_masked_autoencoder_learns_from_images_that_are_not_square():
+    config = EncoderConfig(**SMALL | {"image_size": (16, 24), "channels": 4})
+    objective = build_objective(OBJECTIVES[2], config, num_classes=0, seed=0)
+    images = torch.randn(2, 4, 16, 24)
+    assert objective(Batch(images, torch.zeros(2), torch.arange(2))).loss.isfinite()
+    filled, seen = objective.reconstruct(images, torch.arange(2))
+    assert filled.shape == seen.shape == images.shape
+    assert count_parameters(config, OBJECTIVES[2], 0) == sum(p.numel() for p in objective.parameters())
+
+
+def test_positions_of_another_shape_of_grid_are_resampled_even_where_the_patches_are_as_many():
+    tall = build_encoder(EncoderConfig(**SMALL | {"image_size": [32, 8], "positions": "sincos2d"}))
+    wide = build_encoder(EncoderConfig(**SMALL | {"image_size": [8, 32]}))
+    assert load_encoder_weights(wide, tall.state_dict(), head=False, grid=(8, 2)).resized == ("pos_embed",)
+    again = build_encoder(EncoderConfig(**SMALL | {"image_size": [32, 8]}))
+    assert load_encoder_weights(again, tall.state_dict(), head=False, grid=(8, 2)).resized == ()
+    square = build_encoder(EncoderConfig(**SMALL | {"image_size": 16}))
+    assert load_encoder_weights(square, tall.state_dict(), head=False, grid=(8, 2)).resized == ("pos_embed",)
+
+
 def test_weights_that_do_not_fit_are_refused():
     encoder = build_encoder(EncoderConfig(**SMALL))
     with pytest.raises(WeightsError, match="no block"):

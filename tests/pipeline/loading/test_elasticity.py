@@ -17,7 +17,7 @@ from pipeline.shards.staging import Stager
 class PlaceStream:
     """A stream whose images are the bytes of (shard, sample)."""
 
-    image_shape = (1, 2, 8)
+    image_shape, dtype = (1, 2, 8), np.dtype(np.uint8)
 
     def __init__(self, sizes, global_batch_size, lanes, window_shards):
         self.mixture = Mixture(

@@ -3,19 +3,23 @@
 import json
 import time
 
+import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
 from models.config import EncoderConfig
 from models.encoder import build_encoder
 from pipeline.errors import InputError
+from pipeline.loading.evaluation_views import evaluation_view
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import champion_verdict
 from pipeline.registry.locate import ModelSource, locate_model, source_from_dict
 from pipeline.registry.tracking import Mirror
 from pipeline.registry.weights import load_model, source_weights
 from pipeline.run_directory import RunDirectory
+from tests.pipeline.pictures import encoded, picture
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -40,12 +44,12 @@ def test_the_champion_moves_only_for_the_same_protocol_on_the_same_data(new, cha
     assert verdict.promoted is promoted and words in verdict.reason
 
 
-def exported(directory, num_classes: int = 3) -> ModelSource:
-    config = EncoderConfig(**SMALL, pooling="mean")
+def exported(directory, num_classes: int = 3, crop_mode: str = "center", **encoder) -> ModelSource:
+    config = EncoderConfig(**SMALL | encoder, pooling="mean")
     source = ModelSource(
         "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=num_classes,
         classes=tuple("abc")[:num_classes], mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5), evaluation_crop=1.0,
-        objective="supervised",
+        evaluation_crop_mode=crop_mode, objective="supervised",
     )  # fmt: skip
     export_timm_directory(build_encoder(config, num_classes), source, directory, {"eval/x/top1": 0.5})
     return source
@@ -60,6 +64,22 @@ def test_an_exported_directory_is_located_and_loads_as_it_was(tmp_path, num_clas
     assert source_from_dict(json.loads(json.dumps(source.as_dict()))) == source
     model = load_model(source)
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in source_weights(source).items())
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_an_exported_model_says_its_input_and_its_crop_as_timm_reads_them(tmp_path, crop_mode):
+    exported(tmp_path / "hf", crop_mode=crop_mode, image_size=(16, 24))
+    assert locate_model(str(tmp_path / "hf"), tracking_uri="", home=tmp_path).evaluation_crop_mode == crop_mode
+    model = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True).eval()
+    data = timm.data.resolve_data_config({}, model=model)
+    assert (data["input_size"], data["crop_mode"], data["crop_pct"]) == ((3, 16, 24), crop_mode, 1.0)
+    photo = picture(0, 60, 40)
+    served = timm.data.create_transform(**data)(photo)
+    out = np.empty((16, 24, 3), np.uint8)
+    evaluation_view(encoded(photo, "PNG"), "png", out, crop=1.0, crop_mode=crop_mode, mean=data["mean"])
+    mean, std = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
+    assert torch.allclose(served, (torch.from_numpy(out).permute(2, 0, 1) / 255 - mean) / std, atol=1e-6)
+    assert model(served[None]).shape == (1, 3)
 
 
 def test_a_weights_file_with_a_pickle_that_runs_code_is_refused(tmp_path):
