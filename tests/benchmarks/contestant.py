@@ -11,6 +11,7 @@ each number of images on standard input with one line of JSON, and ends with its
 import importlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 600  # for the making of its data and for one round
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "DO_NOT_TRACK": "1"}
 
@@ -56,6 +58,9 @@ class Contestant:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended: the empty answer says so
+        if not select.select([self._process.stdout], [], [], PATIENCE_SECONDS)[0]:
+            self._process.kill()
+            raise ContestantError(f"no answer in {PATIENCE_SECONDS} s; see {self.log}")
         answer = json.loads(self._process.stdout.readline() or "{}")
         if "images" not in answer:
             raise ContestantError(answer.get("error") or _last_line(self.log))

@@ -36,6 +36,7 @@ LIMITS = {
     "ours": "ours",
     "ours, region decode": "ours_region",
 }
+NEEDED = ("raw decode", "bare loop", "ours")  # without them there is nothing to compare
 PEERS = {
     "timm": "peers.timm_loader",
     "ImageFolder": "peers.image_folder",
@@ -68,7 +69,7 @@ def loader(
         tables.append(loader_table("Caltech-101", measured_there, missing_there))
         goals |= limit_goals("Caltech-101", measured_there, decode=False) | psnr_goal("Caltech-101", caltech)
     else:
-        tables.append("Caltech-101: not measured, VIT_TEST_DATA does not have it\n")
+        tables.append("Caltech-101: not measured, VIT_TEST_DATA does not have it\n\n")
     lines = "\n".join(goal.line(name) for name, goal in goals.items())
     rows = {name: round(1 / cpu(measured, name).median, 1) for name in measured}
     beside = {name: round(ratio(measured, name).median, 3) for name in BESIDE_THE_GOAL if name in measured}
@@ -76,7 +77,7 @@ def loader(
         "loader", goals, ratio=round(ahead, 3), best_peer=best, goal=1.85,
         beside_the_goal=beside, images_per_second=rows, missing=missing,
     )  # fmt: skip
-    return "\n".join([*tables, lines]), result
+    return "".join(tables) + lines, result
 
 
 def measure(
@@ -101,7 +102,10 @@ def measure(
                     measured.setdefault(name, []).append(running[name].run(images_per_round))
                 except ContestantError as error:
                     missing[name] = str(error)
-                    del running[name], measured[name]
+                    running.pop(name)
+                    measured.pop(name, None)
+    if lost := [f"{name}: {missing[name]}" for name in NEEDED if name in missing]:
+        raise ContestantError("; ".join(lost))
     return measured, missing
 
 
@@ -168,7 +172,7 @@ def loader_table(title: str, measured: Rounds, missing: dict[str, str]) -> str:
         rows.append([name, milliseconds.text(3), per_second.text(0), of_decode.text(2), ratio(measured, name).text(2)])
     columns = ["loader", "ms CPU per image", "images/s per core", "of raw decode", "ours is faster by"]
     reasons = [f"{name}: not measured: {reason}" for name, reason in missing.items()]
-    return "\n".join([table(title, columns, rows), *reasons, ""])
+    return table(title, columns, rows) + "".join(f"{reason}\n" for reason in [*reasons, ""] if reasons)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ colour and sharpness and with a sensor's noise: 500x375 and the like (0.19 megap
 or 2.7 bits a pixel. Always the same pixels, made once and kept under the system's temporary directory.
 """
 
+import hashlib
 import io
 import os
 import zipfile
@@ -33,7 +34,8 @@ def photograph_files(num_distinct: int, num_files: int) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(contents[number % num_distinct])
 
-    return made_once(kept_directory() / f"photographs-{num_distinct}-{num_files}", make)
+    recipe = hashlib.sha256(encoded_photograph(0)).hexdigest()[:8]  # other pixels go to another place
+    return made_once(kept_directory() / f"photographs-{num_distinct}-{num_files}-{recipe}", make)
 
 
 def caltech_files(num_files: int) -> Path | None:

@@ -56,7 +56,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
                   for number, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
         for row in [columns, ["-" * width for width in widths], *rows]
     ]  # fmt: skip
-    return "\n".join([title, "", *lines, ""])
+    return "\n".join([title, "", *lines, "", ""])
 
 
 def verdict(name: str, goals: dict[str, Goal], **content: Any) -> dict[str, Any]:
