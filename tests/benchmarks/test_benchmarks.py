@@ -34,7 +34,7 @@ def test_a_photograph_is_always_the_same_and_as_large_as_imagenets():
 def test_the_bare_loop_makes_the_same_views_of_the_same_boxes_as_the_loader(photographs):
     index = our_dataset(photographs)
     config = our_config(index, 64, 224)
-    limit = bare_loop.batch(drawn_views(config, index, 64), 224).numpy()
+    limit = bare_loop.batch(drawn_views(config, index, 64), 224).permute(0, 2, 3, 1).numpy()
     ours = next(our_batches(config, index, first_step=0, last_step=1)).images.numpy()
     error = np.square(limit.astype(np.float32) - ours).mean(axis=(1, 2, 3))
     assert 10 * np.log10(255**2 / error.max()) > 40  # another box or mirror gives less than 25

@@ -22,12 +22,12 @@ def batches(workspace: Path, batch_size: int, image_size: int, num_images: int) 
 
 
 def batch(views: list[View], image_size: int) -> Tensor:
-    """(B, H, W, C) uint8."""
-    images = torch.empty(len(views), image_size, image_size, 3, dtype=torch.uint8)
+    """(B, C, H, W) uint8: the layout that the resize gives, so that nothing is spent on another."""
+    images = torch.empty(len(views), 3, image_size, image_size, dtype=torch.uint8)
     for row, (content, (left, top, right, bottom), flip) in enumerate(views):
         pixels = torch.from_numpy(simplejpeg.decode_jpeg(content)[top:bottom, left:right])
         resized = interpolate(
             pixels.permute(2, 0, 1)[None], size=(image_size, image_size), mode="bicubic", antialias=True
         )
-        images[row] = (resized.flip(3) if flip else resized)[0].permute(1, 2, 0)
+        images[row] = (resized.flip(3) if flip else resized)[0]
     return images
