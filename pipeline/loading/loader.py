@@ -209,7 +209,7 @@ class _Workers:
     """Forked processes that take tickets from a pipe and report what they did through one pipe each."""
 
     def __init__(self, loader: Loader, count: int):
-        self.count = count
+        self.count, self._closed = count, False
         self._done: dict[int, _Done | _Failed] = {}
         self._tickets, self._hand_out = os.pipe()
         context = multiprocessing.get_context("fork")
@@ -259,6 +259,9 @@ class _Workers:
         self._done[report.ticket] = report
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         for process in self._processes.values():
             process.kill()
         for connection, process in self._processes.items():

@@ -11,7 +11,7 @@ from pipeline.loading.loader import Loader, RawBatch
 from pipeline.loading.stream import CAUSES
 from pipeline.loading.verdict import observed_verdict
 from pipeline.shards.order import merged_ranges, pass_over
-from pipeline.shards.reader import DataError
+from pipeline.shards.table import Cause, DataError
 
 DAMAGED = "damaged_"
 log = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ class Supply:
         for one in batch.damaged:
             self._new[one.cause] += 1
             log.warning("position %d: %s; the next sample of its shard stands in", one.position, one.detail)
-            self._require_allowed(sum(self.damaged.values()) + sum(self._new.values()), f": {one.detail}")
+            total = sum(self.damaged.values()) + sum(self._new.values())
+            self._require_allowed(total, one.cause, f": {one.detail}")
 
     def counts(self) -> dict[str, float]:
         """This rank's counts of the step, for `Engine.step` to add up."""
@@ -45,12 +46,13 @@ class Supply:
         """Take the counts of all ranks after a step; DataError on every rank beyond what is allowed."""
         for cause in CAUSES:
             self.damaged[cause] += int(sums[DAMAGED + cause])
-        self._require_allowed(sum(self.damaged.values()), "; the ranks' logs name them")
+        commonest = max(self.damaged, key=lambda cause: self.damaged[cause])
+        self._require_allowed(sum(self.damaged.values()), commonest, "; the ranks' logs name them")
 
-    def _require_allowed(self, total: int, detail: str) -> None:
+    def _require_allowed(self, total: int, cause: Cause, detail: str) -> None:
         if total > self.config.data.max_damaged:
             allowed = self.config.data.max_damaged
-            raise DataError(f"{total} samples damaged, data.max_damaged allows {allowed}{detail}")
+            raise DataError(f"{total} samples damaged, data.max_damaged allows {allowed}{detail}", cause=cause)
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint after `step` steps says of the data: the next position, and what was not used."""

@@ -1,17 +1,20 @@
 """The product's loader as the benchmarks use it: the one place that knows its API."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
 from pipeline.ingestion.build import ingest
-from pipeline.loading.augmentation import crop_box, decode_image
-from pipeline.loading.stream import PositionDataset, RawBatch, training_batches
+from pipeline.loading.geometry import inception_box
+from pipeline.loading.loader import Loader, RawBatch
+from pipeline.loading.stream import SampleStream
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.shards.order import SampleOrder, default_lanes, default_window_shards, sample_seed
 from pipeline.shards.reader import ShardReader
@@ -65,8 +68,10 @@ def our_batches(
 ) -> Iterator[RawBatch]:
     """The batches of steps [first_step, last_step) of a single rank, from a fresh stream."""
     plan = plan_batches(config.global_batch_size, config.micro_batch_size, world_size=1)
-    dataset = PositionDataset(config, index)
-    yield from training_batches(dataset, plan, rank=0, first_step=first_step, last_step=last_step, workers=workers)
+    stream = SampleStream(config, [index])
+    with Loader(stream, plan, rank=0, first_step=first_step, last_step=last_step, workers=workers) as loader:
+        for batch in loader:  # `yield from` would close the loader too when this is closed
+            yield batch
 
 
 def our_order(config: PretrainConfig, index: DatasetIndex) -> SampleOrder:
@@ -92,6 +97,7 @@ def drawn_views(config: PretrainConfig, index: DatasetIndex, num_views: int) -> 
 
 def _drawn_view(config: PretrainConfig, content: bytes, position: int) -> View:
     generator = np.random.Generator(np.random.Philox(sample_seed(config.seed, position, "augment")))
-    size = decode_image(content, config.encoder.channels).size
-    box = crop_box(generator, size, config.augmentation)
-    return View(content, tuple(map(int, box)), bool(generator.random() < 0.5))
+    width, height = Image.open(io.BytesIO(content)).size
+    box = inception_box((height, width), config.augmentation, generator)
+    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+    return View(content, corners, bool(generator.random() < 0.5))
