@@ -6,7 +6,7 @@ same one on any rank, and it is counted by cause: there are never silently fewer
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -22,17 +22,18 @@ from pipeline.shards.index import DatasetIndex
 from pipeline.shards.order import sample_seed
 from pipeline.shards.reader import DataError, Sample, ShardReader, node_readers
 from pipeline.shards.staging import Stager
+from pipeline.shards.table import Cause
 
 CHECKED_SHARE = 16  # without `data.verify: full`, one sample in this many has its checksum computed
 PROBED = 8  # samples that may be damaged before one says how deep the pixels are
-CAUSES = ("missing", "cut", "changed", "undecodable")
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
 class Damaged(NamedTuple):
     """A sample that could not be used, and for which another stood in."""
 
     position: int
-    cause: str  # one of CAUSES
+    cause: Cause
     detail: str
 
 

@@ -70,8 +70,7 @@ def our_batches(
     plan = plan_batches(config.global_batch_size, config.micro_batch_size, world_size=1)
     stream = SampleStream(config, [index])
     with Loader(stream, plan, rank=0, first_step=first_step, last_step=last_step, workers=workers) as loader:
-        for batch in loader:  # `yield from` would close the loader too when this is closed
-            yield batch
+        yield from loader
 
 
 def our_order(config: PretrainConfig, index: DatasetIndex) -> SampleOrder:
