@@ -24,7 +24,7 @@ ENTRY_POINTS = {
     "register": "pipeline.register",
     "sequence": "pipeline.sequence",
 }
-GRACE_SECONDS = 20.0  # for the peers of a dead rank to see their broken collective and leave a record
+GRACE_SECONDS = 15.0  # for the peers of a dead rank to see their broken collective and leave a record
 HEARTBEAT_SECONDS = 10.0
 
 

@@ -76,7 +76,9 @@ def extract_features(
         return None
     parts = [load_file(folder / name.format(other)) for other in range(world_size)]
     merged = SplitFeatures(*(torch.cat([part[key] for part in parts]) for key in SplitFeatures._fields))
-    assert len(merged.labels) == index.num_samples(split), (len(merged.labels), index.num_samples(split))
+    if len(merged.labels) != index.num_samples(split):
+        counts = f"{len(merged.labels):,} samples were evaluated, the index says {index.num_samples(split):,}"
+        raise RuntimeError(f"{index.directory}: {split}: {counts}; this is a defect of the program")
     return merged
 
 

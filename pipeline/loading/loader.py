@@ -180,13 +180,15 @@ class Loader:
         self._pinned = True
 
 
-def to_device(raw: RawBatch, device: torch.device, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Batch:
-    """The batch on the device, channels first, uint8 0..255 scaled to 0..1, and normalised, float32."""
+def to_device(
+    raw: RawBatch, device: torch.device, mean: tuple[float, ...], deviation: tuple[float, ...], dtype: torch.dtype
+) -> Batch:
+    """The batch on the device, channels first, uint8 0..255 scaled to 0..1, normalised, and then rounded to `dtype`."""
     images = raw.images.to(device, non_blocking=True).permute(0, 3, 1, 2)
     images = images.float().div_(255) if raw.images.dtype == torch.uint8 else images
     mean_tensor = torch.tensor(mean, device=device).view(1, -1, 1, 1)
     deviation_tensor = torch.tensor(deviation, device=device).view(1, -1, 1, 1)
-    images = ((images - mean_tensor) / deviation_tensor).contiguous()
+    images = ((images - mean_tensor) / deviation_tensor).to(dtype).contiguous()
     return Batch(images, raw.labels.to(device, non_blocking=True), raw.positions.to(device, non_blocking=True))
 
 

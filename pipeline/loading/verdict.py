@@ -2,7 +2,7 @@
 
 INPUT_BOUND = 0.1  # share of a step spent waiting for data, above which quicker data would make a quicker run
 REMEDIES = (
-    "raise profile.loader_workers while cores are idle, ingest with smaller images (max_side), or set "
+    "raise profile.loader_workers while cores are idle, ingest smaller images, or set "
     "augmentation.region_decode=true where TurboJPEG 3 is installed"
 )
 

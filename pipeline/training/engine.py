@@ -6,7 +6,7 @@ moving average, checkpoints and time-outs. The DeepSpeed dictionary is a pure fu
 
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,7 @@ class Engine:
     def __init__(self, module: nn.Module, config: TrainingConfig, plan: BatchPlan, *, precision: str):
         assert all(name in os.environ for name in RANK_VARIABLES), f"a launcher must set {RANK_VARIABLES}"
         self.config, self.plan, self.module, self.stage = config, plan, module, config.zero.stage
+        self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.frozen = frozen_tensors(module)
         self.accelerator = _accelerator(plan, config, precision)
         assert self.accelerator.num_processes == plan.world_size, "accelerate did not see the whole world"
@@ -62,20 +63,22 @@ class Engine:
         return self.accelerator.process_index
 
     def step(
-        self, batches: Sequence[Batch], learning_rate: float, *, stop: bool, counts: Mapping[str, float] = {}
-    ) -> StepResult:
-        """One optimizer step over exactly `gradient_accumulation_steps` micro-batches. Collective.
+        self, batches: Iterable[Batch], learning_rate: float, *, stop: bool,
+        counts: Callable[[], Mapping[str, float]] = dict,
+    ) -> StepResult:  # fmt: skip
+        """One optimizer step over exactly `gradient_accumulation_steps` micro-batches, one at a time. Collective.
 
-        `counts` of this rank are added up over all ranks, like the objective's sums and with them; the names must be
-        the same on every rank.
+        `counts()`, asked for behind the last batch, are this rank's numbers to be added up over all ranks, like the
+        objective's sums and with them; the names must be the same on every rank.
         """
-        assert len(batches) == self.plan.gradient_accumulation_steps
         self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
         self.wrapped.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        sums: dict[str, Any] = dict(counts)
+        sums: dict[str, Any] = {}
         norm: Any = None
+        taken = 0
         for batch in batches:
+            taken += 1
             with self.accelerator.accumulate(self.wrapped):
                 with self.accelerator.autocast():
                     outcome = self.wrapped(batch)
@@ -88,10 +91,11 @@ class Engine:
                 if self.stage or norm is None or torch.isfinite(torch.as_tensor(norm)):
                     self.optimizer.step()
                 self.optimizer.zero_grad()
+        assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
         skipped = not torch.isfinite(torch.as_tensor(norm)).item()
         if not skipped:
             self.state.update_average()
-        return self._agree(loss_sum / len(batches), float(norm), skipped, stop, sums)
+        return self._agree(loss_sum / taken, float(norm), skipped, stop, sums | counts())
 
     def _clip(self) -> Any:
         """The gradient's global norm before clipping. DeepSpeed clips by its own config and only reports here."""

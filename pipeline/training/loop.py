@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -99,18 +100,12 @@ def _train_steps(
     meter = SpeedMeter(config.global_batch_size, last)
     skipped_in_a_row = 0
     for step in range(first, last):
-        me.step, started, waited, micro_batches = step, time.perf_counter(), 0.0, []
-        for _ in range(engine.plan.gradient_accumulation_steps):
-            asked = time.perf_counter()
-            raw = next(loader)
-            waited += time.perf_counter() - asked
-            micro_batches.append(_device_batch(raw, engine.device, config))
-            supply.take(raw)
-            recorder.write(step, raw.positions.tolist(), raw.keys)
+        me.step, started = step, time.perf_counter()
         rate = _rate(config, plan, step)
-        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts())
+        micro_batches = _micro_batches(me, config, engine, loader, supply, recorder)
+        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
         supply.add(result.sums)
-        meter.add(time.perf_counter() - started, waited)
+        meter.add(time.perf_counter() - started, supply.seconds_waited())
         done = step + 1
 
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
@@ -135,14 +130,20 @@ def _train_steps(
             raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
 
 
-def _device_batch(raw: RawBatch, device: torch.device, config: TrainingConfig) -> Batch:
-    """The batch normalised on the device, and there erased and mixed as the config says."""
-    batch, positions = to_device(raw, device, config.data.mean, config.data.std), raw.positions.numpy()
-    if config.augmentation.erase_probability:
-        batch = erase(batch, positions, config.augmentation, config.seed)
-    if config.augmentation.mixes:
-        batch = mix_batch(batch, positions, config.augmentation, config.seed)
-    return batch
+def _micro_batches(
+    me: Rank, config: TrainingConfig, engine: Engine, loader: Loader, supply: Supply, recorder: SampleRecorder
+) -> Iterator[Batch]:
+    """Those of one step, each drawn when the one before has been used: normalised, erased and mixed on the device."""
+    data, augmentation = config.data, config.augmentation
+    for _ in range(engine.plan.gradient_accumulation_steps):
+        raw = supply.draw(loader)
+        recorder.write(me.step, raw.positions.tolist(), raw.keys)
+        batch = to_device(raw, engine.device, data.mean, data.std, engine.compute_dtype)
+        if augmentation.erase_probability:
+            batch = erase(batch, raw.positions.numpy(), augmentation, config.seed)
+        if augmentation.mixes:
+            batch = mix_batch(batch, raw.positions.numpy(), augmentation, config.seed)
+        yield batch
 
 
 def _draw_reconstructions(me: Rank, config: TrainingConfig, module: torch.nn.Module, index: DatasetIndex) -> None:
@@ -162,8 +163,8 @@ def _draw_reconstructions(me: Rank, config: TrainingConfig, module: torch.nn.Mod
         )  # fmt: skip
     numbers = torch.arange(len(views))
     raw = RawBatch(torch.from_numpy(views), numbers, numbers, [], [])
-    device = next(module.parameters()).device
-    images = to_device(raw, device, config.data.mean, config.data.std).images
+    weight = next(module.parameters())
+    images = to_device(raw, weight.device, data.mean, data.std, weight.dtype).images
     sheet = reconstruction_sheet(module, images, config.data.mean, config.data.std)
     sheet.save(me.run.path / "reconstructions.png")
 

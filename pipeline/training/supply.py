@@ -1,6 +1,7 @@
 """The loop's account of its data: where the stream stands, what was damaged, and whether the loader keeps up."""
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,14 +28,24 @@ class Supply:
         before = manifest.get("damaged", {})
         self.damaged = {cause: int(before.get(cause, 0)) for cause in CAUSES}
         self._new = dict.fromkeys(CAUSES, 0)  # of this rank, in this step
+        self._waited = 0.0
 
-    def take(self, batch: RawBatch) -> None:
-        """Count what a batch says was damaged; DataError beyond what `data.max_damaged` allows."""
+    def draw(self, loader: Loader) -> RawBatch:
+        """The next batch, with what it says was damaged counted; DataError beyond what `data.max_damaged` allows."""
+        asked = time.perf_counter()
+        batch = next(loader)
+        self._waited += time.perf_counter() - asked
         for one in batch.damaged:
             self._new[one.cause] += 1
             log.warning("position %d: %s; the next sample of its shard stands in", one.position, one.detail)
             total = sum(self.damaged.values()) + sum(self._new.values())
             self._require_allowed(total, one.cause, f": {one.detail}")
+        return batch
+
+    def seconds_waited(self) -> float:
+        """Seconds that went by in `draw` since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def counts(self) -> dict[str, float]:
         """This rank's counts of the step, for `Engine.step` to add up."""

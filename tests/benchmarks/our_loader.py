@@ -14,9 +14,10 @@ from pipeline.config.training import PretrainConfig
 from pipeline.ingestion.build import ingest
 from pipeline.loading.geometry import inception_box
 from pipeline.loading.loader import Loader, RawBatch
+from pipeline.loading.sample_generator import sample_generator
 from pipeline.loading.stream import SampleStream
 from pipeline.shards.index import DatasetIndex, read_index
-from pipeline.shards.order import SampleOrder, default_lanes, default_window_shards, sample_seed
+from pipeline.shards.order import SampleOrder, default_lanes, default_window_shards
 from pipeline.shards.reader import ShardReader
 
 WINDOW_BYTES = 1 << 30  # what `vit pretrain` gives a window by default
@@ -95,7 +96,7 @@ def drawn_views(config: PretrainConfig, index: DatasetIndex, num_views: int) -> 
 
 
 def _drawn_view(config: PretrainConfig, content: bytes, position: int) -> View:
-    generator = np.random.Generator(np.random.Philox(sample_seed(config.seed, position, "augment")))
+    generator = sample_generator(config.seed, position, "augment")
     width, height = Image.open(io.BytesIO(content)).size
     box = inception_box((height, width), config.augmentation, generator)
     corners = (box.left, box.top, box.left + box.width, box.top + box.height)

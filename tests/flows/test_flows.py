@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from flows import requests
+from flows.commands import plan_command
+from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
 
@@ -187,3 +190,33 @@ def test_flows_refuse_rehearse_and_train_on_a_real_server(home, digits):
     result = json.loads(rehearsal.result_file.read_text())
     assert result["rehearsal"] is True and result["attempts"] == 2 and result["full_run_hours"] >= 0
     assert RunDirectory(trained.path).plan()["steps"]["steps"] == 3
+
+
+def test_a_plan_says_in_words_whether_the_run_would_be_input_bound(home, digits):
+    lines: list[str] = []
+    settings = ["profile.loader_workers=1"]
+    code = plan_command("pretrain_mae_debug", [str(digits)], "local", settings, str(home), lines.append)
+    (said,) = [line for line in lines if line.startswith("data ")]
+    assert code == 0
+    assert re.search(r"the loader gives [\d,]+ images/s here with 1 worker per rank, the model can take about", said)
+    assert ": not input-bound" in said or ": input-bound; raise profile.loader_workers" in said
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (["A=0", "B=1"], "--data .*A=0: the weight 0 is not above 0"),
+        (["A=2", "B"], "--data .*B: it has no weight and others do; write --data .*B=WEIGHT"),
+        (["A=1e9", "B=1"], "give a source less than one sample in 10,000; drop that dataset or raise its weight"),
+    ],
+)
+def test_a_mixture_that_cannot_be_drawn_is_refused(home, digits, data, words):
+    with pytest.raises(InputError, match=words):
+        prepared(home, digits, data=[re.sub("^[AB]", str(digits), one) for one in data])
+
+
+def test_weights_of_a_mixture_are_by_size_where_none_is_given(home, digits):
+    run = prepared(home, digits, data=[str(digits), str(digits)])
+    weights = [source["weight"] for source in read_yaml(run.config_file)["data"]["sources"]]
+    assert weights == [1442.0, 1442.0] and run.plan()["samples_per_epoch"] == 2884
+    assert prepared(home, digits, data=f"{digits}=5").plan()["data"].get("sources") is None

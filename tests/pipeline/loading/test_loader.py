@@ -199,7 +199,7 @@ def test_within_a_budget_another_sample_stands_in_and_the_cause_is_counted(damag
 def test_normalisation_happens_on_the_device_copy(digits):
     made = loader(digits)
     raw = next(made)
-    batch = to_device(raw, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3)
+    batch = to_device(raw, torch.device("cpu"), (0.5,) * 3, (0.25,) * 3, torch.float32)
     assert batch.images.shape == (4, 3, *raw.images.shape[1:3]) and batch.images.is_contiguous()
     expected = (raw.images[1, 2, 3, 0].item() / 255 - 0.5) / 0.25
     assert batch.images[1, 0, 2, 3].item() == pytest.approx(expected, abs=1e-6)
