@@ -37,7 +37,7 @@ from pipeline.preparation.write import run_path, write_run
 from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
-from pipeline.shards.storage import is_url
+from pipeline.storage.location import is_url
 
 Rehearse = Literal["auto", "always", "never"]
 Data = str | Sequence[str] | None  # PATH, or several PATH=WEIGHT

@@ -1,13 +1,14 @@
-"""The two kinds of failure that a person reads, and the exit codes of every command and job.
+"""The kinds of failure that a person reads, and the exit codes of every command and job.
 
 `InputError` is the user's: it collects every problem found, one line each, and ends with exit code 2 before anything
 is written. `FaultError` is the machine's: a lost peer, a hang, a broken device; the job may be run again (exit code
-76).
+76). `DataError` is damaged data: a shard, its table or a sample is not what the index says (exit code 1).
 Everything else is a defect of ours and keeps its traceback.
 """
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -26,6 +27,27 @@ class InputError(Exception):
 
 class FaultError(Exception):
     """An infrastructure fault: a peer lost, a hang verdict, a device error."""
+
+
+Cause = Literal["missing", "cut", "changed", "undecodable"]
+
+
+class DataError(Exception):
+    """A shard or its table is not what the index says: the message has the path, the sample, the fault, the remedy.
+
+    `shard` is the name in the index and `key` the sample's, where they are known.
+    """
+
+    def __init__(self, message: str, *, cause: Cause, shard: str | None = None, key: str | None = None):
+        super().__init__(message)
+        self.cause, self.shard, self.key = cause, shard, key
+
+    def __reduce__(self) -> tuple:
+        return _data_error, (str(self), self.cause, self.shard, self.key)
+
+
+def _data_error(message: str, cause: Cause, shard: str | None, key: str | None) -> DataError:
+    return DataError(message, cause=cause, shard=shard, key=key)
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

@@ -13,12 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.config import EncoderConfig
-from pipeline.loading.evaluation_views import evaluation_view
-from pipeline.loading.pixels import view_dtype
+from pipeline.errors import DataError
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.reader import DataError, ShardReader, node_reader
+from pipeline.shards.reader import ShardReader, node_reader
+from pipeline.views.evaluation import evaluation_view
+from pipeline.views.pixels import view_dtype
 
 log = logging.getLogger(__name__)
 

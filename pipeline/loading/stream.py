@@ -11,18 +11,18 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from pipeline.config.training import TrainingConfig
-from pipeline.loading.augmentation import training_view
+from pipeline.errors import Cause, DataError
 from pipeline.loading.mixture import Mixture
-from pipeline.loading.pixels import view_dtype
-from pipeline.loading.sample_generator import sample_generator
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import label_map, union_of_classes
+from pipeline.loading.staging import Stager
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.order import sample_seed
-from pipeline.shards.reader import DataError, Sample, ShardReader, node_readers
-from pipeline.shards.staging import Stager
-from pipeline.shards.table import Cause
+from pipeline.shards.reader import Sample, ShardReader, node_readers
+from pipeline.views.augmentation import training_view
+from pipeline.views.pixels import view_dtype
+from pipeline.views.sample_generator import sample_generator
 
 CHECKED_SHARE = 16  # without `data.verify: full`, one sample in this many has its checksum computed
 PROBED = 8  # samples that may be damaged before one says how deep the pixels are

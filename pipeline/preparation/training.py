@@ -26,12 +26,12 @@ from pipeline.errors import InputError
 from pipeline.loading.mixture import quotas
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
-from pipeline.loading.turbojpeg import require_turbojpeg
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
 from pipeline.shards.reader import node_readers
+from pipeline.views.turbojpeg import require_turbojpeg
 
 WINDOW_BYTES = 1 << 30
 ADOPTED_WINDOWS = 4  # as many times larger for tars that nobody says were shuffled

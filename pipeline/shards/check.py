@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.errors import DataError, InputError
 from pipeline.shards.decoding import ImageFault, open_all_channels, open_array
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
 from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
-from pipeline.shards.storage import Location, Url, exists, location, read_range, stream
-from pipeline.shards.table import DataError, ShardTable, read_table
+from pipeline.shards.table import ShardTable, read_table
+from pipeline.storage.location import Location, Url, exists, location, read_range, stream
 
 MAX_FAULTS_PER_SHARD = 20  # a shard with more is lost anyway
 

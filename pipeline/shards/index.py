@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.shards.atomic import write_file
-from pipeline.shards.storage import Location, Url, exists, joined, location, read_bytes, size_of, sizes_in
+from pipeline.storage.location import Location, Url, exists, joined, location, read_bytes, size_of, sizes_in
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"

@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.shards.cache import ShardCache, node_cache
+from pipeline.errors import Cause, DataError
 from pipeline.shards.index import DatasetIndex, Shard
-from pipeline.shards.storage import Location, Url, is_remote, read_bytes, read_range, size_of, stream
-from pipeline.shards.table import Cause, DataError, ShardTable, parse_table, read_table, split_member
-
-__all__ = ["DataError", "Sample", "ShardReader", "node_reader", "node_readers"]
+from pipeline.shards.table import ShardTable, parse_table, read_table, split_member
+from pipeline.storage.cache import ShardCache, node_cache
+from pipeline.storage.location import Location, Url, is_remote, read_bytes, read_range, size_of, stream
 
 RENEW_SECONDS = 5.0  # how often a cached shard that is being read has its time of use renewed
 _REMEDY = "run `vit check DATASET --full` and restore the shard"

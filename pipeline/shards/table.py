@@ -10,12 +10,12 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from pipeline.errors import DataError
 from pipeline.shards.atomic import write_file
-from pipeline.shards.storage import Location, read_bytes
+from pipeline.storage.location import Location, read_bytes
 
 MAGIC = b"VITSHARD"
 VERSION = 1
@@ -33,27 +33,6 @@ RECORD = np.dtype(
         ("name_end", "<u4"),  # where the name of the image member ends among the names
     ]
 )
-
-
-Cause = Literal["missing", "cut", "changed", "undecodable"]
-
-
-class DataError(Exception):
-    """A shard or its table is not what the index says: the message has the path, the sample, the fault, the remedy.
-
-    `shard` is the name in the index and `key` the sample's, where they are known.
-    """
-
-    def __init__(self, message: str, *, cause: Cause, shard: str | None = None, key: str | None = None):
-        super().__init__(message)
-        self.cause, self.shard, self.key = cause, shard, key
-
-    def __reduce__(self) -> tuple:
-        return _data_error, (str(self), self.cause, self.shard, self.key)
-
-
-def _data_error(message: str, cause: Cause, shard: str | None, key: str | None) -> DataError:
-    return DataError(message, cause=cause, shard=shard, key=key)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,7 @@ from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
-from pipeline.loading.erasing import erase
-from pipeline.loading.evaluation_views import evaluation_view
 from pipeline.loading.loader import Loader, RawBatch, to_device
-from pipeline.loading.mixing import mix_batch
-from pipeline.loading.pixels import view_dtype
 from pipeline.loading.sources import Sources, open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank, Stopped
@@ -36,6 +32,10 @@ from pipeline.training.engine import Engine, StepResult
 from pipeline.training.ledger import Ledger, SampleRecorder, SpeedMeter
 from pipeline.training.schedule import learning_rate
 from pipeline.training.supply import DAMAGED, Supply
+from pipeline.views.erasing import erase
+from pipeline.views.evaluation import evaluation_view
+from pipeline.views.mixing import mix_batch
+from pipeline.views.pixels import view_dtype
 
 MAX_SKIPPED_IN_A_ROW = 5
 WARM_STEPS = 20  # after which the loader's speed can be told

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.training import TrainingConfig
+from pipeline.errors import Cause, DataError
 from pipeline.loading.loader import Loader, RawBatch
 from pipeline.loading.stream import CAUSES
 from pipeline.loading.verdict import observed_verdict
 from pipeline.shards.order import merged_ranges, pass_over
-from pipeline.shards.table import Cause, DataError
 
 DAMAGED = "damaged_"
 log = logging.getLogger(__name__)

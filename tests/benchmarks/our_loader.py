@@ -12,13 +12,13 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
 from pipeline.ingestion.build import ingest
-from pipeline.loading.geometry import inception_box
 from pipeline.loading.loader import Loader, RawBatch
-from pipeline.loading.sample_generator import sample_generator
 from pipeline.loading.stream import SampleStream
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.shards.order import SampleOrder, default_lanes, default_window_shards
 from pipeline.shards.reader import ShardReader
+from pipeline.views.geometry import inception_box
+from pipeline.views.sample_generator import sample_generator
 
 WINDOW_BYTES = 1 << 30  # what `vit pretrain` gives a window by default
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from pipeline.shards import remote
 from pipeline.shards.index import read_index
+from pipeline.storage import remote
 from tests.pipeline.flaky_proxy import FlakyProxy
 from tests.pipeline.pictures import small_dataset
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.config.plan import plan_batches
 from pipeline.loading.loader import Loader
 from pipeline.loading.mixture import Mixture
-from pipeline.shards.staging import Stager
+from pipeline.loading.staging import Stager
 
 
 class PlaceStream:

@@ -17,11 +17,10 @@ import yaml
 from pipeline.config.plan import plan_batches
 from pipeline.config.recipe import apply_overrides, parse_overrides, recipe_path, validate
 from pipeline.config.training import PretrainConfig
-from pipeline.errors import FaultError
+from pipeline.errors import DataError, FaultError
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
 from pipeline.shards.index import read_index
-from pipeline.shards.reader import DataError
 
 
 def config_of(*paths, settings=()):

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from models.config import EncoderConfig
 from models.encoder import build_encoder
 from pipeline.errors import InputError
-from pipeline.loading.evaluation_views import evaluation_view
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import champion_verdict
 from pipeline.registry.locate import ModelSource, locate_model, source_from_dict
 from pipeline.registry.tracking import Mirror
 from pipeline.registry.weights import load_model, source_weights
 from pipeline.run_directory import RunDirectory
+from pipeline.views.evaluation import evaluation_view
 from tests.pipeline.pictures import encoded, picture
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import DataError, InputError
 from pipeline.shards.index import read_index
-from pipeline.shards.reader import DataError, ShardReader
+from pipeline.shards.reader import ShardReader
 from tests.pipeline.pictures import small_dataset
 
 

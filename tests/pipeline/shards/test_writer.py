@@ -6,9 +6,10 @@ import subprocess
 import numpy as np
 import pytest
 
+from pipeline.errors import DataError
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
-from pipeline.shards.table import DataError, read_table, split_member
+from pipeline.shards.table import read_table, split_member
 from pipeline.shards.writer import NewSample, write_shard
 from tests.pipeline.pictures import small_dataset
 

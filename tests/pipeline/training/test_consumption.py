@@ -18,13 +18,12 @@ import yaml
 
 from flows import requests
 from pipeline.config.ingest import IngestConfig
-from pipeline.errors import EXIT_FAILED, EXIT_FAULT, InputError
+from pipeline.errors import EXIT_FAILED, EXIT_FAULT, DataError, InputError
 from pipeline.ingestion.build import ingest
 from pipeline.preparation.resume import change_run
 from pipeline.rank import Rank, Stopped
 from pipeline.run_directory import RunDirectory, write_json
 from pipeline.shards.index import read_index
-from pipeline.shards.reader import DataError
 from pipeline.shards.table import read_table
 from tests.pipeline.pictures import encoded, picture, small_dataset
 from tests.ranks import run_on_ranks

@@ -6,9 +6,9 @@ has no neighbours to interpolate colour from.
 
 import numpy as np
 
-from pipeline.loading.geometry import Box
-from pipeline.loading.pixels import decode_pixels, jpeg_size, scratch
-from pipeline.loading.turbojpeg import (
+from pipeline.views.geometry import Box
+from pipeline.views.pixels import decode_pixels, jpeg_size, scratch
+from pipeline.views.turbojpeg import (
     CMYK_COLOURS,
     COLOURS,
     HEIGHT,

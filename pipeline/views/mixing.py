@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.objectives.batch import Batch
 from pipeline.config.training import AugmentationConfig
-from pipeline.loading.sample_generator import sample_generator
+from pipeline.views.sample_generator import sample_generator
 
 
 def mix_batch(batch: Batch, positions: np.ndarray, config: AugmentationConfig, seed: int) -> Batch:

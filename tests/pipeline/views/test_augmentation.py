@@ -5,14 +5,14 @@ import pytest
 from PIL import Image
 
 from pipeline.config.training import AugmentationConfig
-from pipeline.loading.augmentation import training_view
-from pipeline.loading.geometry import inception_box
-from pipeline.loading.sample_generator import sample_generator
 from pipeline.loading.selection import Selection
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import read_index
 from pipeline.shards.order import sample_seed
 from pipeline.shards.reader import ShardReader
+from pipeline.views.augmentation import training_view
+from pipeline.views.geometry import inception_box
+from pipeline.views.sample_generator import sample_generator
 from tests.pipeline.photographs import encoded, noise_ratio, photographs, saved_array
 
 RANDOM = np.random.default_rng(0)

@@ -10,13 +10,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.errors import FaultError, InputError
-from pipeline.shards import remote
-from pipeline.shards.cache import ShardCache
+from pipeline.errors import DataError, FaultError, InputError
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
-from pipeline.shards.reader import DataError, ShardReader
-from pipeline.shards.storage import Url, file_system_type, is_remote, joined, location, stream
+from pipeline.shards.reader import ShardReader
+from pipeline.storage import remote
+from pipeline.storage.cache import ShardCache
+from pipeline.storage.location import Url, file_system_type, is_remote, joined, location, stream
 from tests.pipeline.flaky_proxy import Fault
 
 
@@ -195,8 +195,8 @@ def test_a_forked_child_uses_the_faster_client_where_its_parent_has_not(
     # A new interpreter: in this one obstore may have run for another test.
     code = f"""
 import os
-from pipeline.shards import remote
-from pipeline.shards.cache import ShardCache
+from pipeline.storage import remote
+from pipeline.storage.cache import ShardCache
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
 index = read_index("{uploaded}", check_sizes=True)

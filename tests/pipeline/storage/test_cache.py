@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.shards import cache as cache_module
-from pipeline.shards.cache import ShardCache, node_cache
+from pipeline.errors import DataError, InputError
+from pipeline.storage import cache as cache_module
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
-from pipeline.shards.storage import file_system_type
-from pipeline.shards.table import DataError
+from pipeline.storage.cache import ShardCache, node_cache
+from pipeline.storage.location import file_system_type
 
 DEADLINE_SECONDS = 20
 

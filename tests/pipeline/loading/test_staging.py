@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from pipeline.shards.cache import ShardCache
+from pipeline.loading.staging import MOST_STEPS_AHEAD, Stager, _Plan
 from pipeline.shards.reader import ShardReader
-from pipeline.shards.staging import MOST_STEPS_AHEAD, Stager, _Plan
+from pipeline.storage.cache import ShardCache
 
 DEADLINE_SECONDS = 20
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.config.training import AugmentationConfig
-from pipeline.loading.colour import recolour
-from pipeline.loading.geometry import affine, inception_box, letterbox, simple_crop
-from pipeline.loading.pixels import JPEG_SIGNATURE, decode_pixels, flip, resize_into
-from pipeline.loading.region import decode_region, region_size
+from pipeline.views.colour import recolour
+from pipeline.views.geometry import affine, inception_box, letterbox, simple_crop
+from pipeline.views.pixels import JPEG_SIGNATURE, decode_pixels, flip, resize_into
+from pipeline.views.region import decode_region, region_size
 
 
 def training_view(

@@ -5,13 +5,13 @@ import pytest
 
 from pipeline.config.training import AugmentationConfig
 from pipeline.errors import InputError
-from pipeline.loading.augmentation import training_view
-from pipeline.loading.geometry import Box
-from pipeline.loading.pixels import decode_pixels
-from pipeline.loading.region import decode_region
-from pipeline.loading.sample_generator import sample_generator
-from pipeline.loading.turbojpeg import require_turbojpeg
 from pipeline.shards.decoding import ImageFault
+from pipeline.views.augmentation import training_view
+from pipeline.views.geometry import Box
+from pipeline.views.pixels import decode_pixels
+from pipeline.views.region import decode_region
+from pipeline.views.sample_generator import sample_generator
+from pipeline.views.turbojpeg import require_turbojpeg
 from tests.pipeline.photographs import encoded, photographs
 
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline.parenthood import die_with_parent
-from pipeline.shards.cache import ShardCache
 from pipeline.shards.reader import ShardReader
+from pipeline.storage.cache import ShardCache
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config.training import AugmentationConfig
-from pipeline.loading.pixels import resize_into
+from pipeline.views.pixels import resize_into
 
 _REFLECTED = 4  # pixels around the image before a simple random crop: DeiT III's
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.shards import remote
-from pipeline.shards.remote import Attempts
+from pipeline.storage import remote
+from pipeline.storage.remote import Attempts
 
 # f_type of statfs(2), from Linux's magic.h and the list of GNU coreutils' `stat`.
 NETWORK_FILE_SYSTEMS = {

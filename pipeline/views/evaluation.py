@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pipeline.loading.geometry import fitting_size
-from pipeline.loading.pixels import decode_pixels, resize_into, unit_values
+from pipeline.views.geometry import fitting_size
+from pipeline.views.pixels import decode_pixels, resize_into, unit_values
 
 
 def evaluation_view(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.loading.evaluation_views import evaluation_view
+from pipeline.views.evaluation import evaluation_view
 from tests.pipeline.photographs import encoded, saved_array
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 80, 3), dtype=np.uint8))

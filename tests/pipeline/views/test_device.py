@@ -6,8 +6,8 @@ import torch
 
 from models.objectives.batch import Batch
 from pipeline.config.training import AugmentationConfig
-from pipeline.loading.erasing import erase
-from pipeline.loading.mixing import mix_batch
+from pipeline.views.erasing import erase
+from pipeline.views.mixing import mix_batch
 
 MIXES = [AugmentationConfig(mixup_alpha=0.8), AugmentationConfig(cutmix_alpha=1.0),
          AugmentationConfig(mixup_alpha=0.8, cutmix_alpha=1.0)]  # fmt: skip

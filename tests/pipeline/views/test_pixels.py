@@ -9,8 +9,8 @@ import tifffile
 from PIL import Image
 
 from pipeline.ingestion.images import prepare_image
-from pipeline.loading.pixels import decode_pixels, flip, resize_into, view_dtype
 from pipeline.shards.decoding import ImageFault
+from pipeline.views.pixels import decode_pixels, flip, resize_into, view_dtype
 from tests.pipeline.photographs import encoded, noise_ratio, photographs, saved_array
 
 RANDOM = np.random.default_rng(0)

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import InputError
-from pipeline.shards.storage import MEMORY_FILE_SYSTEMS, file_system_type, is_remote
-from pipeline.shards.table import DataError
+from pipeline.errors import DataError, InputError
+from pipeline.storage.location import MEMORY_FILE_SYSTEMS, file_system_type, is_remote
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from torchvision.transforms import functional
 from pipeline.config.recipe import load_recipe
 from pipeline.config.training import AugmentationConfig, PretrainConfig
 from pipeline.errors import InputError
-from pipeline.loading.colour import colour_jitter, rand_augment, recolour, three_augment, turn_hue
 from pipeline.shards.decoding import ImageFault
+from pipeline.views.colour import colour_jitter, rand_augment, recolour, three_augment, turn_hue
 from tests.pipeline.photographs import photographs
 
 PHOTO = photographs()[1].resize((96, 64))
