@@ -1,24 +1,16 @@
 """Micro-batches of one rank, made ahead of use by worker processes in shared memory.
 
 The memory is a ring of micro-batches, mapped anonymously before the workers are forked: no file of it is ever in
-/dev/shm, so a small /dev/shm does not limit it and nothing is left there when the processes are killed. Work is handed
-out as tickets, eight bytes each through one pipe, from which an idle worker takes the next: a slow image delays nobody
-else, and a worker that dies holds no lock. A ticket says which rows of which micro-batch to fill; what goes there is a
-pure function of the position, so neither the number of workers nor who does what changes a batch.
+/dev/shm, so a small /dev/shm does not limit it and nothing is left there when the processes are killed. A ticket says
+which rows of which micro-batch to fill; what goes there is a pure function of the position, so neither the number of
+workers nor who does what changes a batch.
 """
 
 import math
 import mmap
-import multiprocessing
-import os
-import pickle
-import signal
-import struct
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +19,11 @@ from torch import Tensor
 
 from models.objectives.batch import Batch
 from pipeline.config.plan import BatchPlan
-from pipeline.errors import FaultError
 from pipeline.loading.stream import Damaged, SampleStream
-from pipeline.parenthood import die_with_parent
+from pipeline.loading.workers import Workers
 from pipeline.shards.order import positions_of_rank
 
 CHUNK = 32  # most rows per ticket: about 30 ms of work
-_TICKET = struct.Struct("<q")
 
 
 class RawBatch(NamedTuple):
@@ -47,20 +37,12 @@ class RawBatch(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What a worker reports about one ticket."""
+    """What comes of one ticket, beside the rows that it filled."""
 
-    ticket: int
     labels: np.ndarray
     keys: list[str]
     damaged: list[Damaged]
     seconds: float
-
-
-class _Failed(NamedTuple):
-    """A ticket that raised; the consumer raises it when it comes to that batch, and not before."""
-
-    ticket: int
-    error: Exception
 
 
 class Loader:
@@ -86,7 +68,7 @@ class Loader:
         self._pinned = False
         self.images_made, self.busy_seconds = 0, 0.0
         self.stager = stream.stager(self.positions_of_step, range(first_step, last_step), ranks_per_node)
-        self.workers = _Workers(self, workers) if workers else None
+        self.workers = Workers(self.fill, workers) if workers else None
         self._batches = self._iterate()
 
     def __iter__(self) -> Iterator[RawBatch]:
@@ -134,7 +116,7 @@ class Loader:
         positions = self.positions(batch)[rows]
         labels = np.empty(len(positions), np.int64)
         keys, damaged = self.stream.fill(positions, self.ring[batch % self.slots][rows], labels)
-        return _Done(ticket, labels, keys, damaged, time.perf_counter() - started)
+        return _Done(labels, keys, damaged, time.perf_counter() - started)
 
     def _iterate(self) -> Iterator[RawBatch]:
         if self.workers is None:
@@ -205,106 +187,3 @@ def _finish(copies: Any) -> None:
 def _shared_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array that forked processes share."""
     return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
-
-
-class _Workers:
-    """Forked processes that take tickets from a pipe and report what they did through one pipe each."""
-
-    def __init__(self, loader: Loader, count: int):
-        self.count, self._closed = count, False
-        self._done: dict[int, _Done | _Failed] = {}
-        self._tickets, self._hand_out = os.pipe()
-        context = multiprocessing.get_context("fork")
-        self._processes: dict[Connection, Any] = {}
-        for number in range(count):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_work, args=(loader, self, theirs, os.getpid()), name=f"loader-{number}", daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._processes[ours] = process
-
-    @property
-    def pids(self) -> list[int]:
-        return [process.pid for process in self._processes.values()]
-
-    def hand_out(self, tickets: range) -> None:
-        os.write(self._hand_out, b"".join(map(_TICKET.pack, tickets)))
-
-    def take(self) -> int | None:
-        """The next ticket, in a worker; None when there will be none."""
-        ticket = os.read(self._tickets, _TICKET.size)
-        return _TICKET.unpack(ticket)[0] if ticket else None
-
-    def collect(self, tickets: range) -> list[_Done]:
-        """The reports of these tickets; waits for them."""
-        while not all(ticket in self._done for ticket in tickets):
-            for connection in wait([*self._processes]):
-                self._receive(connection)
-        done = [self._done.pop(ticket) for ticket in tickets]
-        for one in done:
-            if isinstance(one, _Failed):
-                raise one.error
-        return done
-
-    def _receive(self, connection: Connection) -> None:
-        try:
-            report = connection.recv()
-        except EOFError:
-            process = self._processes.pop(connection)
-            process.join()
-            raise FaultError(
-                f"{process.name} (pid {process.pid}) {_how_ended(process.exitcode)}; if memory ran out, lower "
-                "profile.loader_workers"
-            ) from None
-        self._done[report.ticket] = report
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        for process in self._processes.values():
-            process.kill()
-        for connection, process in self._processes.items():
-            process.join()
-            connection.close()
-        self._processes.clear()
-        for descriptor in (self._tickets, self._hand_out):
-            os.close(descriptor)
-
-    def detach(self) -> None:
-        """In a worker: let go of what belongs to the consumer, and leave its signals to it."""
-        os.close(self._hand_out)
-        for connection in self._processes:
-            connection.close()
-        # A stop request is the rank's to answer; a worker that died of it would take the checkpoint with it.
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-
-def _work(loader: Loader, workers: _Workers, reports: Connection, parent: int) -> None:
-    """A worker's life."""
-    workers.detach()
-    die_with_parent(parent)
-    torch.set_num_threads(1)
-    while (ticket := workers.take()) is not None:
-        try:
-            reports.send(loader.fill(ticket))
-        except Exception as error:
-            reports.send(_Failed(ticket, _portable(error)))
-
-
-def _portable(error: Exception) -> Exception:
-    """The exception, where it survives pickling; else its traceback as text."""
-    try:
-        pickle.loads(pickle.dumps(error))
-        if type(error).__module__.startswith("pipeline."):
-            return error
-    except Exception:
-        pass
-    return RuntimeError("in a loader worker:\n" + "".join(traceback.format_exception(error)).rstrip())
-
-
-def _how_ended(exit_code: int | None) -> str:
-    return f"was killed by signal {-exit_code}" if exit_code and exit_code < 0 else f"ended with code {exit_code}"

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError, InputError
-from pipeline.storage import cache as cache_module
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
+from pipeline.storage import cache as cache_module
 from pipeline.storage.cache import ShardCache, node_cache
 from pipeline.storage.location import file_system_type
 
