@@ -11,10 +11,9 @@ import hashlib
 import json
 import os
 import threading
-import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +22,11 @@ import numpy as np
 
 from pipeline.errors import Cause, DataError
 from pipeline.shards.index import DatasetIndex, Shard
+from pipeline.shards.shard_file import CachedFile, ShardFile, fetch, open_file, tar_name, words_of
 from pipeline.shards.table import ShardTable, parse_table, read_table, split_member
 from pipeline.storage.cache import ShardCache, node_cache
-from pipeline.storage.location import Location, Url, is_remote, read_bytes, read_range, size_of, stream
+from pipeline.storage.location import Location, is_remote, read_bytes
 
-RENEW_SECONDS = 5.0  # how often a cached shard that is being read has its time of use renewed
 _REMEDY = "run `vit check DATASET --full` and restore the shard"
 
 
@@ -115,7 +114,7 @@ class ShardReader:
 
     def is_staged(self, shard: int) -> bool:
         """Whether the shard is in the cache; its time of use is renewed."""
-        return self._cache is not None and self._cache.touch(_tar_name(self._shards[shard]))
+        return self._cache is not None and self._cache.touch(tar_name(self._shards[shard]))
 
     def goes_through_cache(self, shard: int) -> bool:
         return self._goes_through_cache(self._index.shard_path(self._shards[shard]))
@@ -129,7 +128,7 @@ class ShardReader:
         if not self._goes_through_cache(path):
             return False
         self._table(self._shards[shard])
-        return _fetch(self._cache, path, self._shards[shard])
+        return fetch(self._cache, path, self._shards[shard])
 
     def close(self) -> None:
         self._forget()
@@ -159,8 +158,8 @@ class ShardReader:
         path = self._index.shard_path(shard)
         table = self._table(shard)
         if self._goes_through_cache(path):
-            return _OpenShard(path, shard.name, table, _CachedFile(self._cache, path, shard))
-        return _OpenShard(path, shard.name, table, _file(path, shard))
+            return _OpenShard(path, shard.name, table, CachedFile(self._cache, path, shard))
+        return _OpenShard(path, shard.name, table, open_file(path, shard))
 
     def _goes_through_cache(self, path: Location) -> bool:
         return self._cache is not None and (is_remote(path) if self._remote is None else self._remote)
@@ -192,7 +191,7 @@ class ShardReader:
             content = read_bytes(path)
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be read ({_words(error)}); ingest the dataset again", cause="missing"
+                f"{path}: cannot be read ({words_of(error)}); ingest the dataset again", cause="missing"
             ) from None
         table = parse_table(content, path)
         self._cache.fetch(name, len(content), lambda: [content], label=str(path))
@@ -216,14 +215,14 @@ def node_readers(indexes: Sequence[DatasetIndex], split: str) -> tuple[list[Shar
 class _OpenShard:
     """A shard that is being read: `file` gives bytes, fewer than asked only at its end."""
 
-    def __init__(self, path: Location, name: str, table: ShardTable, file: "_LocalFile | _CachedFile | _RangedFile"):
+    def __init__(self, path: Location, name: str, table: ShardTable, file: ShardFile):
         self.path, self.name, self.table, self.file = path, name, table, file
 
     def read(self, offset: int, size: int, member: str) -> bytes:
         try:
             content = self.file.pread(size, offset)
         except OSError as error:
-            raise self.error(member, f"cannot be read ({_words(error)})", "missing") from error
+            raise self.error(member, f"cannot be read ({words_of(error)})", "missing") from error
         except DataError as error:
             error.shard, error.key = self.name, split_member(member)[0]
             raise
@@ -234,120 +233,3 @@ class _OpenShard:
     def error(self, member: str, fault: str, cause: Cause) -> DataError:
         message = f"{self.path}: sample `{member}`: {fault}; {_REMEDY}"
         return DataError(message, cause=cause, shard=self.name, key=split_member(member)[0])
-
-
-class _LocalFile:
-    """A descriptor that closes when nobody reads it any more."""
-
-    def __init__(self, descriptor: int):
-        self._descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
-        self.pread = partial(os.pread, descriptor)
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
-
-    def distrust(self) -> None:
-        """Nothing to forget: a second read asks the file again."""
-
-
-class _RangedFile:
-    """A remote shard, read by one request per sample."""
-
-    def __init__(self, path: Location):
-        self._path = path
-
-    def pread(self, size: int, offset: int) -> bytes:
-        return read_range(self._path, int(offset), int(size))
-
-    def distrust(self) -> None:
-        """Nothing to forget: a second read asks the server again."""
-
-
-class _CachedFile:
-    """A remote shard that is read from the cache, and fetched again when it was evicted meanwhile."""
-
-    def __init__(self, cache: ShardCache, path: Location, shard: Shard):
-        self._cache, self._path, self._shard = cache, path, shard
-        self._file: _LocalFile | _RangedFile | None = None
-        self._renewed = 0.0
-
-    def pread(self, size: int, offset: int) -> bytes:
-        for _ in range(3):
-            file = self._file or self._fetched()
-            content = file.pread(size, offset)
-            if len(content) == size or isinstance(file, _RangedFile):
-                self._renew()
-                return content
-            self._file = None
-        self._file = _file(self._path, self._shard)  # evicted as fast as it comes
-        return self._file.pread(size, offset)
-
-    def distrust(self) -> None:
-        """Fetch the shard anew before the next read."""
-        self._cache.remove(_tar_name(self._shard))
-        self._file = None
-
-    def _fetched(self) -> "_LocalFile | _RangedFile":
-        file: _LocalFile | _RangedFile | None = None
-        while file is None:
-            if not _fetch(self._cache, self._path, self._shard):
-                file = _file(self._path, self._shard)
-            elif (descriptor := self._cache.open(_tar_name(self._shard))) is not None:
-                file = _LocalFile(descriptor)
-        self._file, self._renewed = file, time.monotonic()
-        return file
-
-    def _renew(self) -> None:
-        if (now := time.monotonic()) - self._renewed > RENEW_SECONDS:
-            self._renewed = now
-            self._cache.touch(_tar_name(self._shard))
-
-
-def _tar_name(shard: Shard) -> str:
-    return shard.sha256 + ".tar"
-
-
-def _fetch(cache: ShardCache, path: Location, shard: Shard) -> bool:
-    def content() -> Iterator[bytes]:
-        _check_size(path, shard, size_of(path))
-        return stream(path, shard.bytes)
-
-    try:
-        return cache.fetch(_tar_name(shard), shard.bytes, content, shard.sha256, str(path))
-    except FileNotFoundError as error:
-        raise _cannot_be_opened(path, shard, error) from error
-    except DataError as error:
-        error.shard = shard.name
-        raise
-
-
-def _file(path: Location, shard: Shard) -> _LocalFile | _RangedFile:
-    """The shard where it lies."""
-    try:
-        if isinstance(path, Url):
-            _check_size(path, shard, size_of(path))
-            return _RangedFile(path)
-        file = _LocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        _check_size(path, shard, file.size)
-        return file
-    except OSError as error:
-        raise _cannot_be_opened(path, shard, error) from None
-
-
-def _check_size(path: Location, shard: Shard, size: int) -> None:
-    if size != shard.bytes:
-        raise DataError(
-            f"{path}: {size} bytes, the index says {shard.bytes}; run `vit check DATASET` and restore the shard",
-            cause="cut" if size < shard.bytes else "changed",
-            shard=shard.name,
-        )
-
-
-def _cannot_be_opened(path: Location, shard: Shard, error: OSError) -> DataError:
-    words = f"{path}: cannot be opened ({_words(error)}); run `vit check DATASET`"
-    return DataError(words, cause="missing", shard=shard.name)
-
-
-def _words(error: OSError) -> str:
-    return error.strerror or "No such file"
