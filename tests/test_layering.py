@@ -14,6 +14,13 @@ BANNED = {
     "flows": {"torch", "deepspeed", "timm", "webdataset"},
 }
 
+ROOMS = {  # the way of the data, from bytes to batches: what each room of pipeline may import of the others
+    "storage": {"errors"},
+    "shards": {"errors", "storage"},
+    "views": {"errors", "config", "shards"},
+    "loading": {"errors", "config", "parenthood", "shards", "storage", "views"},
+}
+
 
 def imported_top_levels(source: str) -> set[str]:
     names = set()
@@ -32,6 +39,16 @@ def test_imports_only_go_down():
             upward = imported & ALLOWED.keys() - allowed - {package}
             assert not upward, f"{path} imports {upward}"
             assert not imported & BANNED[package], f"{path} imports {imported & BANNED[package]}"
+
+
+def test_rooms_on_the_way_of_the_data_know_nothing_of_those_behind_them():
+    for room, allowed in ROOMS.items():
+        for path in (ROOT / "pipeline" / room).rglob("*.py"):
+            modules = {
+                node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+            }
+            imported = {module.split(".")[1] for module in modules if module and module.startswith("pipeline.")}
+            assert imported <= allowed | {room}, f"{path} imports {imported - allowed - {room}}"
 
 
 def test_every_module_of_flows_loads_without_torch():
