@@ -67,7 +67,9 @@ class Loader:
         self.ring = _shared_array((self.slots, rows, *stream.image_shape), stream.dtype)
         self._pinned = False
         self.images_made, self.busy_seconds = 0, 0.0
-        self.stager = stream.stager(self.positions_of_step, range(first_step, last_step), ranks_per_node)
+        self.stager = stream.stager(
+            self.positions_of_step, range(first_step, last_step), plan.world_size, ranks_per_node
+        )
         self.workers = Workers(self.fill, workers) if workers else None
         self._batches = self._iterate()
 

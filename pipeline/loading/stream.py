@@ -5,6 +5,7 @@ damaged stops the run, unless `data.max_damaged` allows for it. Then the next sa
 same one on any rank, and it is counted by cause: there are never silently fewer samples.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, get_args
 
@@ -25,6 +26,7 @@ from pipeline.views.pixels import view_dtype
 from pipeline.views.sample_generator import sample_generator
 
 CHECKED_SHARE = 16  # without `data.verify: full`, one sample in this many has its checksum computed
+log = logging.getLogger(__name__)
 PROBED = 8  # samples that may be damaged before one says how deep the pixels are
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
@@ -81,8 +83,11 @@ class SampleStream:
             keys.append(sample.key)
         return keys, damaged
 
-    def stager(self, positions_of_step: Callable[[int], np.ndarray], steps: range, ranks_per_node: int) -> Stager:
+    def stager(
+        self, positions_of_step: Callable[[int], np.ndarray], steps: range, world_size: int, ranks_per_node: int
+    ) -> Stager:
         """Brings remote shards of `steps` to this node ahead of use; each rank fills its part of half the cache."""
+        self._leave_a_small_cache(-(-self.mixture.lanes * ranks_per_node // world_size))
 
         def shards_of_step(step: int) -> list[tuple[int, int]]:
             places = self.mixture.locate(positions_of_step(step))
@@ -90,6 +95,25 @@ class SampleStream:
 
         ahead_bytes = self.cache.limit_bytes // 2 // ranks_per_node if self.cache else 0
         return Stager(self.readers, self.cache, shards_of_step, steps.stop, ahead_bytes, first_step=steps.start)
+
+    def _leave_a_small_cache(self, lanes: int) -> None:
+        """Read where the shards lie, if the cache cannot hold the windows of a node's lanes.
+
+        Every sample would evict a shard that the next one needs.
+        """
+        if self.cache is None:
+            return
+        needed = 0
+        for order, reader in zip(self.mixture.orders, self.readers, strict=True):
+            sizes = sorted((reader.shard_bytes(shard) for shard in range(len(order.shard_sizes))), reverse=True)
+            needed += sum(sizes[: lanes * (order.window_shards + 1)])  # a lane's range begins and ends within shards
+        if needed > self.cache.limit_bytes:
+            log.warning(
+                "the shard cache holds %.3g GiB, the %d lanes of this node read %.3g GiB at a time: reading sample by "
+                "sample where the shards lie; raise VIT_SHARD_CACHE_BYTES, or start a run on more nodes or with fewer "
+                "data.window_shards", self.cache.limit_bytes / 2**30, lanes, needed / 2**30,
+            )  # fmt: skip
+            self.cache, self.readers = None, [reader.without_cache() for reader in self.readers]
 
     def _fill_row(
         self, position: int, source: int, shard: int, place: int, image: np.ndarray, damaged: list[Damaged]

@@ -31,9 +31,11 @@ from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
 from pipeline.shards.reader import node_readers
+from pipeline.storage.location import Location, is_remote
 from pipeline.views.turbojpeg import require_turbojpeg
 
 WINDOW_BYTES = 1 << 30
+REMOTE_WINDOWS = 4  # as many times smaller
 ADOPTED_WINDOWS = 4  # as many times larger for tars that nobody says were shuffled
 PROCESS_BYTES = 1_000_000_000  # torch, DeepSpeed and timm, resident in each rank before the model
 CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -150,7 +152,8 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
         config, path.name,
         data__lanes=data.lanes or default_lanes(config.global_batch_size),
         data__sources=_filled_in_sources(config, sources, path),
-        data__window_shards=data.window_shards or _window(sources.shards(data.split)[0]),
+        data__window_shards=data.window_shards
+        or _window(sources.indexes[0].directory, sources.shards(data.split)[0]),
         data__mean=list(mean), data__std=list(std), data__evaluation_crop=crop,
         data__evaluation_crop_mode=crop_mode,
     )  # fmt: skip
@@ -165,16 +168,24 @@ def _filled_in_sources(config: TrainingConfig, sources: Sources, path: Path) -> 
     except ValueError as error:
         raise InputError(f"--data: {error}; drop that dataset or raise its weight") from None
     return [
-        {"path": str(index.directory), "weight": weight, "window_shards": config.data.window_shards or _window(shards)}
+        {
+            "path": str(index.directory),
+            "weight": weight,
+            "window_shards": config.data.window_shards or _window(index.directory, shards),
+        }
         for index, weight, shards in zip(
             sources.indexes, sources.weights, sources.shards(config.data.split), strict=True
         )
     ]
 
 
-def _window(shards: Sequence[Shard]) -> int:
-    """Shards per window; more of adopted ones, whose samples may lie in the order of their classes."""
+def _window(directory: Location, shards: Sequence[Shard]) -> int:
+    """Shards per window; more of adopted ones, whose samples may lie in the order of their classes.
+
+    Fewer of remote ones: a node's cache holds the windows of all its lanes.
+    """
     window_bytes = WINDOW_BYTES * (ADOPTED_WINDOWS if shards and shards[0].location else 1)
+    window_bytes //= REMOTE_WINDOWS if is_remote(directory) else 1
     return default_window_shards([shard.bytes for shard in shards], window_bytes)
 
 

@@ -130,6 +130,10 @@ class ShardReader:
         self._table(self._shards[shard])
         return fetch(self._cache, path, self._shards[shard])
 
+    def without_cache(self) -> "ShardReader":
+        """A reader of the same shards where they lie."""
+        return ShardReader(self._index, self._split, max_open_shards=self._max_open_shards, remote=self._remote)
+
     def close(self) -> None:
         self._forget()
 

@@ -25,7 +25,7 @@ class PlaceStream:
             seed=11,
         )  # fmt: skip
 
-    def stager(self, positions_of_step, steps, ranks_per_node):
+    def stager(self, positions_of_step, steps, world_size, ranks_per_node):
         return Stager([], None, positions_of_step, steps.stop, 0, first_step=steps.start)
 
     def fill(self, positions, images, labels):
