@@ -52,10 +52,16 @@ def progress_line(entry: dict[str, Any], last_step: int) -> str:
 
 
 def supply_line(entry: dict[str, Any], workers: int) -> str:
-    """Whether the run was input-bound, at its last step."""
-    return observed_verdict(
+    """Whether the run was input-bound, at its last step, and what was damaged."""
+    verdict = observed_verdict(
         entry["perf/loader_images_per_second"], entry["perf/images_per_second"], entry["perf/data_wait_share"], workers
     )
+    prefix = "data/damaged_"
+    damaged = {key.removeprefix(prefix): int(value) for key, value in entry.items() if key.startswith(prefix)}
+    if not damaged:
+        return verdict
+    causes = ", ".join(f"{count} {cause}" for cause, count in damaged.items())
+    return f"{verdict}; {sum(damaged.values())} damaged samples were replaced: {causes}"
 
 
 def ingest_progress(report: Callable[[str], None]) -> Callable[[int, int], None]:
