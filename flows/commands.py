@@ -25,7 +25,7 @@ from pipeline.config.recipe import (
     split_profile_overrides,
     validate,
 )
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError, near_matches
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.loading.verdict import expected_verdict
@@ -82,10 +82,13 @@ def _probed(prepared: PreparedRun) -> str:
     process = subprocess.run(
         [sys.executable, "-m", "pipeline.loading.probe"], input=json.dumps(request), capture_output=True, text=True
     )
+    words = process.stderr.strip().splitlines()
+    if process.returncode == EXIT_INPUT:
+        raise InputError(*words)
     if process.returncode:
-        return f"the loader could not be measured: {process.stderr.strip().splitlines()[-1]}"
+        return f"the loader could not be measured: {words[-1]}"
     figures = json.loads(process.stdout.splitlines()[-1])
-    return expected_verdict(**figures, workers=prepared.plan["loader_workers"])
+    return expected_verdict(**figures, workers=prepared.plan["loader_workers"], config=prepared.config)
 
 
 def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:

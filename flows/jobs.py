@@ -124,7 +124,8 @@ def conclude(run: RunDirectory, job: Job) -> tuple[int, str]:
         tail = _last_line(attempt.path / "log" / "supervisor.log")
         return (
             EXIT_FAULT,
-            f"the supervisor of attempt {job.attempt} ended without a verdict{': ' + tail if tail else ''}",
+            f"the supervisor of attempt {job.attempt} ended without a verdict{': ' + tail if tail else ''}; "
+            f"go on with: vit resume {run.path}",
         )
     code, reason = verdict["code"], verdict["reason"]
     if code not in (EXIT_DONE, EXIT_STOPPED):

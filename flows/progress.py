@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.config.stages import read_run_config
 from pipeline.ingestion.build import IngestReport
 from pipeline.loading.verdict import observed_verdict
 from pipeline.run_directory import RunDirectory
@@ -17,8 +18,8 @@ class LedgerTail:
 
     def __init__(self, run: RunDirectory, attempt: int):
         self.ledger = run.attempt(attempt).ledger
-        plan = run.plan()
-        self.last_step, self.workers = plan.get("steps", {}).get("steps", 0), plan.get("loader_workers", 0)
+        self.run, self.plan = run, run.plan()
+        self.last_step = self.plan.get("steps", {}).get("steps", 0)
         self.offset, self.shown_at, self.newest = 0, 0.0, None
 
     def lines(self, *, last: bool = False) -> list[str]:
@@ -27,7 +28,20 @@ class LedgerTail:
             return []
         self.shown_at, entry, self.newest = time.monotonic(), self.newest, None
         lines = [progress_line(entry, self.last_step)]
-        return [*lines, supply_line(entry, self.workers)] if last else lines
+        return [*lines, self._supply_line(entry)] if last else lines
+
+    def _supply_line(self, entry: dict[str, Any]) -> str:
+        """Whether the run was input-bound, at its last step, and what was damaged."""
+        verdict = observed_verdict(
+            entry["perf/loader_images_per_second"], entry["perf/images_per_second"], entry["perf/data_wait_share"],
+            self.plan["loader_workers"], read_run_config(self.run.path),
+        )  # fmt: skip
+        prefix = "data/damaged_"
+        damaged = {key.removeprefix(prefix): int(value) for key, value in entry.items() if key.startswith(prefix)}
+        if not damaged:
+            return verdict
+        causes = ", ".join(f"{count} {cause}" for cause, count in damaged.items())
+        return f"{verdict}; {sum(damaged.values())} damaged samples were replaced: {causes}"
 
     def _read(self) -> None:
         if not self.ledger.is_file() or self.ledger.stat().st_size == self.offset:
@@ -51,19 +65,6 @@ def progress_line(entry: dict[str, Any], last_step: int) -> str:
     )
 
 
-def supply_line(entry: dict[str, Any], workers: int) -> str:
-    """Whether the run was input-bound, at its last step, and what was damaged."""
-    verdict = observed_verdict(
-        entry["perf/loader_images_per_second"], entry["perf/images_per_second"], entry["perf/data_wait_share"], workers
-    )
-    prefix = "data/damaged_"
-    damaged = {key.removeprefix(prefix): int(value) for key, value in entry.items() if key.startswith(prefix)}
-    if not damaged:
-        return verdict
-    causes = ", ".join(f"{count} {cause}" for cause, count in damaged.items())
-    return f"{verdict}; {sum(damaged.values())} damaged samples were replaced: {causes}"
-
-
 def ingest_progress(report: Callable[[str], None]) -> Callable[[int, int], None]:
     """A progress callback for `ingest` that reports at most one line per `LINE_SECONDS`."""
     started = shown_at = time.monotonic()
@@ -74,9 +75,8 @@ def ingest_progress(report: Callable[[str], None]) -> Callable[[int, int], None]
         if now - shown_at >= LINE_SECONDS:
             shown_at = now
             speed = done / (now - started)
-            report(
-                f"{done:,} of {total:,} files  {speed:,.0f} files/s  {(total - done) / max(speed, 1e-9):,.0f} s left"
-            )
+            left = f"  {(total - done) / speed:,.0f} s left" if done else ""
+            report(f"{done:,} of {total:,} files  {speed:,.0f} files/s{left}")
 
     return show
 

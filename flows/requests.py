@@ -107,6 +107,8 @@ def _path_and_weight(data: str) -> tuple[str, float | None]:
     try:
         number = float(weight)
     except ValueError:
+        if Path(path).expanduser().exists():
+            raise InputError(f"--data {data}: the weight `{weight}` is not a number; write --data {path}=2.5") from None
         return data, None
     if not 0 < number < float("inf"):
         raise InputError(f"--data {data}: the weight {weight} is not above 0; leave the dataset out, or raise it")

@@ -12,8 +12,17 @@ import time
 import traceback
 from dataclasses import dataclass
 
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, FaultError, InputError
-from pipeline.run_directory import Attempt, ExitRecord, RunDirectory, read_json, write_json
+from pipeline.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_FAULT,
+    EXIT_INPUT,
+    EXIT_STOPPED,
+    DataError,
+    FaultError,
+    InputError,
+)
+from pipeline.run_directory import BROKEN_COLLECTIVE, Attempt, ExitRecord, RunDirectory, read_json, write_json
 
 MEETING_SECONDS = 60.0
 
@@ -102,10 +111,12 @@ def _run(me: Rank, stage: str) -> tuple[int, str]:
         return EXIT_INPUT, "; ".join(error.problems)
     except FaultError as error:
         return EXIT_FAULT, str(error)
+    except DataError as error:
+        return EXIT_FAILED, f"DataError: {error}"
     except BaseException as error:
         traceback.print_exc()
         words = f"{type(error).__name__}: {error}"
         broken = isinstance(error, RuntimeError) and any(mark in words for mark in _BROKEN_COLLECTIVE)
         first_line = words.splitlines()[0]
-        return (EXIT_FAULT, f"a collective broke: {first_line}") if broken else (EXIT_FAILED, first_line)
+        return (EXIT_FAULT, f"{BROKEN_COLLECTIVE}: {first_line}") if broken else (EXIT_FAILED, first_line)
     return EXIT_DONE, "done"

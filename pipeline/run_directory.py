@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, InputError
 
 FORMAT_VERSION = 1
+BROKEN_COLLECTIVE = "a collective broke"  # how a rank says that a peer was lost
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -192,5 +193,6 @@ def verdict_of(records: list[ExitRecord], return_codes: dict[int, int]) -> tuple
         return EXIT_DONE, "done"
     if codes <= {EXIT_STOPPED, EXIT_DONE}:
         return EXIT_STOPPED, records[0].reason
-    fault = next(record for record in records if record.code not in (EXIT_DONE, EXIT_STOPPED))
+    faults = [record for record in records if record.code not in (EXIT_DONE, EXIT_STOPPED)]
+    fault = min(faults, key=lambda record: record.reason.startswith(BROKEN_COLLECTIVE))  # a peer's word comes last
     return EXIT_FAULT, f"rank {fault.rank}: {fault.reason}"

@@ -1,6 +1,6 @@
 """Typed configs of pretraining and fine-tuning: what to train. Where it runs stands in a profile, never here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,6 +53,14 @@ class DataConfig(Config):
     """Ranges [from, to) of positions that are passed over, whole global batches to keep reading local."""
     record: bool = False
     """Write the step, position and key of every sample consumed to `samples/rank-*.tsv`."""
+
+    @field_validator("skipped", mode="before")
+    @classmethod
+    def _looks_like_ranges(cls, ranges: Any) -> Any:
+        pairs = isinstance(ranges, list | tuple) and all(isinstance(r, list | tuple) and len(r) == 2 for r in ranges)
+        if not pairs:
+            raise ValueError("expected ranges of positions, [[from, to], ...]")
+        return ranges
 
     @field_validator("skipped")
     @classmethod

@@ -17,9 +17,8 @@ from pipeline.errors import DataError
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.reader import ShardReader, node_reader
+from pipeline.shards.reader import Sample, ShardReader, node_reader
 from pipeline.views.evaluation import evaluation_view
-from pipeline.views.pixels import view_dtype
 
 log = logging.getLogger(__name__)
 
@@ -84,20 +83,27 @@ def extract_features(
 
 
 def _read(reader: ShardReader, chosen: list[tuple[int, int]], source: ModelSource) -> tuple[Tensor, Tensor]:
-    encoder = EncoderConfig.model_validate(source.encoder)
     samples = [reader.read(shard, sample) for shard, sample in chosen]
-    dtype = view_dtype(samples[0].image, samples[0].extension, encoder.channels)
-    views = np.empty((len(samples), *encoder.input_size, encoder.channels), dtype)
+    images = torch.stack([unit_view(sample, source) for sample in samples]).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (source.mean, source.std))
+    return (images - mean) / std, torch.tensor([sample.label for sample in samples])
+
+
+def unit_view(sample: Sample, source: ModelSource) -> Tensor:
+    """(H, W, C) float32 in 0..1, each sample at its own depth; DataError where it cannot be decoded."""
+    encoder = EncoderConfig.model_validate(source.encoder)
     crop, crop_mode = source.evaluation_crop or 0.875, source.evaluation_crop_mode
-    for sample, out in zip(samples, views, strict=True):
+    for dtype in (np.uint8, np.float32):
+        out = np.empty((*encoder.input_size, encoder.channels), dtype)
         try:
             evaluation_view(sample.image, sample.extension, out, crop=crop, crop_mode=crop_mode, mean=source.mean)
         except ImageFault as fault:
-            raise DataError(f"{sample.shard}: sample `{sample.key}`: {fault.detail}") from None
-    images = torch.from_numpy(views).permute(0, 3, 1, 2)
-    images = images.float().div_(255) if views.dtype == np.uint8 else images
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (source.mean, source.std))
-    return (images - mean) / std, torch.tensor([sample.label for sample in samples])
+            if dtype == np.uint8 and fault.reason == "unsupported_mode":
+                continue  # deeper than eight bits, perhaps
+            detail = f"{sample.shard}: sample `{sample.key}`: cannot be evaluated ({fault.detail})"
+            raise DataError(detail, cause="undecodable", shard=sample.shard, key=sample.key) from None
+        view = torch.from_numpy(out).float()
+        return view / 255 if dtype == np.uint8 else view
 
 
 def _columns(rows: list[tuple[Tensor, Tensor, Tensor]], model: VisionTransformer) -> dict[str, Tensor]:

@@ -1,12 +1,14 @@
 """Which source each position of a mixture is drawn from, and which of that source's samples: pure, with O(1) seek.
 
-Every lane draws for itself, so that a rank goes on reading only its own part of every source. A lane's draws come in
-blocks of `BLOCK`; in a block each source has an exact quota, its weight rounded to one part in `BLOCK`, and a
-permutation by (seed, lane, block) says which draw goes to which source. So the count of a source's draws before any
-position is a product and a look-up, and nothing but the position has to be saved.
+Every lane draws for itself, so that a rank goes on reading only its own part of every source. In a lane the j-th draw
+of a source of share w takes place at time (j + u) / w, with u uniform in [0, 1) by (seed, lane, source, j), and the
+lane's draws are those of all sources in the order of their times: stratified sampling. So after k draws each source has
+come w * k times, give or take one, whatever the weights; and the count before any draw is arithmetic, as nearly all of
+those before it are known to have come.
 
 The n-th draw of a source in lane l is position n * C + l of the source's own order of C lanes: each source has its own
-epochs, and no sample of it comes twice before all of them have come once (lanes may be up to a block apart there).
+epochs. As lanes agree within a draw or so, an epoch's last samples and the next one's first may change places, at most
+about one per lane.
 """
 
 from collections.abc import Sequence
@@ -15,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.shards.order import SampleOrder, permutation
+from pipeline.shards.order import SampleOrder, digest
 
-BLOCK = 10_000
+BLOCK = 1024  # draws that are put in order together
 
 
 class Places(NamedTuple):
@@ -29,21 +31,10 @@ class Places(NamedTuple):
     samples: np.ndarray
 
 
-def quotas(weights: Sequence[float]) -> np.ndarray:
-    """Draws of each source per block: largest remainders of the normalised weights; ValueError for one rounded to 0."""
-    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
-    counts = np.floor(shares).astype(np.int64)
-    left_over = BLOCK - int(counts.sum())
-    counts[np.argsort(counts - shares, kind="stable")[:left_over]] += 1
-    if counts.min() < 1:
-        raise ValueError(f"the weights {list(weights)} give a source less than one sample in {BLOCK:,}")
-    return counts
-
-
 class Mixture:
     """position -> (source, epoch, shard, sample). A mixture of one source is that source's plain order.
 
-    `sizes` holds the shard sizes of each source, `window_shards` one number per source.
+    `sizes` holds the shard sizes of each source, `weights` and `window_shards` one number per source.
     """
 
     def __init__(
@@ -51,7 +42,7 @@ class Mixture:
         window_shards: Sequence[int], seed: int,
     ):  # fmt: skip
         self.global_batch_size, self.lanes, self.seed = global_batch_size, lanes, seed
-        self.quotas = quotas(weights)
+        self.shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         batch = global_batch_size if len(sizes) == 1 else lanes
         self.orders = [
             SampleOrder(of_source, batch, lanes, window, seed if number == 0 else _source_seed(seed, number))
@@ -81,19 +72,37 @@ class Mixture:
         sources, nth = np.empty_like(positions), np.empty_like(positions)
         for this_lane, this_block in np.unique(np.stack([lane, block]), axis=1).T:
             chosen = (lane == this_lane) & (block == this_block)
-            of_draw, counts = self._block(int(this_lane), int(this_block))
-            sources[chosen], nth[chosen] = of_draw[draw[chosen]], counts[draw[chosen]]
-        return sources, (block * self.quotas[sources] + nth) * self.lanes + lane
+            of_block, nth_of_source = self._block(int(this_lane), int(this_block))
+            sources[chosen], nth[chosen] = of_block[draw[chosen]], nth_of_source[draw[chosen]]
+        return sources, nth * self.lanes + lane
 
     def _make_block(self, lane: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each draw of a block, and how many draws of that source the block holds before it."""
-        ordered = np.repeat(np.arange(len(self.quotas)), self.quotas)
-        within = np.concatenate([np.arange(quota) for quota in self.quotas])
-        # Draw i takes entry shuffled[i]; within a source the entries are counted in the order of their draws.
-        sources = ordered[permutation(BLOCK, self.seed, "source", lane, block)]
-        counts = np.empty(BLOCK, np.int64)
-        counts[np.argsort(sources, kind="stable")] = within
-        return sources, counts
+        """(source, how many of its draws come before) of a lane's draws BLOCK * block ... BLOCK * (block + 1) - 1.
+
+        At time t a source has come within one of w * t times, so the block's draws lie between the times first - S and
+        last + S of S sources. Draws well before are counted and not looked at.
+        """
+        first, margin = block * BLOCK, len(self.shares)
+        parts, counted = [], 0
+        for source, share in enumerate(self.shares):
+            from_draw = max(0, int((first - margin) * share) - 1)
+            draws = np.arange(from_draw, int((first + BLOCK + margin) * share) + 2)
+            times = (draws + _uniform(self.seed, lane, source, draws)) / share
+            parts.append((times, np.full(len(draws), source), draws))
+            counted += from_draw
+        times, sources, draws = (np.concatenate(column) for column in zip(*parts, strict=True))
+        chosen = np.lexsort((sources, times))[first - counted : first - counted + BLOCK]
+        return sources[chosen].astype(np.int64), draws[chosen].astype(np.int64)
+
+
+def _uniform(seed: int, lane: int, source: int, draws: np.ndarray) -> np.ndarray:
+    """One number in [0, 1) per draw: SplitMix64's finaliser over a key of (seed, lane, source) and the draw."""
+    key = np.uint64(int.from_bytes(digest(8, seed, "mixture", lane, source), "little"))
+    bits = key + draws.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def _source_seed(seed: int, number: int) -> str:

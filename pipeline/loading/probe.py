@@ -13,6 +13,7 @@ import torch
 
 from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import STAGES
+from pipeline.errors import EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, DataError, FaultError, InputError
 from pipeline.loading.loader import Loader
 from pipeline.loading.sources import open_sources
 from pipeline.loading.stream import SampleStream
@@ -71,7 +72,19 @@ def model_speed(plan: dict) -> float:
     return devices * EFFICIENCY * 2 * size**3 / min(seconds) / plan["training_flops_per_image"]
 
 
+def _said(error: Exception, code: int) -> int:
+    sys.stderr.write(f"{error}\n")
+    return code
+
+
 if __name__ == "__main__":
     torch.set_num_threads(os.cpu_count() or 1)
     request = json.load(sys.stdin)
-    print(json.dumps(probe(STAGES[request["config"]["stage"]].model_validate(request["config"]), request["plan"])))
+    try:
+        print(json.dumps(probe(STAGES[request["config"]["stage"]].model_validate(request["config"]), request["plan"])))
+    except InputError as error:
+        sys.exit(_said(error, EXIT_INPUT))
+    except DataError as error:
+        sys.exit(_said(error, EXIT_FAILED))
+    except FaultError as error:
+        sys.exit(_said(error, EXIT_FAULT))

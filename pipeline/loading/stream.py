@@ -19,7 +19,7 @@ from pipeline.loading.sources import label_map, union_of_classes
 from pipeline.loading.staging import Stager
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.order import sample_seed
+from pipeline.shards.order import bytes_at_a_time, sample_seed
 from pipeline.shards.reader import Sample, ShardReader, node_readers
 from pipeline.views.augmentation import training_view
 from pipeline.views.pixels import view_dtype
@@ -105,8 +105,8 @@ class SampleStream:
             return
         needed = 0
         for order, reader in zip(self.mixture.orders, self.readers, strict=True):
-            sizes = sorted((reader.shard_bytes(shard) for shard in range(len(order.shard_sizes))), reverse=True)
-            needed += sum(sizes[: lanes * (order.window_shards + 1)])  # a lane's range begins and ends within shards
+            sizes = [reader.shard_bytes(shard) for shard in range(len(order.shard_sizes))]
+            needed += bytes_at_a_time(sizes, lanes, order.window_shards)
         if needed > self.cache.limit_bytes:
             log.warning(
                 "the shard cache holds %.3g GiB, the %d lanes of this node read %.3g GiB at a time: reading sample by "
@@ -146,11 +146,12 @@ class SampleStream:
             )
         except ImageFault as fault:
             reader.read(shard, number, verify=True)  # that its bytes have changed would be the better explanation
+            what = "does not fit" if fault.reason == "unsupported_mode" else "cannot be decoded"
             raise DataError(
-                f"{sample.shard}: sample `{sample.key}`: cannot be decoded ({fault.detail}); ingest the dataset again "
-                "without it, or allow for some damaged samples with --set data.max_damaged=N",
-                cause="undecodable",
-            ) from None
+                f"{sample.shard}: sample `{sample.key}`: {what} ({fault.detail}); ingest the dataset again without "
+                "such images, or allow for some with --set data.max_damaged=N",
+                cause="undecodable", shard=sample.shard, key=sample.key,
+            ) from None  # fmt: skip
         return sample
 
     def _verifies(self, position: int) -> bool:

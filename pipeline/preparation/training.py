@@ -23,14 +23,14 @@ from pipeline.config.plan import (
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.errors import InputError
-from pipeline.loading.mixture import quotas
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import Shard
-from pipeline.shards.order import default_lanes, default_window_shards
+from pipeline.shards.order import bytes_at_a_time, default_lanes, default_window_shards
 from pipeline.shards.reader import node_readers
+from pipeline.storage.cache import node_cache
 from pipeline.storage.location import Location, is_remote
 from pipeline.views.turbojpeg import require_turbojpeg
 
@@ -75,6 +75,8 @@ def prepare_training(
     if model is not None:
         raw = _start_from(raw, model, overrides, path)
     raw, by_hand = _replace_length(raw, settings)
+    if given := [key for key in settings if key.startswith("data.sources")]:
+        raise InputError(f"--set {given[0]}: filled in by --data; say --data PATH, or --data PATH=WEIGHT several times")
     raw.setdefault("data", {})["sources"] = [{"path": str(index.directory)} for index in sources.indexes]
     config = validate(CONFIGS[stage], apply_overrides(raw, settings), path.name)
     sources.require_split(config.data.split, path.name)
@@ -85,6 +87,7 @@ def prepare_training(
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
         config = _shortened_warmup(config, recipe_unit, samples_per_epoch, notes)
     _note_unshuffled(config, sources, notes)
+    _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
     if config.precision == "bf16" and plan["precision"] == "fp32":
         notes.append("no accelerator here: computing in fp32")
@@ -151,7 +154,7 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
     return _with(
         config, path.name,
         data__lanes=data.lanes or default_lanes(config.global_batch_size),
-        data__sources=_filled_in_sources(config, sources, path),
+        data__sources=_filled_in_sources(config, sources),
         data__window_shards=data.window_shards
         or _window(sources.indexes[0].directory, sources.shards(data.split)[0]),
         data__mean=list(mean), data__std=list(std), data__evaluation_crop=crop,
@@ -159,14 +162,10 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
     )  # fmt: skip
 
 
-def _filled_in_sources(config: TrainingConfig, sources: Sources, path: Path) -> list[dict[str, Any]]:
+def _filled_in_sources(config: TrainingConfig, sources: Sources) -> list[dict[str, Any]]:
     """A single source needs no more than its path; those of a mixture have weights and windows of their own."""
     if len(sources.indexes) == 1:
         return [{"path": str(sources.indexes[0].directory)}]
-    try:
-        quotas(sources.weights)
-    except ValueError as error:
-        raise InputError(f"--data: {error}; drop that dataset or raise its weight") from None
     return [
         {
             "path": str(index.directory),
@@ -198,6 +197,23 @@ def _note_unshuffled(config: TrainingConfig, sources: Sources, notes: list[str])
                 f"of {window} of {len(shards)} shards: where they are sorted by class, raise data.window_shards or "
                 "ingest the images anew"
             )
+
+
+def _note_small_cache(config: TrainingConfig, sources: Sources, placement: Placement, notes: list[str]) -> None:
+    """Of a run on this machine; InputError where the cache's own settings are wrong."""
+    if placement.profile != "local" or not any(is_remote(index.directory) for index in sources.indexes):
+        return
+    cache, lanes = node_cache(), config.data.lanes
+    needed = sum(
+        bytes_at_a_time([shard.bytes for shard in shards], lanes, source.window_shards or config.data.window_shards)
+        for source, shards in zip(config.data.sources, sources.shards(config.data.split), strict=True)
+    )
+    if cache is not None and needed > cache.limit_bytes:
+        notes.append(
+            f"the shard cache {cache.directory} may hold {cache.limit_bytes / 2**30:.3g} GiB and {lanes} lanes read "
+            f"{needed / 2**30:.3g} GiB at a time: samples will be read one by one, slowly; raise "
+            "VIT_SHARD_CACHE_BYTES, or lower data.window_shards or data.lanes"
+        )
 
 
 def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:

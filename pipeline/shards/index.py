@@ -158,23 +158,26 @@ def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def size_problems(index: DatasetIndex) -> list[str]:
-    """One line per shard that is missing or has another size than the index says."""
+    """One line per shard that is missing, has no table, or has another size than the index says."""
     listed = sizes_in(index.directory) if isinstance(index.directory, Url) else {}
     problems = []
-    for shards in index.splits.values():
-        for shard in shards:
-            path = index.shard_path(shard)
-            try:
-                size = listed.get(shard.name) if shard.location is None else None
-                size = size_of(path) if size is None else size
-            except OSError as error:
-                what = error.strerror or "no such file"
-                problems.append(f"{path}: cannot be found ({what}); restore it or ingest again")
-                continue
-            if size != shard.bytes:
-                what = "cut" if size < shard.bytes else "changed"
-                sizes = f"{size} bytes, the index says {shard.bytes}"
-                problems.append(f"{path}: {what}: {sizes}; restore it or ingest again")
+    for shard in (shard for shards in index.splits.values() for shard in shards):
+        path = index.shard_path(shard)
+        try:
+            size = listed.get(shard.name) if shard.location is None else None
+            size = size_of(path) if size is None else size
+            if table_name(shard.name) not in listed:
+                size_of(index.table_path(shard))
+        except OSError as error:
+            missing = error.filename or path
+            problems.append(
+                f"{missing}: cannot be found ({error.strerror or 'no such file'}); restore it or ingest again"
+            )
+            continue
+        if size != shard.bytes:
+            what = "cut" if size < shard.bytes else "changed"
+            sizes = f"{size} bytes, the index says {shard.bytes}"
+            problems.append(f"{path}: {what}: {sizes}; restore it or ingest again")
     return problems
 
 

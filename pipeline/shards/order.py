@@ -128,12 +128,13 @@ class SampleOrder:
 
 def permutation(size: int, seed: int | str, purpose: str, *where: int) -> np.ndarray:
     """(size,) int64: 0 .. size - 1 in the order that (seed, purpose, where) fixes."""
-    key = _digest(16, seed, purpose, *where)
+    key = digest(16, seed, purpose, *where)
     words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
     return np.argsort(words, kind="stable")
 
 
-def _digest(size: int, *parts: int | str) -> bytes:
+def digest(size: int, *parts: int | str) -> bytes:
+    """`size` bytes of BLAKE2b over the parts as text, joined by colons: the root of all that is drawn here."""
     return hashlib.blake2b(":".join(map(str, parts)).encode("ascii"), digest_size=size).digest()
 
 
@@ -150,7 +151,7 @@ def sample_seed(seed: int, position: int, purpose: str) -> int:
 
     The first 8 bytes, little-endian, of BLAKE2b over "seed:position:purpose": the same on every machine and rank.
     """
-    return int.from_bytes(_digest(8, seed, position, purpose), "little")
+    return int.from_bytes(digest(8, seed, position, purpose), "little")
 
 
 def positions_of_rank(
@@ -188,6 +189,12 @@ def merged_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def default_lanes(global_batch_size: int) -> int:
     """The largest divisor of the global batch up to 64: up to 64 nodes read only their own part of the data."""
     return max(lanes for lanes in range(1, MAX_LANES + 1) if global_batch_size % lanes == 0)
+
+
+def bytes_at_a_time(shard_bytes: Sequence[int], lanes: int, window_shards: int) -> int:
+    """At most so many bytes of shards are in the windows that `lanes` lanes read together."""
+    largest = sorted(shard_bytes, reverse=True)
+    return sum(largest[: lanes * (window_shards + 1)])  # a lane's range begins and ends within shards
 
 
 def default_window_shards(shard_bytes: Sequence[int] | np.ndarray, window_bytes: int) -> int:

@@ -263,6 +263,10 @@ def _make_private(directory: Path) -> None:
     if status.st_uid != os.getuid():
         owner = f"belongs to user {status.st_uid}, not to {os.getuid()}"
         raise InputError(f"{directory}: {owner}; set VIT_SHARD_CACHE to another directory")
+    if status.st_mode & 0o022:
+        raise InputError(
+            f"{directory}: others may write to it; chmod 700 it, or set VIT_SHARD_CACHE to another directory"
+        )
 
 
 def _fill(descriptor: int, size: int, content: Content, sha256: str | None, label: str) -> None:

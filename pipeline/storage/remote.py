@@ -69,13 +69,14 @@ class Attempts:
         self._failures += 1
         pause = random.uniform(0.5, 1) * min(FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1), LONGEST_PAUSE_SECONDS)
         waited = time.monotonic() - self._since
-        if waited + pause > self._patience:
+        left = self._patience - waited
+        if left <= 0:
             raise FaultError(
                 f"{self._url}: no answer in {self._failures} attempts over {waited:.0f} s, last: {_one_line(error)}; "
                 "check the server, or raise VIT_STORAGE_PATIENCE_SECONDS"
             ) from error
         log.info("%s: attempt %d failed (%s); again in %.1f s", self._url, self._failures, _one_line(error), pause)
-        time.sleep(pause)
+        time.sleep(min(pause, left))  # and once more at the very end
 
 
 def size_of(url: str) -> int:
@@ -163,7 +164,7 @@ def _file_system(url: str, request: Callable[[Any, str], Answer]) -> Answer:
         fs, path = url_to_fs(url, **_client_options(protocol))
     except (ImportError, ValueError) as error:
         extra = EXTRAS.get(protocol)
-        remedy = f'pip install "vit-pretraining[{extra}]"' if extra else "see fsspec's list of protocols"
+        remedy = f"install the extra: uv sync --extra {extra}" if extra else "see fsspec's list of protocols"
         raise InputError(f"{url}: {protocol}:// cannot be read here ({_one_line(error)}); {remedy}") from None
     if protocol in ("s3", "s3a"):
         fs.retries = 1  # we try again ourselves, and bound how long

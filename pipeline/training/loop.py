@@ -17,13 +17,14 @@ from models.weights import WeightsError, load_encoder_weights
 from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
-from pipeline.errors import InputError
+from pipeline.errors import DataError, FaultError, InputError
 from pipeline.loading.loader import Loader, RawBatch, to_device
 from pipeline.loading.sources import Sources, open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import Checkpoint, write_json
+from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import node_reader
 from pipeline.training.agreement import plan_parts, require_same_plan
@@ -76,8 +77,11 @@ def train(me: Rank) -> None:
         if first_step < last_step:
             _train_steps(me, config, plan, engine, loader, supply, first_step, last_step)
     if me.is_first:
-        _draw_reconstructions(me, config, module, sources.indexes[0])
         write_json(me.run.result_file, _result(me, config, plan))
+        try:
+            _draw_reconstructions(me, config, module, sources.indexes[0])
+        except (DataError, FaultError, ImageFault) as fault:  # a picture for a person decides no run
+            log.warning("reconstructions.png was not drawn: %s", fault)
     del store  # rank 0 served it to the last
 
 

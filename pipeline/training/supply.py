@@ -79,7 +79,7 @@ class Supply:
         """Whether the run is input-bound, and what to change if it is."""
         return observed_verdict(
             self._capacity(loader, plan), figures["perf/images_per_second"], figures["perf/data_wait_share"],
-            plan["loader_workers"],
+            plan["loader_workers"], self.config,
         )  # fmt: skip
 
     @staticmethod

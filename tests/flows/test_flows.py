@@ -198,16 +198,16 @@ def test_a_plan_says_in_words_whether_the_run_would_be_input_bound(home, digits)
     code = plan_command("pretrain_mae_debug", [str(digits)], "local", settings, str(home), lines.append)
     (said,) = [line for line in lines if line.startswith("data ")]
     assert code == 0
-    assert re.search(r"the loader gives [\d,]+ images/s here with 1 worker per rank, the model can take about", said)
+    assert re.search(r"the loader gives [\d,]+ images/s here with 1 worker per rank, the model can take roughly", said)
     assert ": not input-bound" in said or ": input-bound; raise profile.loader_workers" in said
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (["A=0", "B=1"], "--data .*A=0: the weight 0 is not above 0"),
-        (["A=2", "B"], "--data .*B: it has no weight and others do; write --data .*B=WEIGHT"),
-        (["A=1e9", "B=1"], "give a source less than one sample in 10,000; drop that dataset or raise its weight"),
+        (["A=0", "B=1"], "--data .*=0: the weight 0 is not above 0"),
+        (["A=2", "B"], "--data .*: it has no weight and others do; write --data .*=WEIGHT"),
+        (["A=1,5"], "--data .*=1,5: the weight `1,5` is not a number"),
     ],
 )
 def test_a_mixture_that_cannot_be_drawn_is_refused(home, digits, data, words):
@@ -220,3 +220,10 @@ def test_weights_of_a_mixture_are_by_size_where_none_is_given(home, digits):
     weights = [source["weight"] for source in read_yaml(run.config_file)["data"]["sources"]]
     assert weights == [1442.0, 1442.0] and run.plan()["samples_per_epoch"] == 2884
     assert prepared(home, digits, data=f"{digits}=5").plan()["data"].get("sources") is None
+
+
+def test_sources_are_named_by_data_alone(home, digits):
+    with pytest.raises(InputError, match="--set data.sources: filled in by --data; say --data PATH"):
+        prepared(home, digits, "data.sources=[{path: /nowhere}]")
+    with pytest.raises(InputError, match=r"data.skipped: expected ranges of positions, \[\[from, to\], ...\]"):
+        prepared(home, digits, "data.skipped=5")

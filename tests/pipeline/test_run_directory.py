@@ -19,7 +19,7 @@ def record(rank: int, code: int, reason: str = "because") -> ExitRecord:
         ([record(0, 75), record(1, 75)], {0: 75, 1: 75}, 75, "because"),
         ([record(0, 76, "a collective broke"), record(1, 1, "ValueError: x")], {0: 76, 1: 1}, 1, "rank 1: ValueError"),
         ([record(0, 76, "a collective broke")], {0: 76, 1: -9}, 76, "rank 1 was killed by signal 9"),
-        ([record(0, 76, "a collective broke"), record(1, 76)], {0: 76, 1: 76}, 76, "rank 0: a collective"),
+        ([record(0, 76, "a collective broke"), record(1, 76)], {0: 76, 1: 76}, 76, "rank 1: because"),
         ([record(0, 2, "no data"), record(1, 2)], {0: 2, 1: 2}, 2, "rank 0: no data"),
         ([], {0: 137, 1: 137}, 76, "rank 0 ended with code 137"),
     ],

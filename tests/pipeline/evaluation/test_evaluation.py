@@ -8,12 +8,14 @@ import torch
 
 from models.config import EncoderConfig
 from models.encoder import build_encoder
-from pipeline.evaluation.features import extract_features
+from pipeline.errors import DataError
+from pipeline.evaluation.features import extract_features, unit_view
 from pipeline.evaluation.knn import knn_scores
 from pipeline.evaluation.linear import linear_scores
 from pipeline.evaluation.scores import classification_scores
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import read_index
+from pipeline.shards.reader import Sample
 from tests.ranks import run_on_ranks
 
 
@@ -81,3 +83,12 @@ def test_every_sample_is_seen_once_and_decided_alike_at_any_number_of_ranks(digi
     ]
     assert answers[0][1:] == answers[1][1:] == answers[2][1:] and answers[0][2] == 355
     assert answers[1][0] == pytest.approx(answers[0][0], rel=1e-6)
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG", b""])
+def test_an_image_that_cannot_be_evaluated_is_named(content):
+    encoder = EncoderConfig(name="vit_ti16", image_size=8, patch_size=2, embed_dim=24, depth=1, num_heads=2)
+    source = ModelSource("x", "checkpoint", "x", encoder=encoder.model_dump(), mean=(0.3,) * 3, std=(0.4,) * 3)
+    with pytest.raises(DataError, match="test-000000.tar: sample `seven`: cannot be evaluated") as caught:
+        unit_view(Sample("seven", content, "png", 7, "test-000000.tar"), source)
+    assert (caught.value.cause, caught.value.key) == ("undecodable", "seven")

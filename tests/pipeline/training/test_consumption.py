@@ -173,10 +173,10 @@ def _consumed_by_rank(run: RunDirectory, data: Path, rank: int) -> list[tuple[in
     return found
 
 
-def _damage(data: Path, key: str) -> str:
+def _damage(data: Path, key: str, split: str = "train") -> str:
     """Change bytes of a sample's image; its shard's name."""
     index = read_index(data)
-    for shard in index.shards("train"):
+    for shard in index.shards(split):
         table = read_table(index.table_path(shard))
         for sample in range(len(table)):
             if table.key(sample) == key:
@@ -259,3 +259,14 @@ def test_foreign_tars_train_where_they_lie(tmp_path):
     assert run_on_ranks(train_until, 2, str(run.path), 1, 9) == ["done"] * 2
     consumed = recorded(run)
     assert sorted(key for _, key in consumed[:45]) == [f"sub/{number:05d}" for number in range(45)]
+
+
+def test_a_picture_that_cannot_be_drawn_decides_no_run(tmp_path):
+    fractions = {"train": 0.7, "test": 0.3}
+    small_dataset(tmp_path, per_class=30, samples_per_shard=9, splits="hash", split_fractions=fractions)
+    index = read_index(tmp_path / "dataset")
+    shard = index.shards("test")[0]
+    run = new_run(tmp_path, str(tmp_path / "dataset"), "steps=2", ranks=1)
+    _damage(tmp_path / "dataset", read_table(index.table_path(shard)).key(0), split="test")
+    assert run_on_ranks(train_until, 1, str(run.path), 1, 3) == ["done"]
+    assert run.result_file.exists() and not (run.path / "reconstructions.png").exists()
