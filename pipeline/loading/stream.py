@@ -19,12 +19,13 @@ from pipeline.loading.sources import label_map, union_of_classes
 from pipeline.loading.staging import Stager
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.order import bytes_at_a_time, sample_seed
+from pipeline.shards.order import bytes_at_a_time
 from pipeline.shards.reader import Sample, ShardReader, node_readers
 from pipeline.views.augmentation import training_view
 from pipeline.views.pixels import view_dtype
 from pipeline.views.sample_generator import sample_generator
 
+_GOLDEN, _WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1  # Fibonacci hashing: multiples spread evenly over a word
 CHECKED_SHARE = 16  # without `data.verify: full`, one sample in this many has its checksum computed
 log = logging.getLogger(__name__)
 PROBED = 8  # samples that may be damaged before one says how deep the pixels are
@@ -46,7 +47,7 @@ class SampleStream:
         data = config.data
         self.config = config
         self.readers, self.cache = node_readers(indexes, data.split)
-        self.dtype = np.result_type(*(_dtype_of(index, data.split, config.encoder.channels) for index in indexes))
+        self.dtype = np.result_type(*(_dtype_of(reader, config.encoder.channels) for reader in self.readers))
         self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
         classes = union_of_classes(indexes)
         self.label_maps = [label_map(index, classes) for index in indexes]
@@ -155,8 +156,8 @@ class SampleStream:
         return sample
 
     def _verifies(self, position: int) -> bool:
-        data = self.config.data
-        return data.verify == "full" or sample_seed(self.config.seed, position, "verify") % CHECKED_SHARE == 0
+        chosen = position * _GOLDEN & _WORD < _WORD // CHECKED_SHARE
+        return chosen or self.config.data.verify == "full"
 
     def _stand_ins(self, source: int, shard: int, place: int) -> Iterator[tuple[int, int]]:
         """The sample itself, then the others of its shard, then those of the shards that follow."""
@@ -167,9 +168,9 @@ class SampleStream:
                 yield this, (place + step) % int(sizes[this])
 
 
-def _dtype_of(index: DatasetIndex, split: str, channels: int) -> np.dtype:
+def _dtype_of(reader: ShardReader, channels: int) -> np.dtype:
     """What a batch of this dataset holds, from the first of its samples that can be read; not through the cache."""
-    reader = ShardReader(index, split)
+    reader = reader.without_cache() if reader.any_goes_through_cache() else reader
     for number in range(min(PROBED, int(reader.shard_sizes[0]))):
         try:
             sample = reader.read(0, number)

@@ -76,16 +76,16 @@ class ShardReader:
         DataError where the shard is not what the index says, FaultError where its server does not answer.
         """
         opened = self._open(shard)
-        row = opened.table.records[sample]
+        offset, _, size, _, crc32, label, _ = opened.table.records[sample].item()  # quicker than by name
         member = opened.table.member(sample)
-        image = opened.read(row["image_offset"], row["image_bytes"], member)
-        if verify and zlib.crc32(image) != row["image_crc32"]:
+        image = opened.read(offset, size, member)
+        if verify and zlib.crc32(image) != crc32:
             opened.file.distrust()
-            image = opened.read(row["image_offset"], row["image_bytes"], member)
-            if zlib.crc32(image) != row["image_crc32"]:
+            image = opened.read(offset, size, member)
+            if zlib.crc32(image) != crc32:
                 raise opened.error(member, "its bytes have changed since it was ingested", "changed")
         key, extensions = split_member(member)
-        return Sample(key, image, extensions.rpartition(".")[2], int(row["label"]), opened.name)
+        return Sample(key, image, extensions.rpartition(".")[2], label, opened.name)
 
     def keys(self, shard: int) -> list[str]:
         """Keys of all samples of a shard, from its table alone."""
