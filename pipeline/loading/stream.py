@@ -78,9 +78,16 @@ class SampleStream:
         """
         keys, damaged = [], []
         sources, _, shards, places = self.mixture.locate(positions)
-        for row, place in enumerate(zip(positions, sources, shards, places, strict=True)):
-            sample = self._fill_row(*map(int, place), images[row], damaged)
-            labels[row] = self.label_maps[int(place[1])][sample.label]
+        located = zip(positions.tolist(), sources.tolist(), shards.tolist(), places.tolist(), strict=True)
+        for row, (position, source, shard, place) in enumerate(located):
+            try:
+                sample = self._view(position, source, shard, place, images[row])
+            except DataError as error:
+                if self.config.data.max_damaged == 0:
+                    raise
+                damaged.append(Damaged(position, error.cause, str(error)))
+                sample = self._stand_in(position, source, shard, place, images[row], error)
+            labels[row] = self.label_maps[source][sample.label]
             keys.append(sample.key)
         return keys, damaged
 
@@ -116,25 +123,19 @@ class SampleStream:
             )  # fmt: skip
             self.cache, self.readers = None, [reader.without_cache() for reader in self.readers]
 
-    def _fill_row(
-        self, position: int, source: int, shard: int, place: int, image: np.ndarray, damaged: list[Damaged]
+    def _stand_in(
+        self, position: int, source: int, shard: int, place: int, image: np.ndarray, error: DataError
     ) -> Sample:
-        first, gone = None, -1
-        for this, nth in self._stand_ins(source, shard, place):
+        """The next sample of the shard that can be used, else of the shards that follow."""
+        gone = shard if error.cause == "missing" else -1
+        for this, nth in self._after(source, shard, place):
             if this == gone:
                 continue
             try:
-                sample = self._view(position, source, this, nth, image)
-            except DataError as error:
-                if self.config.data.max_damaged == 0:
-                    raise
-                first = first or error
-                gone = this if error.cause == "missing" else gone
-                continue
-            if first is not None:
-                damaged.append(Damaged(position, first.cause, str(first)))
-            return sample
-        raise DataError(f"position {position}: no sample of its dataset can be read: {first}", cause=first.cause)
+                return self._view(position, source, this, nth, image)
+            except DataError as another:
+                gone = this if another.cause == "missing" else gone
+        raise DataError(f"position {position}: no sample of its dataset can be used: {error}", cause=error.cause)
 
     def _view(self, position: int, source: int, shard: int, place: int, image: np.ndarray) -> Sample:
         """Read, check and decode one sample into `image`."""
@@ -159,13 +160,13 @@ class SampleStream:
         chosen = position * _GOLDEN & _WORD < _WORD // CHECKED_SHARE
         return chosen or self.config.data.verify == "full"
 
-    def _stand_ins(self, source: int, shard: int, place: int) -> Iterator[tuple[int, int]]:
-        """The sample itself, then the others of its shard, then those of the shards that follow."""
-        sizes = self.selections[source].shard_sizes
+    def _after(self, source: int, shard: int, place: int) -> Iterator[tuple[int, int]]:
+        """The other samples of the shard, then those of the shards that follow."""
+        sizes = self.selections[source].shard_sizes.tolist()
         for further in range(len(sizes)):
             this = (shard + further) % len(sizes)
-            for step in range(int(sizes[this])):
-                yield this, (place + step) % int(sizes[this])
+            for step in range(1 if further == 0 else 0, sizes[this]):
+                yield this, (place + step) % sizes[this]
 
 
 def _dtype_of(reader: ShardReader, channels: int) -> np.dtype:
