@@ -12,3 +12,10 @@ def die_with_parent(parent: int | None = None) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def serve_parent(parent: int) -> None:
+    """In a helper process of a rank: die with it, and leave stop requests to it, which has a checkpoint to write."""
+    die_with_parent(parent)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -11,12 +11,11 @@ import logging
 import mmap
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pipeline.parenthood import die_with_parent
+from pipeline.parenthood import serve_parent
 from pipeline.shards.reader import ShardReader
 from pipeline.storage.cache import ShardCache
 
@@ -153,9 +152,7 @@ class _Plan:
 
 
 def _stage(plan: _Plan, progress: memoryview, parent: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(parent)
+    serve_parent(parent)
     under_way: dict[tuple[int, int], Future] = {}
     renewed, consumed = time.monotonic(), None
     with ThreadPoolExecutor(DOWNLOADS) as downloads:

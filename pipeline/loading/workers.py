@@ -7,7 +7,6 @@ holds no lock. Workers leave stop requests to their rank and die with it, howeve
 import multiprocessing
 import os
 import pickle
-import signal
 import struct
 import traceback
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.errors import FaultError
-from pipeline.parenthood import die_with_parent
+from pipeline.parenthood import serve_parent
 
 _TICKET = struct.Struct("<q")
 
@@ -98,10 +97,7 @@ class Workers:
 
     def _live(self, answers: Connection, parent: int) -> None:
         """A worker, from the fork to its end."""
-        die_with_parent(parent)
-        # A stop request is the rank's to answer; a worker that died of it would take the checkpoint with it.
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        serve_parent(parent)
         os.close(self._hand_out)
         for connection in self._processes:
             connection.close()

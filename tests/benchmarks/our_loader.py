@@ -95,6 +95,15 @@ def drawn_views(config: PretrainConfig, index: DatasetIndex, num_views: int) -> 
     ]
 
 
+def passes_over_views(workspace: Path, batch_size: int, image_size: int, num_images: int) -> Iterator[list[View]]:
+    """Batches of what the loader makes `num_images` training inputs of, over and over: what the limits work on."""
+    index = our_dataset(workspace)
+    views = drawn_views(our_config(index, batch_size, image_size), index, num_images)
+    while True:
+        for start in range(0, num_images, batch_size):
+            yield views[start : start + batch_size]
+
+
 def _drawn_view(config: PretrainConfig, content: bytes, position: int) -> View:
     generator = sample_generator(config.seed, position, "augment")
     width, height = Image.open(io.BytesIO(content)).size

@@ -8,17 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tests.benchmarks.our_loader import View, drawn_views, our_config, our_dataset
+from tests.benchmarks.our_loader import View, passes_over_views
 
 REQUIREMENTS = ()
 
 
 def batches(workspace: Path, batch_size: int, image_size: int, num_images: int) -> Iterator[int]:
-    index = our_dataset(workspace)
-    views = drawn_views(our_config(index, batch_size, image_size), index, num_images)
-    while True:
-        for start in range(0, num_images, batch_size):
-            yield len(batch(views[start : start + batch_size], image_size))
+    for views in passes_over_views(workspace, batch_size, image_size, num_images):
+        yield len(batch(views, image_size))
 
 
 def batch(views: list[View], image_size: int) -> Tensor:
