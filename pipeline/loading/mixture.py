@@ -16,8 +16,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from pipeline.shards.order import SampleOrder, digest
+from models.randomness import position_uniform
+from pipeline.shards.order import SampleOrder
 
 BLOCK = 1024  # draws that are put in order together
 
@@ -96,13 +98,8 @@ class Mixture:
 
 
 def _uniform(seed: int, lane: int, source: int, draws: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) per draw: SplitMix64's finaliser over a key of (seed, lane, source) and the draw."""
-    key = np.uint64(int.from_bytes(digest(8, seed, "mixture", lane, source), "little"))
-    bits = key + draws.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    bits ^= bits >> np.uint64(31)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    """One number in [0, 1) per draw."""
+    return position_uniform(seed, f"mixture {lane} {source}", torch.from_numpy(draws), 1).squeeze(1).numpy()
 
 
 def _source_seed(seed: int, number: int) -> str:

@@ -54,7 +54,7 @@ Rounds = dict[str, list[Round]]
 
 
 def loader(
-    rounds: int = 5, files: int = 3000, distinct: int = 300, images_per_round: int = 1472
+    rounds: int = 7, files: int = 3000, distinct: int = 300, images_per_round: int = 1472
 ) -> tuple[str, dict[str, Any]]:
     """The table and the verdict; `files` images of which `distinct` differ."""
     photographs = photograph_files(distinct, files)

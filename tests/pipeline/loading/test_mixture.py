@@ -34,7 +34,7 @@ def test_after_any_number_of_draws_a_lane_has_each_source_as_often_as_its_weight
         for source, weight in enumerate(weights):
             due = np.arange(1, len(drawn) + 1) * weight / sum(weights)
             assert np.abs(np.cumsum(drawn == source) - due).max() <= len(weights)
-    assert len(weights) > 3 or weights[1] < 1 or (sources[:200] != sources[200:400]).any()
+    assert min(weights) < sum(weights) / 10 or (sources[:200] != sources[200:400]).any()  # and yet at random
 
 
 def test_shares_are_mixed_and_differ_by_lane():
