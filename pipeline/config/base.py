@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(strict=True, ge=1)]  # refuses True, "4" and 4.0, which YAML slips in
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

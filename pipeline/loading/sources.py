@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config.training import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.errors import InputError
 from pipeline.shards.index import DatasetIndex, Shard, read_index
 

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import nn
 
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.optimizer import OptimizerConfig
 
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 _STEM = ("encoder.patch_embed", "encoder.pos_embed", "encoder.cls_token", "encoder.reg_token", "encoder.norm_pre")

@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.optimizer import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, samples_seen: int, warmup_samples: int, total_samples: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.config.training import AugmentationConfig
+from pipeline.config.augmentation import AugmentationConfig
 from pipeline.views.colour import recolour
 from pipeline.views.geometry import affine, inception_box, letterbox, simple_crop
 from pipeline.views.pixels import JPEG_SIGNATURE, decode_pixels, flip, resize_into

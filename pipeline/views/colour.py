@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from pipeline.config.training import AugmentationConfig
+from pipeline.config.augmentation import AugmentationConfig
 from pipeline.shards.decoding import ImageFault
 
 _FILL = (124, 116, 104)  # what RandAugment's rotations and shifts uncover: ImageNet's mean colour

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.objectives.batch import Batch
 from models.randomness import position_uniform
-from pipeline.config.training import AugmentationConfig
+from pipeline.config.augmentation import AugmentationConfig
 
 _ATTEMPTS = 10  # a rectangle that does not fit is drawn anew, as timm and the paper's own code do
 _ROWS = 16  # images whose noise is made at a time: 20 MB of hashes at 224 pixels

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.config.training import AugmentationConfig
+from pipeline.config.augmentation import AugmentationConfig
 from pipeline.views.pixels import resize_into
 
 _REFLECTED = 4  # pixels around the image before a simple random crop: DeiT III's

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.objectives.batch import Batch
-from pipeline.config.training import AugmentationConfig
+from pipeline.config.augmentation import AugmentationConfig
 from pipeline.views.sample_generator import sample_generator
 
 

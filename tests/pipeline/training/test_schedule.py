@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.optimizer import OptimizerConfig
 from pipeline.training.optimizer import parameter_groups
 from pipeline.training.schedule import learning_rate
 

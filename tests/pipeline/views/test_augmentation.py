@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config.training import AugmentationConfig
+from pipeline.config.augmentation import AugmentationConfig
 from pipeline.loading.selection import Selection
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import read_index

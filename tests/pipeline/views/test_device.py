@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.objectives.batch import Batch
-from pipeline.config.training import AugmentationConfig
+from pipeline.config.augmentation import AugmentationConfig
 from pipeline.views.erasing import erase
 from pipeline.views.mixing import mix_batch
 

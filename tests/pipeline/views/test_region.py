@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.config.training import AugmentationConfig
+from pipeline.config.augmentation import AugmentationConfig
 from pipeline.errors import InputError
 from pipeline.shards.decoding import ImageFault
 from pipeline.views.augmentation import training_view
