@@ -25,7 +25,7 @@ from pipeline.config.recipe import (
     split_profile_overrides,
     validate,
 )
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.loading.verdict import expected_verdict
@@ -70,14 +70,19 @@ def plan_command(
     )
     for line in plan_lines(prepared.plan, prepared.config.zero.stage):
         say(line)
-    say(f"data        {_probed(prepared)}")
+    code, lines = _probed(prepared)
+    for line in lines:
+        say(f"data        {line}")
     if (shortage := memory_shortage(prepared, placement)) is not None:
         say(f"does not fit here: {shortage}")
-    return EXIT_DONE
+    return code
 
 
-def _probed(prepared: PreparedRun) -> str:
-    """Whether the run would be input-bound on this machine, measured in a process that may load torch."""
+def _probed(prepared: PreparedRun) -> tuple[int, list[str]]:
+    """Whether the run would be input-bound on this machine, measured in a process that may load torch: code, lines.
+
+    What the data would make of a training, damaged or out of reach, it makes of the plan.
+    """
     request = {"config": prepared.config.model_dump(mode="json"), "plan": prepared.plan}
     process = subprocess.run(
         [sys.executable, "-m", "pipeline.loading.probe"], input=json.dumps(request), capture_output=True, text=True
@@ -86,9 +91,13 @@ def _probed(prepared: PreparedRun) -> str:
     if process.returncode == EXIT_INPUT:
         raise InputError(*words)
     if process.returncode:
-        return f"the loader could not be measured: {words[-1]}"
+        reason = words[-1] if words else f"its process ended with {process.returncode}"
+        code = process.returncode if process.returncode in (EXIT_FAILED, EXIT_FAULT) else EXIT_FAULT
+        return code, [f"the loader could not be measured: {reason}"]
     figures = json.loads(process.stdout.splitlines()[-1])
-    return expected_verdict(**figures, workers=prepared.plan["loader_workers"], config=prepared.config)
+    notes = figures.pop("notes")
+    verdict = expected_verdict(**figures, workers=prepared.plan["loader_workers"], config=prepared.config)
+    return EXIT_DONE, [*notes, verdict]
 
 
 def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:

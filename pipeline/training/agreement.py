@@ -4,24 +4,59 @@ Through a store at the process group's address, before any network is built: ran
 their first collective until its time-out. Rank 0 compares, so a thousand ranks cost it a thousand small reads.
 """
 
+import datetime
 import hashlib
 import itertools
 import json
+import os
 import platform
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from torch.distributed import Store, rendezvous
+from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore
 
-from pipeline.errors import InputError
-from pipeline.rank import Rank
+from pipeline.config.data import DataConfig
+from pipeline.errors import FaultError, InputError
+from pipeline.loading.sources import Sources, open_sources
+from pipeline.rank import Rank, Stopped
 from pipeline.shards.index import DatasetIndex
 from pipeline.training.engine import collective_time_out
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "numpy", "simplejpeg")
 _rounds = itertools.count()  # a sequence compares once per run, through one store
+
+
+def open_agreed_sources(me: Rank, data: DataConfig, plan: Mapping, first_step: int) -> tuple[Sources, Store | None]:
+    """The run's datasets, once all ranks have shown that they start from the same ones and in the same way. Collective.
+
+    InputError on every rank where one differs, or cannot open what the others can. The store must be kept while the
+    run lasts: the process group is served at the same address.
+    """
+    problem, sources = None, None
+    try:
+        sources = open_sources(data)
+        _require_planned_data(sources, plan)
+    except InputError as error:  # to be told to the other ranks, who may be able to
+        problem = error
+    parts = plan_parts(me, sources.indexes if sources else (), first_step)
+    store = require_same_plan(me, parts | ({"data": f"refused: {problem}"} if problem else {}))
+    if problem:
+        raise problem
+    return sources, store
+
+
+def _require_planned_data(sources: Sources, plan: Mapping) -> None:
+    """The same samples in the same shards: else positions would mean other samples than before."""
+    for what, found in (("fingerprint", sources.fingerprint), ("shards_sha256", sources.shards_sha256)):
+        if plan["data"].get(what, found) != found:
+            raise InputError(
+                f"{sources.path}: the dataset changed since this run began: its {what} is {found}, the run was "
+                f"planned on {plan['data'][what]}; restore that dataset, or start a new run on this one"
+            )
 
 
 def plan_parts(me: Rank, indexes: Sequence[DatasetIndex], first_step: int) -> dict[str, str]:
@@ -46,24 +81,55 @@ def _digest(content: bytes) -> str:
 def require_same_plan(me: Rank, parts: Mapping[str, str]) -> Store | None:
     """Compare `parts` over all ranks; InputError on every rank where one differs. Collective.
 
-    The store must be kept while the run lasts: the process group is served at the same address.
+    Raises Stopped where a stop is asked for meanwhile.
     """
     if me.world_size == 1:
         return None
-    store, _, _ = next(iter(rendezvous("env://", me.rank, me.world_size, timeout=collective_time_out())))
+    store = _meet(me)
     place = f"vit/plan/{next(_rounds)}"
     store.set(f"{place}/{me.rank}", json.dumps({"host": platform.node(), "parts": parts}))
     if me.is_first:
-        shown = {rank: json.loads(store.get(f"{place}/{rank}")) for rank in range(me.world_size)}
+        shown = {rank: json.loads(_waited_for(me, store, f"{place}/{rank}")) for rank in range(me.world_size)}
         store.set(f"{place}/problems", json.dumps(differences(shown)))
-    problems = json.loads(store.get(f"{place}/problems"))
+    problems = json.loads(_waited_for(me, store, f"{place}/problems"))
     if store.add(f"{place}/told", 1) == me.world_size:
         store.set(f"{place}/all told", b"1")
     if me.is_first:
-        store.wait([f"{place}/all told"])  # it serves the store: the others must have read before it leaves
+        _waited_for(me, store, f"{place}/all told")  # it serves the store: the others must have read before it leaves
     if problems:
         raise InputError(*problems)
     return store
+
+
+def _meet(me: Rank) -> Store:
+    """The store at the process group's address, as torch's own rendezvous makes it but without waiting for all."""
+    served_elsewhere = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
+    return _patiently(
+        me, "no store at MASTER_ADDR",
+        lambda spell: TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), me.world_size,
+            is_master=me.is_first and not served_elsewhere, timeout=spell, wait_for_workers=False, multi_tenant=True,
+        ),
+    )  # fmt: skip
+
+
+def _waited_for(me: Rank, store: Store, key: str) -> bytes:
+    """The value of a key that another rank sets."""
+    _patiently(me, f"no {key}", lambda spell: store.wait([key], spell))
+    return store.get(key)
+
+
+def _patiently(me: Rank, lack: str, attempt: Callable[[datetime.timedelta], Any]) -> Any:
+    """What `attempt` returns, tried in short spells, as calls of torch do not hear of a stop; FaultError in the end."""
+    deadline = time.monotonic() + collective_time_out().total_seconds()
+    while True:
+        try:
+            return attempt(datetime.timedelta(seconds=2))
+        except (DistStoreError, DistNetworkError) as error:
+            if me.stop_requested:
+                raise Stopped("stopped on request before the first step") from None
+            if time.monotonic() > deadline:
+                raise FaultError(f"{lack} before the first step: {str(error).splitlines()[0]}") from None
 
 
 def differences(shown: Mapping[int, Mapping]) -> list[str]:

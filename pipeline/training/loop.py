@@ -15,12 +15,11 @@ from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.loading.loader import Loader, to_device
-from pipeline.loading.sources import Sources, open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import write_json
-from pipeline.training.agreement import plan_parts, require_same_plan
+from pipeline.training.agreement import open_agreed_sources
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.ledger import SampleRecorder
@@ -44,11 +43,9 @@ def train(me: Rank) -> None:
 
     # 1. Data: a pure function of the position, so resuming is a seek. Workers read ahead while the model is made.
     me.phase = "data"
-    sources = open_sources(config.data)
-    _require_planned_data(sources, plan)
     checkpoint = me.run.newest_checkpoint()
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
-    store = require_same_plan(me, plan_parts(me, sources.indexes, first_step))
+    sources, store = open_agreed_sources(me, config.data, plan, first_step)
     supply = Supply(config, checkpoint.manifest if checkpoint else {})
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
@@ -73,16 +70,6 @@ def train(me: Rank) -> None:
         write_json(me.run.result_file, result_of(me, config, plan))
         draw_reconstructions(me, config, module, sources.indexes[0])
     del store  # rank 0 served it to the last
-
-
-def _require_planned_data(sources: Sources, plan: dict) -> None:
-    """The same samples in the same shards: else positions would mean other samples than before."""
-    for what, found in (("fingerprint", sources.fingerprint), ("shards_sha256", sources.shards_sha256)):
-        if plan["data"].get(what, found) != found:
-            raise InputError(
-                f"{sources.path}: the dataset changed since this run began: its {what} is {found}, the run was "
-                f"planned on {plan['data'][what]}; restore that dataset, or start a new run on this one"
-            )
 
 
 def _train_steps(
