@@ -2,7 +2,7 @@
 
     RUN/config.yaml  profile.yaml  plan.json  deepspeed.json  provenance.json   written before submission
     RUN/job.json                                                where it runs: kind, id, key, attempt
-    RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, exit}
+    RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, rolled-back, exit}
     RUN/checkpoints/step-00000100/{manifest.json, ...}          complete when and only when manifest.json verifies
     RUN/result.json                                             what the next stage reads
 
@@ -121,6 +121,11 @@ class RunDirectory:
                 found.append(Checkpoint(directory, manifest))
         return sorted(found, key=lambda checkpoint: -checkpoint.step)
 
+    def rolled_back(self) -> list[tuple[int, int]]:
+        """The range of positions that each roll-back of this run passed over."""
+        windows = (read_json(path) for path in sorted(self.attempts.glob("*/rolled-back/*.json")))
+        return [(window["from"], window["to"]) for window in windows]
+
     def newest_checkpoint(self) -> Checkpoint | None:
         return next(iter(self.committed_checkpoints()), None)
 
@@ -131,6 +136,7 @@ class Attempt:
     def __init__(self, path: Path):
         self.path = path
         self.ledger = path / "metrics.jsonl"
+        self.rolled_back = path / "rolled-back"
 
     @property
     def number(self) -> int:

@@ -29,7 +29,7 @@ class StepResult(NamedTuple):
 
     loss: float  # mean over the global batch
     gradient_norm: float  # before clipping
-    skipped: bool  # a non-finite gradient was found and the weights were left alone
+    skipped: bool  # a loss or gradient was not finite, on any rank, and the weights were left alone
     stop: bool  # some rank was asked to stop
     sums: dict[str, float]  # the objective's sums and the counts given, over the global batch
 
@@ -82,7 +82,8 @@ class Engine:
             with self.accelerator.accumulate(self.wrapped):
                 with self.accelerator.autocast():
                     outcome = self.wrapped(batch)
-                self.accelerator.backward(outcome.loss)
+                # A loss that is not finite makes the gradient so, on every rank, however it came about: x * 0 is NaN.
+                self.accelerator.backward(outcome.loss * (1 + 0 * outcome.loss.detach()))
                 loss_sum += outcome.loss.detach().double()
                 for name, value in outcome.sums.items():
                     sums[name] = sums.get(name, 0) + value.detach().double()
