@@ -74,6 +74,7 @@ def train(me: Rank) -> None:
             except RollBack as bad:
                 me.phase = "roll back"
                 first_step, supply = roll_back(me, bad, engine, loader, supply, partial(_initial_module, config, plan))
+    me.phase = "finish"
     if me.is_first:
         write_json(me.run.result_file, result_of(me, config, plan))
         draw_reconstructions(me, config, module, sources.indexes[0])
@@ -102,7 +103,7 @@ def _train_steps(
         me.step, started, done = step, time.perf_counter(), step + 1
         rate = _rate(config, plan, step)
         micro_batches = _micro_batches(me, config, engine, loader, supply, recorder)
-        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
+        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts, enter=me.enter)
         supply.add(result.sums)
         report.step(done, result, rate, supply, loader, time.perf_counter() - started)
 
@@ -121,6 +122,7 @@ def _micro_batches(
     """Those of one step, each drawn when the one before has been used: normalised, erased and mixed on the device."""
     data, augmentation = config.data, config.augmentation
     for _ in range(engine.plan.gradient_accumulation_steps):
+        me.phase = "data"
         raw = supply.draw(loader)
         recorder.write(me.step, raw.positions.tolist(), raw.keys)
         batch = to_device(raw, engine.device, data.mean, data.std, engine.compute_dtype)
