@@ -66,7 +66,7 @@ def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, s
     environment = os.environ | {
         "WORLD_SIZE": str(plan["world_size"]),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "VIT_ATTEMPT": str(attempt.number),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
@@ -91,7 +91,7 @@ def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, s
     return ranks
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -59,6 +59,20 @@ class ExitRecord:
     step: int = -1
 
 
+@dataclass(frozen=True, order=True)
+class RolledBack:
+    """Positions [start, end), which steps [first_step, last_step] had read before the run went back."""
+
+    start: int
+    end: int
+    first_step: int
+    last_step: int
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        return self.start, self.end
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A committed checkpoint and its manifest."""
@@ -123,10 +137,9 @@ class RunDirectory:
                 found.append(Checkpoint(directory, manifest))
         return sorted(found, key=lambda checkpoint: -checkpoint.step)
 
-    def rolled_back(self) -> list[tuple[int, int]]:
-        """The range of positions that each roll-back of this run passed over."""
-        windows = (read_json(path) for path in sorted(self.attempts.glob("*/rolled-back/*.json")))
-        return [(window["from"], window["to"]) for window in windows]
+    def rolled_back(self) -> list["RolledBack"]:
+        """What each roll-back of this run passed over, in the order of positions."""
+        return sorted(RolledBack(**read_json(path)) for path in self.attempts.glob("*/rolled-back/*.json"))
 
     def newest_checkpoint(self) -> Checkpoint | None:
         return next(iter(self.committed_checkpoints()), None)

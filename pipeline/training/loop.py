@@ -47,18 +47,20 @@ def train(me: Rank) -> None:
     # 1. Data: a pure function of the position, so resuming is a seek. Workers read ahead while the model is made.
     me.phase = "data"
     sources = open_sources(config.data)
-    _require_planned_data(sources, plan)
+    require_planned_data(sources, plan)
     checkpoint = me.run.newest_checkpoint()
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     store = require_same_plan(me, plan_parts(me, sources.indexes, first_step))
-    supply = Supply(config, checkpoint.manifest if checkpoint else {}, me.run.rolled_back())
+    supply = Supply(
+        config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()]
+    )
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
     ) as loader:  # fmt: skip
         # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
         me.phase = "model"
-        module = _initial_module(config, plan, resumes=checkpoint is not None)
+        module = initial_module(config, plan, resumes=checkpoint is not None)
         engine = Engine(module, config, batches, precision=plan["precision"])
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
@@ -73,7 +75,7 @@ def train(me: Rank) -> None:
                 break
             except RollBack as bad:
                 me.phase = "roll back"
-                first_step, supply = roll_back(me, bad, engine, loader, supply, partial(_initial_module, config, plan))
+                first_step, supply = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
     me.phase = "finish"
     if me.is_first:
         write_json(me.run.result_file, result_of(me, config, plan))
@@ -81,7 +83,7 @@ def train(me: Rank) -> None:
     del store  # rank 0 served it to the last
 
 
-def _require_planned_data(sources: Sources, plan: dict) -> None:
+def require_planned_data(sources: Sources, plan: dict) -> None:
     """The same samples in the same shards: else positions would mean other samples than before."""
     for what, found in (("fingerprint", sources.fingerprint), ("shards_sha256", sources.shards_sha256)):
         if plan["data"].get(what, found) != found:
@@ -101,8 +103,8 @@ def _train_steps(
     me.phase = "train"
     for step in range(first, last):
         me.step, started, done = step, time.perf_counter(), step + 1
-        rate = _rate(config, plan, step)
-        micro_batches = _micro_batches(me, config, engine, loader, supply, recorder)
+        rate = rate_of_step(config, plan, step)
+        micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
         result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts, enter=me.enter)
         supply.add(result.sums)
         report.step(done, result, rate, supply, loader, time.perf_counter() - started)
@@ -116,7 +118,7 @@ def _train_steps(
             raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
 
 
-def _micro_batches(
+def micro_batches_of_step(
     me: Rank, config: TrainingConfig, engine: Engine, loader: Loader, supply: Supply, recorder: SampleRecorder
 ) -> Iterator[Batch]:
     """Those of one step, each drawn when the one before has been used: normalised, erased and mixed on the device."""
@@ -133,12 +135,12 @@ def _micro_batches(
         yield batch
 
 
-def _rate(config: TrainingConfig, plan: dict, step: int) -> float:
+def rate_of_step(config: TrainingConfig, plan: dict, step: int) -> float:
     seen = (step + 1) * config.global_batch_size  # the rate of the end of the step: never zero
     return learning_rate(config.optimizer, seen, plan["steps"]["warmup_samples"], plan["steps"]["samples"])
 
 
-def _initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:
+def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:
     """The module with the weights that the run begins with; of one that `resumes` only the seed's."""
     module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
     if not resumes and config.initialise_from is not None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import torch.distributed as dist
@@ -9,7 +10,7 @@ from torch import nn
 
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
-from pipeline.run_directory import write_atomic, write_json
+from pipeline.run_directory import RolledBack, write_atomic, write_json
 from pipeline.shards.order import pass_over
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.engine import Engine
@@ -29,29 +30,31 @@ def roll_back(
     """
     batch = supply.config.global_batch_size
     positions = pass_over(np.arange(bad.first * batch, (bad.last + 1) * batch), supply.skipped)
-    window = (int(positions[0]), int(positions[-1]) + 1)
+    window = RolledBack(int(positions[0]), int(positions[-1]) + 1, bad.first, bad.last)
     if me.is_first:
-        _record(me, bad, loader, positions, window)
+        _record(me, window, loader, positions)
     step = _agreed(me, max((c.step for c in me.run.committed_checkpoints() if c.step <= bad.first), default=0))
     checkpoint = next((c for c in me.run.committed_checkpoints() if c.step == step), None)
     if checkpoint is not None:
         load_checkpoint(engine.state, checkpoint)
     else:
         engine.state.begin_from(dict(initial().named_parameters()))
-    supply = Supply(supply.config, checkpoint.manifest if checkpoint else {}, [*supply.rolled_back, window])
+    supply = Supply(supply.config, checkpoint.manifest if checkpoint else {}, [*supply.rolled_back, window.positions])
     loader.begin_again(step, supply.skipped)
-    log.warning("%s: rolled back to step %d; positions %d to %d are passed over", bad, step, window[0], window[1] - 1)
+    log.warning(
+        "%s: rolled back to step %d; positions %d to %d are passed over", bad, step, window.start, window.end - 1
+    )
     return step, supply
 
 
-def _record(me: Rank, bad: RollBack, loader: Loader, positions: np.ndarray, window: tuple[int, int]) -> None:
+def _record(me: Rank, window: RolledBack, loader: Loader, positions: np.ndarray) -> None:
     """Which samples the bad steps had read: step, position and key, as in `samples/`; and the range, for a restart."""
     me.attempt.rolled_back.mkdir(exist_ok=True)
-    steps = np.arange(len(positions)) // (len(positions) // (bad.last + 1 - bad.first)) + bad.first
+    steps = np.repeat(np.arange(window.first_step, window.last_step + 1), loader.plan.global_batch_size)
     rows = zip(steps.tolist(), positions.tolist(), loader.stream.keys(positions), strict=True)
-    name = f"positions-{window[0]:012d}"  # no two roll-backs pass over the same ones
+    name = f"positions-{window.start:012d}"  # no two roll-backs pass over the same ones
     write_atomic(me.attempt.rolled_back / f"{name}.tsv", "".join(f"{s}\t{p}\t{k}\n" for s, p, k in rows))
-    write_json(me.attempt.rolled_back / f"{name}.json", {"from": window[0], "to": window[1]})
+    write_json(me.attempt.rolled_back / f"{name}.json", asdict(window))
 
 
 def _agreed(me: Rank, step: int) -> int:

@@ -18,6 +18,8 @@ from pipeline import launch
 from pipeline.run_directory import Attempt, RunDirectory
 from tests.ranks import PRELOAD, _free_port
 
+STAGES = {"sequence": "pipeline.training.sequence:train_all"}
+
 
 class Fault(NamedTuple):
     """What happens to `rank` when it enters `phase` of `step` (from 0), `delay` seconds later."""
@@ -93,13 +95,13 @@ def _start(run: RunDirectory, plan: dict, attempt: Attempt, faults: tuple[Fault,
         }  # fmt: skip
         own = [fault for fault in faults if fault.rank == rank]
         variables |= {name: value for name, value in os.environ.items() if name.startswith("VIT_COLLECTIVE")}
-        process = context.Process(target=_rank, args=(str(run.path), variables, attempt.log(rank), own))
+        process = context.Process(target=_rank, args=(str(run.path), plan["stage"], variables, attempt.log(rank), own))
         process.start()
         ranks[rank] = PoolRank(process)
     return ranks
 
 
-def _rank(run_path: str, variables: dict[str, str], log: Path, faults: list[Fault]) -> None:
+def _rank(run_path: str, stage: str, variables: dict[str, str], log: Path, faults: list[Fault]) -> None:
     os.environ |= variables
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -110,7 +112,7 @@ def _rank(run_path: str, variables: dict[str, str], log: Path, faults: list[Faul
 
     torch.set_num_threads(1)
     _lay(faults)
-    run_rank(run_path, "pipeline.training.loop:train")
+    run_rank(run_path, STAGES.get(stage, "pipeline.training.loop:train"))
 
 
 def _lay(faults: list[Fault]) -> None:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from pipeline.config.guard import GuardConfig
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RolledBack, RunDirectory
 from pipeline.training.engine import StepResult
 from pipeline.training.guard import LEAST, Guard, RollBack
 from tests.pipeline.training.runs import BATCH, new_run, recorded, train_until
@@ -55,19 +55,23 @@ def test_a_leap_of_the_loss_counts_only_when_asked_for_and_against_a_window_it_d
     assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=20)), noisy + falling) is None
 
 
-def train_poisoned(run_path: str, attempt: int, stop_at: int, poisoned: list[int]) -> str:
-    """`train_until`, with the pixels at these positions not a number once they are on the device."""
+def poison(positions: list[int]) -> None:
+    """Pixels at these positions are not a number once they are on the device; in this process, from now on."""
     from pipeline.training import loop
 
     clean = loop.to_device
 
     def to_device(raw, *arguments):
         batch = clean(raw, *arguments)
-        bad = [position in poisoned for position in raw.positions.tolist()]
-        batch.images[bad] = math.nan
+        batch.images[[position in positions for position in raw.positions.tolist()]] = math.nan
         return batch
 
     loop.to_device = to_device
+
+
+def train_poisoned(run_path: str, attempt: int, stop_at: int, poisoned: list[int]) -> str:
+    """`train_until` with poisoned pixels."""
+    poison(poisoned)
     try:
         return train_until(run_path, attempt, stop_at)
     except FloatingPointError as error:
@@ -109,7 +113,7 @@ def test_roll_backs_are_counted_over_restarts_and_the_one_too_many_fails(picture
     assert answer.startswith("stopped on request at step 5")
     (answer, _) = run_on_ranks(train_poisoned, 2, str(run.path), 2, 25, poisoned)
     assert "for 2 steps in a row, 7 to 8, after 1 roll-backs" in answer
-    assert run.rolled_back() == [(2 * BATCH, 4 * BATCH)]
+    assert run.rolled_back() == [RolledBack(2 * BATCH, 4 * BATCH, first_step=2, last_step=3)]
 
 
 @pytest.mark.slow
