@@ -150,6 +150,14 @@ def resume(run: str, *, set: Set = [], dir: Dir = None) -> int:
 
 
 @app.command
+def replay(run: str, step: int, *, dir: Dir = None) -> int:
+    """One step of a run again, from the nearest checkpoint: its loss, and that of every sample, the worst first."""
+    from flows.commands import replay_command
+
+    return replay_command(run, step, dir)
+
+
+@app.command
 def reconcile(*, dir: Dir = None) -> int:
     """Forward what MLflow has not seen of every run's ledger, and set the status it should have."""
     from flows.commands import reconcile_command

@@ -265,6 +265,11 @@ def resume_command(name: str, overrides: list[str], directory: str | None, say: 
     return _finish(_controlled(run, home, say), say)
 
 
+def replay_command(name: str, step: int, directory: str | None) -> int:
+    run = find_run(name, home_directory(directory))
+    return subprocess.run([sys.executable, "-m", "pipeline.replay", str(run.path), str(step)]).returncode
+
+
 def reconcile_command(directory: str | None, say: Say) -> int:
     from flows.home import tracking_uri
     from pipeline.registry.locate import require_tracking_server

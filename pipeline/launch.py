@@ -13,9 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.errors import EXIT_FAULT, InputError
+from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError
 from pipeline.parenthood import die_with_parent
 from pipeline.run_directory import Attempt, RunDirectory, read_json, verdict_of, write_atomic, write_json
+from pipeline.watchdog import Watchdog, killed_for_memory
 
 ENTRY_POINTS = {
     "pretrain": "pipeline.pretrain",
@@ -26,6 +27,7 @@ ENTRY_POINTS = {
 }
 GRACE_SECONDS = 15.0  # for the peers of a dead rank to see their broken collective and leave a record
 HEARTBEAT_SECONDS = 10.0
+LOOK_SECONDS = 0.5
 
 
 def main(run_directory: str) -> int:
@@ -34,9 +36,15 @@ def main(run_directory: str) -> int:
     attempt = _begin_attempt(run)
     ranks = _start_ranks(run, plan, attempt)
     _forward_signals(ranks)
-    return_codes = _wait(ranks, attempt)
-    records = [record for record in attempt.exit_records() if record.rank in return_codes]
-    code, reason = verdict_of(records, return_codes)
+    killed_before = killed_for_memory()
+    watchdog = Watchdog(attempt, ranks.keys(), time.monotonic())
+    return_codes, hang = _wait(ranks, attempt, watchdog)
+    records = [record for record in attempt.exit_records() if record.rank in ranks]
+    watchdog.look(time.monotonic())
+    places = {rank: position.in_words for rank, position in watchdog.positions.items()}
+    code, reason = verdict_of(records, return_codes, hang=hang, places=places)
+    if code == EXIT_FAULT and killed_for_memory() > killed_before:
+        reason += "; the machine ran out of memory: lower micro_batch_size or profile.loader_workers"
     write_json(attempt.path / "exit" / "verdict.json", {"code": code, "reason": reason, "time": time.time()})
     return code
 
@@ -58,7 +66,7 @@ def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, s
     environment = os.environ | {
         "WORLD_SIZE": str(plan["world_size"]),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "VIT_ATTEMPT": str(attempt.number),
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
@@ -83,7 +91,7 @@ def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, s
     return ranks
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -99,19 +107,32 @@ def _forward_signals(ranks: dict[int, subprocess.Popen]) -> None:
         signal.signal(number, forward)
 
 
-def _wait(ranks: dict[int, subprocess.Popen], attempt: Attempt) -> dict[int, int]:
-    """Return codes of all ranks; once one fails, the others get a grace and are then killed."""
-    failed_at, beat_at = None, 0.0
+def _wait(
+    ranks: dict[int, subprocess.Popen], attempt: Attempt, watchdog: Watchdog
+) -> tuple[dict[int, int], str | None]:
+    """Return codes in the order the ranks ended, and what is to be said of those that had to be ended, if any had.
+
+    Once one fails the others get a grace; they are ended too when the one behind all others does not move any more.
+    """
+    codes: dict[int, int] = {}
+    failed_at, beat_at, looked_at = None, 0.0, 0.0
     while True:
-        codes = {rank: process.poll() for rank, process in ranks.items()}
-        now = time.monotonic()
-        if all(code is not None for code in codes.values()):
-            return codes
-        if failed_at is None and any(code not in (None, 0) for code in codes.values()):
+        now, polled = time.monotonic(), {rank: process.poll() for rank, process in ranks.items()}
+        codes |= {rank: code for rank, code in polled.items() if rank not in codes and code is not None}
+        alive = {rank: process.pid for rank, process in ranks.items() if rank not in codes}
+        if not alive:
+            return codes, None
+        if failed_at is None and any(code not in (EXIT_DONE, EXIT_STOPPED) for code in codes.values()):
             failed_at = now
-        if failed_at is not None and now - failed_at > GRACE_SECONDS:
-            for process in ranks.values():
-                process.kill()
+        if now - looked_at > LOOK_SECONDS:
+            looked_at = now
+            watchdog.look(now)
+        if (failed_at is not None and now - failed_at > GRACE_SECONDS) or watchdog.hung(alive, now):
+            hang = watchdog.verdict(alive, now)
+            for rank in alive:
+                ranks[rank].kill()
+                ranks[rank].wait()
+            return codes, hang
         if now - beat_at > HEARTBEAT_SECONDS:
             beat_at = now
             beat = {"time": time.time(), "pid": os.getpid(), "ranks": {r: p.pid for r, p in ranks.items()}}

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import (
     EXIT_DONE,
@@ -22,7 +22,9 @@ from pipeline.errors import (
     FaultError,
     InputError,
 )
+from pipeline.progress import Progress
 from pipeline.run_directory import BROKEN_COLLECTIVE, Attempt, ExitRecord, RunDirectory, read_json, write_json
+from pipeline.watchdog import DUMP_SIGNAL
 
 MEETING_SECONDS = 60.0
 
@@ -43,12 +45,32 @@ class Rank:
     local_rank: int
     world_size: int
     stop_requested: bool = False
-    phase: str = "start"
-    step: int = -1
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def phase(self) -> str:
+        """What it is doing; see `progress.PHASES`."""
+        return self.progress.phase
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        self.progress.phase = phase
+
+    def enter(self, phase: str) -> None:
+        self.phase = phase
+
+    @property
+    def step(self) -> int:
+        """The step it makes, from 0; -1 before the first."""
+        return self.progress.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.progress.step = step
 
 
 class Stopped(Exception):
@@ -63,8 +85,9 @@ def run_rank(run_directory: str, stage: str, *, stops_at_steps: bool = True) -> 
     run = RunDirectory(run_directory).require()
     rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     attempt = _attempt(run, rank)
-    me = Rank(run, attempt, rank, local_rank, world_size)
+    me = Rank(run, attempt, rank, local_rank, world_size, progress=Progress(attempt.progress(rank)))
     faulthandler.enable()
+    faulthandler.register(DUMP_SIGNAL, open(attempt.stacks(rank), "a"), all_threads=True)
     _install_handlers(me, stops_at_steps)
     code, reason = _run(me, stage)
     attempt.write_exit(ExitRecord(me.rank, code, reason, me.phase, me.step))

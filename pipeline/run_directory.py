@@ -2,7 +2,7 @@
 
     RUN/config.yaml  profile.yaml  plan.json  deepspeed.json  provenance.json   written before submission
     RUN/job.json                                                where it runs: kind, id, key, attempt
-    RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, exit}
+    RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, rolled-back, exit}
     RUN/checkpoints/step-00000100/{manifest.json, ...}          complete when and only when manifest.json verifies
     RUN/result.json                                             what the next stage reads
 
@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import re
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,20 @@ class ExitRecord:
     reason: str
     phase: str = ""
     step: int = -1
+
+
+@dataclass(frozen=True, order=True)
+class RolledBack:
+    """Positions [start, end), which steps [first_step, last_step] had read before the run went back."""
+
+    start: int
+    end: int
+    first_step: int
+    last_step: int
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        return self.start, self.end
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,10 @@ class RunDirectory:
                 found.append(Checkpoint(directory, manifest))
         return sorted(found, key=lambda checkpoint: -checkpoint.step)
 
+    def rolled_back(self) -> list["RolledBack"]:
+        """What each roll-back of this run passed over, in the order of positions."""
+        return sorted(RolledBack(**read_json(path)) for path in self.attempts.glob("*/rolled-back/*.json"))
+
     def newest_checkpoint(self) -> Checkpoint | None:
         return next(iter(self.committed_checkpoints()), None)
 
@@ -131,6 +151,7 @@ class Attempt:
     def __init__(self, path: Path):
         self.path = path
         self.ledger = path / "metrics.jsonl"
+        self.rolled_back = path / "rolled-back"
 
     @property
     def number(self) -> int:
@@ -143,6 +164,12 @@ class Attempt:
 
     def log(self, rank: int) -> Path:
         return self.path / "log" / f"rank-{rank:05d}.log"
+
+    def stacks(self, rank: int) -> Path:
+        return self.path / "log" / f"stacks-rank-{rank:05d}.txt"
+
+    def progress(self, rank: int) -> Path:
+        return self.path / "heartbeat" / f"rank-{rank:05d}"
 
     def samples(self, rank: int) -> Path:
         return self.path / "samples" / f"rank-{rank:05d}.tsv"
@@ -173,10 +200,14 @@ def verified_manifest(directory: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def verdict_of(records: list[ExitRecord], return_codes: dict[int, int]) -> tuple[int, str]:
-    """One exit code and one reason from the ranks' own records and their processes' codes.
+def verdict_of(
+    records: Sequence[ExitRecord], return_codes: Mapping[int, int], *, hang: str | None = None,
+    places: Mapping[int, str] | None = None,
+) -> tuple[int, str]:  # fmt: skip
+    """One exit code and one reason from the ranks' own records and their processes' codes, in the order they ended.
 
-    A rank's own exception outranks a peer's broken collective; a rank that died without a word is a fault.
+    A rank's own exception outranks a peer's broken collective; a rank that died without a word, `places` says where, is
+    a fault. `hang` is what was found of ranks that had to be ended: they are not in `return_codes`.
     """
     by_rank = {record.rank: record for record in records}
     for code in (EXIT_INPUT, EXIT_FAILED):
@@ -185,14 +216,16 @@ def verdict_of(records: list[ExitRecord], return_codes: dict[int, int]) -> tuple
                 return code, f"rank {record.rank}: {record.reason}"
     silent = {rank: code for rank, code in return_codes.items() if rank not in by_rank}
     if silent:
-        rank, code = sorted(silent.items())[0]
+        rank = min(silent, key=lambda rank: silent[rank] == -signal.SIGABRT)  # how gloo leaves when a peer is lost
+        code, where = silent[rank], f" {places[rank]}," if places else ""
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return EXIT_FAULT, f"rank {rank} {how} without an exit record"
-    codes = {record.code for record in records}
-    if codes == {EXIT_DONE}:
-        return EXIT_DONE, "done"
-    if codes <= {EXIT_STOPPED, EXIT_DONE}:
-        return EXIT_STOPPED, records[0].reason
+        return EXIT_FAULT, f"rank {rank} {how}{where} without an exit record"
     faults = [record for record in records if record.code not in (EXIT_DONE, EXIT_STOPPED)]
-    fault = min(faults, key=lambda record: record.reason.startswith(BROKEN_COLLECTIVE))  # a peer's word comes last
-    return EXIT_FAULT, f"rank {fault.rank}: {fault.reason}"
+    fault = min(faults, key=lambda record: record.reason.startswith(BROKEN_COLLECTIVE), default=None)
+    if hang and (fault is None or fault.reason.startswith(BROKEN_COLLECTIVE)):
+        return EXIT_FAULT, hang
+    if fault:
+        return EXIT_FAULT, f"rank {fault.rank}: {fault.reason}"
+    if all(record.code == EXIT_DONE for record in records):
+        return EXIT_DONE, "done"
+    return EXIT_STOPPED, next(record.reason for record in records if record.code == EXIT_STOPPED)

@@ -10,6 +10,7 @@ from pipeline.config.base import Config, Count, CountOrZero, Positive
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.engine import ZeroConfig
+from pipeline.config.guard import GuardConfig
 from pipeline.config.optimizer import OptimizerConfig
 
 LENGTH_UNITS = ("epochs", "steps", "samples")
@@ -30,6 +31,8 @@ class TrainingConfig(Config):
     """How the training state is spread over ranks."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the state is saved."""
+    guard: GuardConfig = GuardConfig()
+    """What happens when the loss or the gradient goes bad."""
     global_batch_size: Count
     """Images per optimizer step, over all ranks."""
     micro_batch_size: Count

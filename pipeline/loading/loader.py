@@ -56,9 +56,8 @@ class Loader:
         self, stream: SampleStream, plan: BatchPlan, *, rank: int, first_step: int, last_step: int, workers: int,
         skipped: Sequence[tuple[int, int]] = (), ranks_per_node: int = 1,
     ):  # fmt: skip
-        self.stream, self.plan, self.rank, self.skipped = stream, plan, rank, skipped
-        self.first_step = first_step
-        self.num_batches = (last_step - first_step) * plan.gradient_accumulation_steps
+        self.stream, self.plan, self.rank = stream, plan, rank
+        self.last_step, self.num_workers, self.ranks_per_node = last_step, workers, ranks_per_node
         rows = plan.micro_batch_size
         self.chunk = min(CHUNK, math.ceil(rows / max(1, workers)))
         self.chunks = math.ceil(rows / self.chunk)  # tickets per micro-batch
@@ -67,11 +66,21 @@ class Loader:
         self.ring = _shared_array((self.slots, rows, *stream.image_shape), stream.dtype)
         self._pinned = False
         self.images_made, self.busy_seconds = 0, 0.0
-        self.stager = stream.stager(
-            self.positions_of_step, range(first_step, last_step), plan.world_size, ranks_per_node
+        self._begin(first_step, skipped)
+
+    def _begin(self, first_step: int, skipped: Sequence[tuple[int, int]]) -> None:
+        self.first_step, self.skipped = first_step, skipped
+        self.num_batches = (self.last_step - first_step) * self.plan.gradient_accumulation_steps
+        self.stager = self.stream.stager(
+            self.positions_of_step, range(first_step, self.last_step), self.plan.world_size, self.ranks_per_node
         )
-        self.workers = Workers(self.fill, workers) if workers else None
+        self.workers = Workers(self.fill, self.num_workers) if self.num_workers else None
         self._batches = self._iterate()
+
+    def begin_again(self, first_step: int, skipped: Sequence[tuple[int, int]]) -> None:
+        """Go on at `first_step` instead, passing over `skipped`, with new workers."""
+        self.close()
+        self._begin(first_step, skipped)
 
     def __iter__(self) -> Iterator[RawBatch]:
         return self

@@ -91,6 +91,13 @@ class SampleStream:
             keys.append(sample.key)
         return keys, damaged
 
+    def keys(self, positions: np.ndarray) -> list[str]:
+        """Keys of the samples at `positions`, from the shards' tables alone."""
+        places = self.mixture.locate(positions)
+        located = list(zip(places.sources.tolist(), places.shards.tolist(), places.samples.tolist(), strict=True))
+        tables = {(source, shard): self.readers[source].keys(shard) for source, shard in {one[:2] for one in located}}
+        return [tables[source, shard][self.selections[source].sample(shard, place)] for source, shard, place in located]
+
     def stager(
         self, positions_of_step: Callable[[int], np.ndarray], steps: range, world_size: int, ranks_per_node: int
     ) -> Stager:

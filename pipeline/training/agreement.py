@@ -39,7 +39,7 @@ def open_agreed_sources(me: Rank, data: DataConfig, plan: Mapping, first_step: i
     problem, sources = None, None
     try:
         sources = open_sources(data)
-        _require_planned_data(sources, plan)
+        require_planned_data(sources, plan)
     except InputError as error:  # to be told to the other ranks, who may be able to
         problem = error
     parts = plan_parts(me, sources.indexes if sources else (), first_step)
@@ -49,7 +49,7 @@ def open_agreed_sources(me: Rank, data: DataConfig, plan: Mapping, first_step: i
     return sources, store
 
 
-def _require_planned_data(sources: Sources, plan: Mapping) -> None:
+def require_planned_data(sources: Sources, plan: Mapping) -> None:
     """The same samples in the same shards: else positions would mean other samples than before."""
     for what, found in (("fingerprint", sources.fingerprint), ("shards_sha256", sources.shards_sha256)):
         if plan["data"].get(what, found) != found:

@@ -99,7 +99,7 @@ def prune_checkpoints(run: RunDirectory, keep: int) -> None:
 def load_checkpoint(state: TrainingState, checkpoint: Checkpoint) -> None:
     """Read this rank's fragments, whoever wrote them. Collective under ZeRO."""
     stored = StoredFragments(checkpoint)
-    state.prepare_moments(checkpoint.step)
+    state.prepare_moments(checkpoint.manifest.get("updates", checkpoint.step))
     for kind, flats in state.tensors().items():
         source = kind if stored.has(kind) else "fp32"  # an average that was switched on starts at the weights
         for fragment in state.fragments:

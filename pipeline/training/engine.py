@@ -20,6 +20,7 @@ from pipeline.config.training import TrainingConfig
 from pipeline.training.checkpoint import frozen_tensors
 from pipeline.training.fragments import TrainingState
 from pipeline.training.optimizer import build_optimizer, parameter_groups
+from pipeline.watchdog import long_hang_seconds
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -29,7 +30,7 @@ class StepResult(NamedTuple):
 
     loss: float  # mean over the global batch
     gradient_norm: float  # before clipping
-    skipped: bool  # a non-finite gradient was found and the weights were left alone
+    skipped: bool  # a loss or gradient was not finite, on any rank, and the weights were left alone
     stop: bool  # some rank was asked to stop
     sums: dict[str, float]  # the objective's sums and the counts given, over the global batch
 
@@ -64,12 +65,12 @@ class Engine:
 
     def step(
         self, batches: Iterable[Batch], learning_rate: float, *, stop: bool,
-        counts: Callable[[], Mapping[str, float]] = dict,
+        counts: Callable[[], Mapping[str, float]] = dict, enter: Callable[[str], None] = lambda phase: None,
     ) -> StepResult:  # fmt: skip
         """One optimizer step over exactly `gradient_accumulation_steps` micro-batches, one at a time. Collective.
 
         `counts()`, asked for behind the last batch, are this rank's numbers to be added up over all ranks, like the
-        objective's sums and with them; the names must be the same on every rank.
+        objective's sums and with them; the names must be the same on every rank. `enter` is told each phase.
         """
         self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
         self.wrapped.train()
@@ -80,12 +81,16 @@ class Engine:
         for batch in batches:
             taken += 1
             with self.accelerator.accumulate(self.wrapped):
+                enter("forward")
                 with self.accelerator.autocast():
                     outcome = self.wrapped(batch)
-                self.accelerator.backward(outcome.loss)
+                enter("backward")
+                # A loss that is not finite makes the gradient so, on every rank, however it came about: x * 0 is NaN.
+                self.accelerator.backward(outcome.loss * (1 + 0 * outcome.loss.detach()))
                 loss_sum += outcome.loss.detach().double()
                 for name, value in outcome.sums.items():
                     sums[name] = sums.get(name, 0) + value.detach().double()
+                enter("update")
                 if self.accelerator.sync_gradients:
                     norm = self._clip()
                 if self.stage or norm is None or torch.isfinite(torch.as_tensor(norm)):
@@ -144,8 +149,8 @@ def _accelerator(plan: BatchPlan, config: TrainingConfig, precision: str) -> Any
 
 
 def collective_time_out() -> datetime.timedelta:
-    """How long a rank waits for its peers before it takes them for lost."""
-    return datetime.timedelta(seconds=float(os.environ.get("VIT_COLLECTIVE_TIMEOUT_SECONDS", "600")))
+    """How long a rank waits for its peers before it takes them for lost: longer than its supervisor does."""
+    return datetime.timedelta(seconds=long_hang_seconds() + 60)
 
 
 def _set_time_out() -> None:

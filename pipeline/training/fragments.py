@@ -6,6 +6,7 @@ ZeRO stage reads what any other wrote. This is the only module that touches Deep
 `check_coverage` fails at start-up if they no longer mean what they meant in 0.19.8.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -77,14 +78,30 @@ class TrainingState:
             kinds["ema"] = [flat.view(-1) for flat in self.average]
         return kinds
 
-    def prepare_moments(self, step: int) -> None:
-        """Make the optimizer's state as it is after `step` updates, moments at zero, to be read into."""
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights, which the moments' bias correction counts."""
+        return int(next((state["step"] for state in self.base.state.values() if "step" in state), 0))
+
+    def prepare_moments(self, updates: int) -> None:
+        """Make the optimizer's state as it is after `updates`, moments at zero, to be read into."""
         for flat in self._flats():
             self.base.state[flat] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(updates)),
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
             }
+
+    @torch.no_grad()
+    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take whole weights by name, without moments, as before the first step. Collective under ZeRO."""
+        self.prepare_moments(0)
+        flats = self._flats()
+        for fragment in self.fragments:
+            part = weights[fragment.name].detach().flatten().narrow(0, fragment.start, fragment.count)
+            for kept in (flats, self.average) if self.average else (flats,):
+                kept[fragment.flat].view(-1).narrow(0, fragment.offset, fragment.count).copy_(part)
+        self.publish()
 
     @torch.no_grad()
     def publish(self) -> None:

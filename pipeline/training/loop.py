@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -22,16 +23,17 @@ from pipeline.run_directory import write_json
 from pipeline.training.agreement import open_agreed_sources
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.engine import Engine
+from pipeline.training.guard import Guard, RollBack
 from pipeline.training.ledger import SampleRecorder
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
+from pipeline.training.roll_back import roll_back
 from pipeline.training.saving import Saver
 from pipeline.training.schedule import learning_rate
 from pipeline.training.supply import Supply
 from pipeline.views.erasing import erase
 from pipeline.views.mixing import mix_batch
 
-MAX_SKIPPED_IN_A_ROW = 5
 log = logging.getLogger(__name__)
 
 
@@ -46,26 +48,32 @@ def train(me: Rank) -> None:
     checkpoint = me.run.newest_checkpoint()
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     sources, store = open_agreed_sources(me, config.data, plan, first_step)
-    supply = Supply(config, checkpoint.manifest if checkpoint else {})
+    supply = Supply(
+        config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()]
+    )
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
     ) as loader:  # fmt: skip
         # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
         me.phase = "model"
-        module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
-        if checkpoint is None and config.initialise_from is not None:
-            _initialise(module, config, plan)
+        module = initial_module(config, plan, resumes=checkpoint is not None)
         engine = Engine(module, config, batches, precision=plan["precision"])
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
         log_start(config, plan)
 
-        # 3. Steps.
-        me.phase = "train"
-        if first_step < last_step:
-            _train_steps(me, config, plan, engine, loader, supply, first_step, last_step)
+        # 3. Steps, until the last; after too many bad ones again from before them, without their samples.
+        guard = Guard(config.guard, len(supply.rolled_back))
+        while first_step < last_step:
+            try:
+                _train_steps(me, config, plan, engine, loader, supply, guard, first_step, last_step)
+                break
+            except RollBack as bad:
+                me.phase = "roll back"
+                first_step, supply = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
+    me.phase = "finish"
     if me.is_first:
         write_json(me.run.result_file, result_of(me, config, plan))
         draw_reconstructions(me, config, module, sources.indexes[0])
@@ -73,40 +81,37 @@ def train(me: Rank) -> None:
 
 
 def _train_steps(
-    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply, first: int, last: int
-) -> None:
+    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply, guard: Guard,
+    first: int, last: int,
+) -> None:  # fmt: skip
     """Steps [first, last): read, augment, mix, update, report, save; all ranks leave together."""
     report, saver = Report(me, config, plan, first, last), Saver(me, config, plan, engine)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
-    skipped_in_a_row = 0
+    me.phase = "train"
     for step in range(first, last):
         me.step, started, done = step, time.perf_counter(), step + 1
-        rate = _rate(config, plan, step)
-        micro_batches = _micro_batches(me, config, engine, loader, supply, recorder)
-        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
+        rate = rate_of_step(config, plan, step)
+        micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
+        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts, enter=me.enter)
         supply.add(result.sums)
         report.step(done, result, rate, supply, loader, time.perf_counter() - started)
 
-        skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
-        if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise FloatingPointError(
-                f"the gradient was not finite for {skipped_in_a_row} steps in a row, up to step {done}; "
-                "lower optimizer.learning_rate, clip with optimizer.max_grad_norm, or try precision: fp32"
-            )
+        guard.judge(step, result)
         rehearsal_stop = plan.get("stop_after_step") == done and me.attempt.number == 1
         stopping = (result.stop or rehearsal_stop) and done < last
-        if saver.is_due(done) or stopping:
+        if (saver.is_due(done) and not guard.in_doubt) or stopping or done == last:
             saver.save(done, supply)
         if stopping:
             raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
 
 
-def _micro_batches(
+def micro_batches_of_step(
     me: Rank, config: TrainingConfig, engine: Engine, loader: Loader, supply: Supply, recorder: SampleRecorder
 ) -> Iterator[Batch]:
     """Those of one step, each drawn when the one before has been used: normalised, erased and mixed on the device."""
     data, augmentation = config.data, config.augmentation
     for _ in range(engine.plan.gradient_accumulation_steps):
+        me.phase = "data"
         raw = supply.draw(loader)
         recorder.write(me.step, raw.positions.tolist(), raw.keys)
         batch = to_device(raw, engine.device, data.mean, data.std, engine.compute_dtype)
@@ -117,9 +122,17 @@ def _micro_batches(
         yield batch
 
 
-def _rate(config: TrainingConfig, plan: dict, step: int) -> float:
+def rate_of_step(config: TrainingConfig, plan: dict, step: int) -> float:
     seen = (step + 1) * config.global_batch_size  # the rate of the end of the step: never zero
     return learning_rate(config.optimizer, seen, plan["steps"]["warmup_samples"], plan["steps"]["samples"])
+
+
+def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:
+    """The module with the weights that the run begins with; of one that `resumes` only the seed's."""
+    module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
+    if not resumes and config.initialise_from is not None:
+        _initialise(module, config, plan)
+    return module
 
 
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:

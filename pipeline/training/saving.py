@@ -37,6 +37,7 @@ class Saver:
     def _facts(self, done: int, supply: Supply) -> dict:
         return {
             "step": done,
+            "updates": self.engine.state.updates,
             **supply.state(done),
             "stage": self.config.stage,
             "encoder": self.config.encoder.model_dump(),

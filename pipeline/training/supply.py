@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,14 @@ log = logging.getLogger(__name__)
 class Supply:
     """The data state of a run: ranges passed over, and damaged samples by cause over all ranks and attempts."""
 
-    def __init__(self, config: TrainingConfig, manifest: Mapping[str, Any]):
-        """`manifest` is the resumed checkpoint's; empty at the start of a run."""
+    def __init__(
+        self, config: TrainingConfig, manifest: Mapping[str, Any], rolled_back: Sequence[tuple[int, int]] = ()
+    ):
+        """`manifest` is the resumed checkpoint's; empty at the start of a run. `rolled_back`: a range per roll-back."""
         self.config = config
-        self.skipped = merged_ranges([*config.data.skipped, *map(tuple, manifest.get("skipped", []))])
+        self.rolled_back = sorted({*map(tuple, manifest.get("rolled_back", [])), *rolled_back})
+        before = map(tuple, manifest.get("skipped", []))
+        self.skipped = merged_ranges([*config.data.skipped, *before, *self.rolled_back])
         before = manifest.get("damaged", {})
         self.damaged = {cause: int(before.get(cause, 0)) for cause in CAUSES}
         self._new = dict.fromkeys(CAUSES, 0)  # of this rank, in this step
@@ -67,8 +71,16 @@ class Supply:
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint after `step` steps says of the data: the next position, and what was not used."""
-        position = pass_over(np.array([step * self.config.global_batch_size]), self.skipped)[0]
-        return {"position": int(position), "skipped": self.skipped, "damaged": self.damaged}
+        return {
+            "position": self.position(step),
+            "skipped": self.skipped,
+            "damaged": self.damaged,
+            "rolled_back": self.rolled_back,
+        }
+
+    def position(self, step: int) -> int:
+        """The first position that `step` reads."""
+        return int(pass_over(np.array([step * self.config.global_batch_size]), self.skipped)[0])
 
     def metrics(self, loader: Loader, plan: Mapping[str, Any]) -> dict[str, float]:
         """For the ledger: images per second that the loaders of all ranks can give, and damaged samples by cause."""

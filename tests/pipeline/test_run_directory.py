@@ -61,3 +61,15 @@ def test_the_current_attempt_is_the_one_the_job_file_names(tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({"attempt": 3}))
     run.attempt(2).make()
     assert (run.current_attempt(), run.last_attempt()) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("records", "code", "words"),
+    [
+        ([record(0, 76, "a collective broke: timed out")], 76, "rank 1 hung"),
+        ([record(0, 1, "ValueError: x")], 1, "rank 0: ValueError: x"),
+        ([record(0, 75)], 76, "rank 1 hung"),
+    ],
+)
+def test_a_hang_is_the_reason_where_no_rank_has_an_exception_of_its_own(records, code, words):
+    assert verdict_of(records, {0: records[0].code}, hang="rank 1 hung") == (code, words)

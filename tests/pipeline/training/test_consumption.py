@@ -19,79 +19,18 @@ import yaml
 
 from flows import requests
 from pipeline.config.ingest import IngestConfig
-from pipeline.errors import EXIT_FAILED, EXIT_FAULT, DataError, InputError
+from pipeline.errors import EXIT_FAILED, EXIT_FAULT, InputError
 from pipeline.ingestion.build import ingest
 from pipeline.preparation.resume import change_run
-from pipeline.rank import Rank, Stopped
-from pipeline.run_directory import RunDirectory, write_json
+from pipeline.rank import Rank
+from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
 from pipeline.shards.table import read_table
 from tests.pipeline.pictures import encoded, picture, small_dataset
+from tests.pipeline.training.runs import BATCH, STEPS, new_run, recorded, train_until
 from tests.ranks import run_on_ranks
 
-STEPS, BATCH = 24, 12
 pytestmark = pytest.mark.slow
-
-
-class StoppedAt(Rank):
-    """A rank that is asked to stop while it makes step `stop_at`."""
-
-    stop_at: int
-
-    @property
-    def stop_requested(self) -> bool:
-        return self.step >= self.stop_at - 1
-
-    @stop_requested.setter
-    def stop_requested(self, value: bool) -> None:
-        pass
-
-
-def train_until(run_path: str, attempt_number: int, stop_at: int) -> str:
-    """On every rank: one attempt of the run, asked to stop at a step."""
-    from pipeline.training.loop import train
-
-    run, (rank, world_size) = RunDirectory(run_path), (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    attempt = run.attempt(attempt_number).make()
-    if rank == 0:
-        write_json(run.job_file, {"attempt": attempt_number})
-    me = StoppedAt(run, attempt, rank, rank, world_size)
-    me.stop_at = stop_at
-    try:
-        train(me)
-    except (Stopped, InputError, DataError, RuntimeError) as ended:  # RuntimeError: the peer left
-        return str(ended)
-    return "done"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """108 pictures in 12 shards of 9: an epoch is 9 batches of 12."""
-    directory = tmp_path_factory.mktemp("pictures")
-    small_dataset(directory, per_class=54, samples_per_shard=9, splits="folders", split_fractions={"train": 1.0})
-    return directory / "dataset"
-
-
-def new_run(folder: Path, data, *settings: str, ranks: int = 2) -> RunDirectory:
-    settings = [
-        f"steps={STEPS}", f"global_batch_size={BATCH}", "micro_batch_size=2", "data.record=true", "data.lanes=6",
-        "data.window_shards=1", f"profile.ranks_per_node={ranks}", "profile.loader_workers=1", *settings,
-    ]  # fmt: skip
-    return requests.training_run(
-        "pretrain", "pretrain_mae_debug", data=data, profile="local", overrides=settings,
-        run_dir=str(folder / "run"), home=folder / "home",
-    )  # fmt: skip
-
-
-def recorded(run: RunDirectory) -> list[tuple[int, str]]:
-    """(position, key) of all consumed samples in the order of steps; a sample that two attempts consumed fails."""
-    found = []
-    for path in run.path.glob("attempts/*/samples/rank-*.tsv"):
-        for line in path.read_text().splitlines():
-            step, position, key = line.split("\t")
-            found.append((int(step), int(position), key))
-    assert len(set(found)) == len(found)
-    return [(position, key) for _, position, key in sorted(found)]
 
 
 def test_three_interruptions_and_other_world_sizes_leave_the_sequence_as_it_was(pictures, tmp_path):
