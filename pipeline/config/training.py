@@ -11,6 +11,7 @@ from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.engine import ZeroConfig
 from pipeline.config.optimizer import OptimizerConfig
+from pipeline.config.validation import ValidationConfig
 
 LENGTH_UNITS = ("epochs", "steps", "samples")
 
@@ -30,6 +31,8 @@ class TrainingConfig(Config):
     """How the training state is spread over ranks."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the state is saved."""
+    validation: ValidationConfig = ValidationConfig()
+    """When the model is scored on images that it does not learn from."""
     global_batch_size: Count
     """Images per optimizer step, over all ranks."""
     micro_batch_size: Count

@@ -97,6 +97,27 @@ class Engine:
             self.state.update_average()
         return self._agree(loss_sum / taken, float(norm), skipped, stop, sums | counts())
 
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Batch, Tensor]]) -> dict[str, float]:
+        """`loss`, the objective's sums and `count` over the samples of all ranks, of the averaged weights if there are.
+
+        Collective: every rank gives as many batches, each with a (B,) bool that is false where a row only pads.
+        """
+        self.wrapped.eval()
+        totals: dict[str, Any] = {}
+        with self.state.averaged():
+            for batch, counted in batches:
+                with self.accelerator.autocast():
+                    outcome = self.wrapped(batch)
+                sums = outcome.sums | {"loss": (outcome.losses.double() * counted).sum(), "count": counted.sum()}
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, 0) + value.double()
+        names = sorted(totals)
+        packed = torch.stack([totals[name] for name in names])
+        if self.plan.world_size > 1:
+            dist.all_reduce(packed)
+        return dict(zip(names, packed.tolist(), strict=True))
+
     def _clip(self) -> Any:
         """The gradient's global norm before clipping. DeepSpeed clips by its own config and only reports here."""
         limit = self.config.optimizer.max_grad_norm

@@ -29,6 +29,7 @@ from pipeline.training.report import Report, log_start, log_to_stdout, result_of
 from pipeline.training.saving import Saver
 from pipeline.training.schedule import learning_rate
 from pipeline.training.supply import Supply
+from pipeline.training.validation import Validation
 from pipeline.views.erasing import erase
 from pipeline.views.mixing import mix_batch
 
@@ -53,7 +54,7 @@ def train(me: Rank) -> None:
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
-    ) as loader:  # fmt: skip
+    ) as loader, Validation(me, config, plan, sources, first_step, last_step) as validation:  # fmt: skip
         # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
         me.phase = "model"
         module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
@@ -68,7 +69,7 @@ def train(me: Rank) -> None:
         # 3. Steps.
         me.phase = "train"
         if first_step < last_step:
-            _train_steps(me, config, plan, engine, loader, supply, first_step, last_step)
+            _train_steps(me, config, plan, engine, loader, supply, validation, first_step, last_step)
     if me.is_first:
         write_json(me.run.result_file, result_of(me, config, plan))
         draw_reconstructions(me, config, module, sources.indexes[0])
@@ -86,9 +87,10 @@ def _require_planned_data(sources: Sources, plan: dict) -> None:
 
 
 def _train_steps(
-    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply, first: int, last: int
-) -> None:
-    """Steps [first, last): read, augment, mix, update, report, save; all ranks leave together."""
+    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply,
+    validation: Validation, first: int, last: int,
+) -> None:  # fmt: skip
+    """Steps [first, last): read, augment, mix, update, validate, report, save; all ranks leave together."""
     report, saver = Report(me, config, plan, first, last), Saver(me, config, plan, engine)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     skipped_in_a_row = 0
@@ -98,7 +100,8 @@ def _train_steps(
         micro_batches = _micro_batches(me, config, engine, loader, supply, recorder)
         result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
         supply.add(result.sums)
-        report.step(done, result, rate, supply, loader, time.perf_counter() - started)
+        seconds, scores = time.perf_counter() - started, validation.scores(engine, done)
+        report.step(done, result, rate, supply, loader, seconds, scores)
 
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
         if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:

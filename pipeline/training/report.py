@@ -6,6 +6,7 @@ Rank 0 reports; on the other ranks every call is silent.
 import json
 import logging
 import sys
+from collections.abc import Mapping
 
 from pipeline.config.training import TrainingConfig
 from pipeline.loading.loader import Loader
@@ -26,13 +27,16 @@ class Report:
         self.ledger = Ledger(me.attempt) if me.is_first else None
         self.meter = SpeedMeter(config.global_batch_size, last)
 
-    def step(self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, seconds: float) -> None:
-        """Tell of the step that took the run to `done` steps, in `seconds`."""
+    def step(
+        self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, seconds: float,
+        scores: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        """Tell of the step that took the run to `done` steps, in `seconds`, and of the state's `scores` if any."""
         self.meter.add(seconds, supply.seconds_waited())
         if self.ledger is None:
             return
         figures = self.meter.figures(done)
-        self.ledger.write(done, **self._metrics(result, rate), **supply.metrics(loader, self.plan), **figures)
+        self.ledger.write(done, **self._metrics(result, rate), **supply.metrics(loader, self.plan), **figures, **scores)
         if done % self.config.log_every_steps == 0 or done in (self.first + 1, self.last):
             _log_progress(done, self.last, result, figures)
         if done in (min(self.first + WARM_STEPS, self.last), self.last):
