@@ -18,6 +18,7 @@ from pipeline.config.deepspeed import deepspeed_config
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
 from pipeline.training.checkpoint import frozen_tensors
+from pipeline.training.clock import StepClock
 from pipeline.training.fragments import TrainingState
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 
@@ -51,6 +52,9 @@ class Engine:
         self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
         _set_time_out()
         base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
+        self.clock = StepClock(self.device)
+        if self.stage:
+            _begin_update_with_step(self.wrapped, self.clock)
         self.state = TrainingState(self.wrapped, module, base, self.stage, config.ema_decay)
         self.state.check_coverage()
 
@@ -77,20 +81,26 @@ class Engine:
         sums: dict[str, Any] = {}
         norm: Any = None
         taken = 0
+        self.clock.begin("data")
         for batch in batches:
             taken += 1
+            self.clock.begin("forward")
             with self.accelerator.accumulate(self.wrapped):
                 with self.accelerator.autocast():
                     outcome = self.wrapped(batch)
+                self.clock.begin("backward")
                 self.accelerator.backward(outcome.loss)
                 loss_sum += outcome.loss.detach().double()
                 for name, value in outcome.sums.items():
                     sums[name] = sums.get(name, 0) + value.detach().double()
+                self.clock.begin("update")
                 if self.accelerator.sync_gradients:
                     norm = self._clip()
                 if self.stage or norm is None or torch.isfinite(torch.as_tensor(norm)):
                     self.optimizer.step()
                 self.optimizer.zero_grad()
+            self.clock.begin("data")
+        self.clock.begin("update")
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
         skipped = not torch.isfinite(torch.as_tensor(norm)).item()
         if not skipped:
@@ -162,6 +172,17 @@ def _accelerator(plan: BatchPlan, config: TrainingConfig, precision: str) -> Any
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         kwargs_handlers=[group],
     )
+
+
+def _begin_update_with_step(wrapped: Any, clock: StepClock) -> None:
+    """accelerate calls DeepSpeed's `step` from within `backward`: that is where the update begins."""
+    step = wrapped.step
+
+    def marked_step(*arguments: Any, **options: Any) -> Any:
+        clock.begin("update")
+        return step(*arguments, **options)
+
+    wrapped.step = marked_step
 
 
 def collective_time_out() -> datetime.timedelta:

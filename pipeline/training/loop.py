@@ -64,7 +64,7 @@ def train(me: Rank) -> None:
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
-        log_start(config, plan)
+        log_start(config, plan, first_step)
 
         # 3. Steps.
         me.phase = "train"
@@ -91,7 +91,7 @@ def _train_steps(
     validation: Validation, first: int, last: int,
 ) -> None:  # fmt: skip
     """Steps [first, last): read, augment, mix, update, validate, report, save; all ranks leave together."""
-    report, saver = Report(me, config, plan, first, last), Saver(me, config, plan, engine)
+    report, saver = Report(me, config, plan, engine, first, last), Saver(me, config, plan, engine)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     skipped_in_a_row = 0
     for step in range(first, last):
