@@ -24,6 +24,7 @@ from pipeline.training.agreement import plan_parts, require_same_plan
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.ledger import SampleRecorder
+from pipeline.training.profiling import StepTrace
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
 from pipeline.training.saving import Saver
@@ -92,16 +93,19 @@ def _train_steps(
 ) -> None:  # fmt: skip
     """Steps [first, last): read, augment, mix, update, validate, report, save; all ranks leave together."""
     report, saver = Report(me, config, plan, engine, first, last), Saver(me, config, plan, engine)
+    trace = StepTrace(me, config.profiling)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     skipped_in_a_row = 0
     for step in range(first, last):
         me.step, started, done = step, time.perf_counter(), step + 1
         rate = _rate(config, plan, step)
+        trace.before(done)
         micro_batches = _micro_batches(me, config, engine, loader, supply, recorder)
         result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
         supply.add(result.sums)
         seconds, scores = time.perf_counter() - started, validation.scores(engine, done)
         report.step(done, result, rate, supply, loader, seconds, scores)
+        trace.after(done, last)
 
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
         if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
