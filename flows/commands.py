@@ -34,6 +34,7 @@ from pipeline.preparation.resume import change_run
 from pipeline.preparation.training import PreparedRun
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
+from pipeline.words import bytes_in_words
 
 Say = Callable[..., None]
 
@@ -103,7 +104,7 @@ def _probed(prepared: PreparedRun) -> tuple[int, list[str]]:
 def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
     batches, steps = plan["batches"], plan["steps"]
     memory = "  ".join(
-        f"{name.removeprefix('stage ')}: {_binary(size)}" for name, size in plan["memory_bytes_per_rank"].items()
+        f"{name.removeprefix('stage ')}: {bytes_in_words(size)}" for name, size in plan["memory_bytes_per_rank"].items()
     )
     lines = [
         f"images      {plan['samples_per_epoch']:,} per epoch, {steps['samples']:,} seen in {steps['steps']:,} steps",
@@ -112,17 +113,13 @@ def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
         f"model       {plan['parameters'] / 1e6:.3g} M parameters, "
         f"{plan['training_flops_per_image'] / 1e9:.3g} GFLOP per training image",
         f"memory      per rank by ZeRO stage (estimate): {memory}; this recipe: stage {stage}, {plan['precision']}",
-        f"checkpoint  {_binary(plan['checkpoint_bytes'])}",
+        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}",
     ]
     if plan["accelerators_per_node"] == 0:
         lines.insert(
-            4, f"            and {_binary(plan['host_bytes_per_rank'])} for the process and a checkpoint's copy"
+            4, f"            and {bytes_in_words(plan['host_bytes_per_rank'])} for the process and a checkpoint's copy"
         )
     return lines
-
-
-def _binary(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def training_command(

@@ -47,7 +47,7 @@ class SampleStream:
         data = config.data
         self.config = config
         self.readers, self.cache = node_readers(indexes, data.split)
-        self.dtype = np.result_type(*(_dtype_of(reader, config.encoder.channels) for reader in self.readers))
+        self.dtype = np.result_type(*(dtype_of(reader, config.encoder.channels) for reader in self.readers))
         self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
         classes = union_of_classes(indexes)
         self.label_maps = [label_map(index, classes) for index in indexes]
@@ -176,7 +176,7 @@ class SampleStream:
                 yield this, (place + step) % sizes[this]
 
 
-def _dtype_of(reader: ShardReader, channels: int) -> np.dtype:
+def dtype_of(reader: ShardReader, channels: int) -> np.dtype:
     """What a batch of this dataset holds, from the first of its samples that can be read; not through the cache."""
     reader = reader.without_cache() if reader.any_goes_through_cache() else reader
     for number in range(min(_PROBED, int(reader.shard_sizes[0]))):

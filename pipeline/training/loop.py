@@ -25,12 +25,14 @@ from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, RollBack
 from pipeline.training.ledger import SampleRecorder
+from pipeline.training.profiling import StepTrace
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
 from pipeline.training.roll_back import roll_back
 from pipeline.training.saving import Saver
 from pipeline.training.schedule import learning_rate
 from pipeline.training.supply import Supply
+from pipeline.training.validation import Validation
 from pipeline.views.erasing import erase
 from pipeline.views.mixing import mix_batch
 
@@ -54,21 +56,21 @@ def train(me: Rank) -> None:
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
-    ) as loader:  # fmt: skip
+    ) as loader, Validation(me, config, plan, sources, first_step, last_step) as validation:  # fmt: skip
         # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
         me.phase = "model"
         module = initial_module(config, plan, resumes=checkpoint is not None)
-        engine = Engine(module, config, batches, precision=plan["precision"])
+        engine = Engine(module, config, batches, precision=plan["precision"], enter=me.enter)
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
-        log_start(config, plan)
+        log_start(config, plan, first_step)
 
         # 3. Steps, until the last; after too many bad ones again from before them, without their samples.
         guard = Guard(config.guard, len(supply.rolled_back))
         while first_step < last_step:
             try:
-                _train_steps(me, config, plan, engine, loader, supply, guard, first_step, last_step)
+                _train_steps(me, config, plan, engine, loader, supply, validation, guard, first_step, last_step)
                 break
             except RollBack as bad:
                 me.phase = "roll back"
@@ -81,20 +83,24 @@ def train(me: Rank) -> None:
 
 
 def _train_steps(
-    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply, guard: Guard,
-    first: int, last: int,
+    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply,
+    validation: Validation, guard: Guard, first: int, last: int,
 ) -> None:  # fmt: skip
-    """Steps [first, last): read, augment, mix, update, report, save; all ranks leave together."""
-    report, saver = Report(me, config, plan, first, last), Saver(me, config, plan, engine)
+    """Steps [first, last): read, augment, mix, update, validate, report, save; all ranks leave together."""
+    report, saver = Report(me, config, plan, engine, first, last), Saver(me, config, plan, engine)
+    trace = StepTrace(me, config.profiling)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     me.phase = "train"
     for step in range(first, last):
         me.step, started, done = step, time.perf_counter(), step + 1
         rate = rate_of_step(config, plan, step)
+        trace.before(done)
         micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
-        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts, enter=me.enter)
+        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
         supply.add(result.sums)
-        report.step(done, result, rate, supply, loader, time.perf_counter() - started)
+        seconds, scores = time.perf_counter() - started, validation.scores(engine, done)
+        report.step(done, result, rate, supply, loader, seconds, scores)
+        trace.after(done, last)
 
         guard.judge(step, result)
         rehearsal_stop = plan.get("stop_after_step") == done and me.attempt.number == 1
@@ -111,7 +117,6 @@ def micro_batches_of_step(
     """Those of one step, each drawn when the one before has been used: normalised, erased and mixed on the device."""
     data, augmentation = config.data, config.augmentation
     for _ in range(engine.plan.gradient_accumulation_steps):
-        me.phase = "data"
         raw = supply.draw(loader)
         recorder.write(me.step, raw.positions.tolist(), raw.keys)
         batch = to_device(raw, engine.device, data.mean, data.std, engine.compute_dtype)

@@ -22,7 +22,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import EXIT_FAILED, EXIT_FAULT, InputError
 from pipeline.ingestion.build import ingest
 from pipeline.preparation.resume import change_run
-from pipeline.rank import Rank
+from pipeline.rank import Rank, Stopped
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
 from pipeline.shards.table import read_table
