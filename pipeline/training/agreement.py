@@ -9,11 +9,12 @@ import itertools
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from torch.distributed import Store, rendezvous
+from torch.distributed import HashStore, Store, rendezvous
 
 from pipeline.errors import InputError
 from pipeline.rank import Rank
@@ -21,7 +22,7 @@ from pipeline.shards.index import DatasetIndex
 from pipeline.training.engine import collective_time_out
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "numpy", "simplejpeg")
-_rounds = itertools.count()  # a sequence compares once per run, through one store
+_rounds = itertools.count()  # ranks ask the same questions in the same order, in all runs of a sequence
 
 
 def plan_parts(me: Rank, indexes: Sequence[DatasetIndex], first_step: int) -> dict[str, str]:
@@ -43,27 +44,38 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def require_same_plan(me: Rank, parts: Mapping[str, str]) -> Store | None:
-    """Compare `parts` over all ranks; InputError on every rank where one differs. Collective.
+def open_store(me: Rank) -> Store:
+    """A store that all ranks share before there is a process group. Collective.
 
-    The store must be kept while the run lasts: the process group is served at the same address.
+    It must be kept while the run lasts: the process group is served at the same address.
     """
     if me.world_size == 1:
-        return None
+        return HashStore()
     store, _, _ = next(iter(rendezvous("env://", me.rank, me.world_size, timeout=collective_time_out())))
-    place = f"vit/plan/{next(_rounds)}"
-    store.set(f"{place}/{me.rank}", json.dumps({"host": platform.node(), "parts": parts}))
+    return store
+
+
+def in_the_words_of_rank_0(me: Rank, store: Store, own: Any, decide: Callable[[list[Any]], Any]) -> Any:
+    """What rank 0 decides from what every rank has to say, `own`, in JSON. Collective."""
+    place = f"vit/{next(_rounds)}"
+    store.set(f"{place}/{me.rank}", json.dumps(own))
     if me.is_first:
-        shown = {rank: json.loads(store.get(f"{place}/{rank}")) for rank in range(me.world_size)}
-        store.set(f"{place}/problems", json.dumps(differences(shown)))
-    problems = json.loads(store.get(f"{place}/problems"))
+        said = [json.loads(store.get(f"{place}/{rank}")) for rank in range(me.world_size)]
+        store.set(f"{place}/decision", json.dumps(decide(said)))
+    decision = json.loads(store.get(f"{place}/decision"))
     if store.add(f"{place}/told", 1) == me.world_size:
         store.set(f"{place}/all told", b"1")
     if me.is_first:
         store.wait([f"{place}/all told"])  # it serves the store: the others must have read before it leaves
+    return decision
+
+
+def require_same_plan(me: Rank, store: Store, parts: Mapping[str, str]) -> None:
+    """Compare `parts` over all ranks; InputError on every rank where one differs. Collective."""
+    own = {"host": platform.node(), "parts": parts}
+    problems = in_the_words_of_rank_0(me, store, own, lambda said: differences(dict(enumerate(said))))
     if problems:
         raise InputError(*problems)
-    return store
 
 
 def differences(shown: Mapping[int, Mapping]) -> list[str]:

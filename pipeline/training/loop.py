@@ -20,12 +20,14 @@ from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import write_json
-from pipeline.training.agreement import plan_parts, require_same_plan
-from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.agreement import open_store, plan_parts, require_same_plan
+from pipeline.training.checkpoint import load_checkpoint, load_frozen
 from pipeline.training.engine import Engine
 from pipeline.training.ledger import SampleRecorder
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
+from pipeline.training.resuming import newest_intact_checkpoint
+from pipeline.training.retention import require_room
 from pipeline.training.saving import Saver
 from pipeline.training.schedule import learning_rate
 from pipeline.training.supply import Supply
@@ -41,14 +43,16 @@ def train(me: Rank) -> None:
     log_to_stdout(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
     batches = BatchPlan(**plan["batches"])
+    require_room(me.run, config.checkpoint, plan["checkpoint_bytes"])
 
     # 1. Data: a pure function of the position, so resuming is a seek. Workers read ahead while the model is made.
     me.phase = "data"
     sources = open_sources(config.data)
     _require_planned_data(sources, plan)
-    checkpoint = me.run.newest_checkpoint()
+    store = open_store(me)
+    checkpoint = newest_intact_checkpoint(me, store)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
-    store = require_same_plan(me, plan_parts(me, sources.indexes, first_step))
+    require_same_plan(me, store, plan_parts(me, sources.indexes, first_step))
     supply = Supply(config, checkpoint.manifest if checkpoint else {})
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
@@ -59,6 +63,8 @@ def train(me: Rank) -> None:
         module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
         if checkpoint is None and config.initialise_from is not None:
             _initialise(module, config, plan)
+        if checkpoint is not None:
+            load_frozen(module, checkpoint)
         engine = Engine(module, config, batches, precision=plan["precision"])
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
@@ -96,8 +102,11 @@ def _train_steps(
         me.step, started, done = step, time.perf_counter(), step + 1
         rate = _rate(config, plan, step)
         micro_batches = _micro_batches(me, config, engine, loader, supply, recorder)
-        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
+        result = engine.step(
+            micro_batches, rate, stop=me.stop_requested, counts=lambda: supply.counts() | saver.counts()
+        )
         supply.add(result.sums)
+        saver.follow(result.sums)
         report.step(done, result, rate, supply, loader, time.perf_counter() - started)
 
         skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
@@ -109,7 +118,7 @@ def _train_steps(
         rehearsal_stop = plan.get("stop_after_step") == done and me.attempt.number == 1
         stopping = (result.stop or rehearsal_stop) and done < last
         if saver.is_due(done) or stopping:
-            saver.save(done, supply)
+            saver.save(done, supply, wait=stopping)
         if stopping:
             raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
 

@@ -12,6 +12,7 @@ from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
 from pipeline.training.engine import StepResult
 from pipeline.training.ledger import Ledger, SpeedMeter
+from pipeline.training.saving import CHECKPOINT
 from pipeline.training.supply import DAMAGED, Supply
 
 WARM_STEPS = 20  # after which the loader's speed can be told
@@ -48,7 +49,7 @@ class Report:
         return metrics | {
             f"train/{name}": total / self.config.global_batch_size
             for name, total in result.sums.items()
-            if not name.startswith(DAMAGED)
+            if not name.startswith((DAMAGED, CHECKPOINT))
         }
 
 
