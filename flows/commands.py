@@ -25,6 +25,7 @@ from pipeline.config.recipe import (
     split_profile_overrides,
     validate,
 )
+from pipeline.config.training import TrainingConfig
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
@@ -69,7 +70,7 @@ def plan_command(
     prepared = requests.prepared_training(
         stage, recipe, data=data, placement=placement, overrides=of_recipe, home=home, rehearse="never", model=None
     )
-    for line in plan_lines(prepared.plan, prepared.config.zero.stage):
+    for line in plan_lines(prepared.plan, prepared.config):
         say(line)
     code, lines = _probed(prepared)
     for line in lines:
@@ -101,7 +102,7 @@ def _probed(prepared: PreparedRun) -> tuple[int, list[str]]:
     return EXIT_DONE, [*notes, verdict]
 
 
-def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
+def plan_lines(plan: dict[str, Any], config: TrainingConfig) -> list[str]:
     batches, steps = plan["batches"], plan["steps"]
     memory = "  ".join(
         f"{name.removeprefix('stage ')}: {bytes_in_words(size)}" for name, size in plan["memory_bytes_per_rank"].items()
@@ -112,8 +113,9 @@ def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
         f"x {batches['gradient_accumulation_steps']} accumulated",
         f"model       {plan['parameters'] / 1e6:.3g} M parameters, "
         f"{plan['training_flops_per_image'] / 1e9:.3g} GFLOP per training image",
-        f"memory      per rank by ZeRO stage (estimate): {memory}; this recipe: stage {stage}, {plan['precision']}",
-        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}",
+        f"memory      per rank by ZeRO stage (estimate): {memory}; "
+        f"this recipe: stage {config.zero.stage}, {plan['precision']}",
+        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}",
     ]
     if plan["accelerators_per_node"] == 0:
         lines.insert(

@@ -8,36 +8,72 @@ No pickle, no engine, no world: any machine can read what any other wrote.
 """
 
 import hashlib
+import io
+import json
 import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import FaultError
 from pipeline.run_directory import Checkpoint
 
 FROZEN_FILE = "frozen.safetensors"
+PIECE_BYTES = 8 << 20
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Write and fsync one file; returns its entry for the manifest: bytes and sha256 by file name."""
-    if not tensors:
-        tensors = {"@empty": torch.zeros(1)}
+def fragments_header(counts: Mapping[str, int]) -> bytes:
+    """The head of a safetensors file of one-dimensional fp32 tensors that lie one behind the other, in this order."""
+    header, offset = {}, 0
+    for key, count in counts.items():
+        header[key] = {"dtype": "F32", "shape": [count], "data_offsets": [offset, offset + 4 * count]}
+        offset += 4 * count
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_parts(path: Path, parts: Sequence[bytes | memoryview]) -> dict[str, dict[str, Any]]:
+    """Write and fsync one file of `parts`; returns its entry for the manifest: bytes and sha256 by file name.
+
+    Each piece is hashed by a second thread while it is written, so the file is not read again. FaultError.
+    """
+    digest, size = hashlib.sha256(), 0
     try:
-        save_file(tensors, path)
-    except (OSError, SafetensorError) as error:  # a full or failing disk: earlier checkpoints stand
-        raise FaultError(f"{path}: cannot be written: {error}") from error
-    digest = hashlib.sha256()
-    with open(path, "r+b") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-        os.fsync(file.fileno())
-    return {path.name: {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}}
+        with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1, "hash") as hasher:
+            for piece in _pieces(parts):
+                hashed = hasher.submit(digest.update, piece)
+                _write_all(file, piece)
+                size += len(piece)
+                hashed.result()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full or failing disk: earlier checkpoints stand
+        raise FaultError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return {path.name: {"bytes": size, "sha256": digest.hexdigest()}}
+
+
+def _pieces(parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), PIECE_BYTES):
+            yield view[start : start + PIECE_BYTES]
+
+
+def _write_all(file: io.FileIO, piece: memoryview) -> None:
+    while piece:
+        piece = piece[file.write(piece) :]
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class StoredFragments:

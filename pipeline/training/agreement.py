@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore
+from torch.distributed import DistNetworkError, DistStoreError, HashStore, Store, TCPStore
 
 from pipeline.config.data import DataConfig
 from pipeline.errors import FaultError, InputError
@@ -27,14 +27,13 @@ from pipeline.shards.index import DatasetIndex
 from pipeline.training.engine import collective_time_out
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "numpy", "simplejpeg")
-_rounds = itertools.count()  # a sequence compares once per run, through one store
+_rounds = itertools.count()  # ranks ask the same questions in the same order, in all runs of a sequence
 
 
-def open_agreed_sources(me: Rank, data: DataConfig, plan: Mapping, first_step: int) -> tuple[Sources, Store | None]:
+def open_agreed_sources(me: Rank, store: Store, data: DataConfig, plan: Mapping) -> Sources:
     """The run's datasets, once all ranks have shown that they start from the same ones and in the same way. Collective.
 
-    InputError on every rank where one differs, or cannot open what the others can. The store must be kept while the
-    run lasts: the process group is served at the same address.
+    InputError on every rank where one differs, or cannot open what the others can.
     """
     problem, sources = None, None
     try:
@@ -42,11 +41,11 @@ def open_agreed_sources(me: Rank, data: DataConfig, plan: Mapping, first_step: i
         require_planned_data(sources, plan)
     except InputError as error:  # to be told to the other ranks, who may be able to
         problem = error
-    parts = plan_parts(me, sources.indexes if sources else (), first_step)
-    store = require_same_plan(me, parts | ({"data": f"refused: {problem}"} if problem else {}))
+    parts = plan_parts(me, sources.indexes if sources else ())
+    require_same_plan(me, store, parts | ({"data": f"refused: {problem}"} if problem else {}))
     if problem:
         raise problem
-    return sources, store
+    return sources
 
 
 def require_planned_data(sources: Sources, plan: Mapping) -> None:
@@ -59,12 +58,12 @@ def require_planned_data(sources: Sources, plan: Mapping) -> None:
             )
 
 
-def plan_parts(me: Rank, indexes: Sequence[DatasetIndex], first_step: int) -> dict[str, str]:
-    """What must be equal on all ranks, by name: files of the run, data, code and packages, and the first step."""
+def plan_parts(me: Rank, indexes: Sequence[DatasetIndex]) -> dict[str, str]:
+    """What must be equal on all ranks, by name: files of the run, data, code and packages."""
     files = {path.name: _digest(path.read_bytes()) for path in (me.run.config_file, me.run.plan_file)}
     data = {f"data {index.directory}": index.fingerprint[:16] for index in indexes}
     packages = {package: version(package) for package in PACKAGES}
-    return files | data | {"code": _code()} | packages | {"step": str(first_step), "world size": str(me.world_size)}
+    return files | data | {"code": _code()} | packages | {"world size": str(me.world_size)}
 
 
 def _code() -> str:
@@ -78,31 +77,14 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def require_same_plan(me: Rank, parts: Mapping[str, str]) -> Store | None:
-    """Compare `parts` over all ranks; InputError on every rank where one differs. Collective.
+def open_store(me: Rank) -> Store:
+    """A store that all ranks share before there is a process group. Collective.
 
-    Raises Stopped where a stop is asked for meanwhile.
+    As torch's own rendezvous makes it, but without waiting for all. It must be kept while the run lasts: the process
+    group is served at the same address. Raises Stopped, here and below, where a stop is asked for meanwhile.
     """
     if me.world_size == 1:
-        return None
-    store = _meet(me)
-    place = f"vit/plan/{next(_rounds)}"
-    store.set(f"{place}/{me.rank}", json.dumps({"host": platform.node(), "parts": parts}))
-    if me.is_first:
-        shown = {rank: json.loads(_waited_for(me, store, f"{place}/{rank}")) for rank in range(me.world_size)}
-        store.set(f"{place}/problems", json.dumps(differences(shown)))
-    problems = json.loads(_waited_for(me, store, f"{place}/problems"))
-    if store.add(f"{place}/told", 1) == me.world_size:
-        store.set(f"{place}/all told", b"1")
-    if me.is_first:
-        _waited_for(me, store, f"{place}/all told")  # it serves the store: the others must have read before it leaves
-    if problems:
-        raise InputError(*problems)
-    return store
-
-
-def _meet(me: Rank) -> Store:
-    """The store at the process group's address, as torch's own rendezvous makes it but without waiting for all."""
+        return HashStore()
     served_elsewhere = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
     return _patiently(
         me, "no store at MASTER_ADDR",
@@ -111,6 +93,29 @@ def _meet(me: Rank) -> Store:
             is_master=me.is_first and not served_elsewhere, timeout=spell, wait_for_workers=False, multi_tenant=True,
         ),
     )  # fmt: skip
+
+
+def in_the_words_of_rank_0(me: Rank, store: Store, own: Any, decide: Callable[[list[Any]], Any]) -> Any:
+    """What rank 0 decides from what every rank has to say, `own`, in JSON. Collective."""
+    place = f"vit/{next(_rounds)}"
+    store.set(f"{place}/{me.rank}", json.dumps(own))
+    if me.is_first:
+        said = [json.loads(_waited_for(me, store, f"{place}/{rank}")) for rank in range(me.world_size)]
+        store.set(f"{place}/decision", json.dumps(decide(said)))
+    decision = json.loads(_waited_for(me, store, f"{place}/decision"))
+    if store.add(f"{place}/told", 1) == me.world_size:
+        store.set(f"{place}/all told", b"1")
+    if me.is_first:
+        _waited_for(me, store, f"{place}/all told")  # it serves the store: the others must have read before it leaves
+    return decision
+
+
+def require_same_plan(me: Rank, store: Store, parts: Mapping[str, str]) -> None:
+    """Compare `parts` over all ranks; InputError on every rank where one differs. Collective."""
+    own = {"host": platform.node(), "parts": parts}
+    problems = in_the_words_of_rank_0(me, store, own, lambda said: differences(dict(enumerate(said))))
+    if problems:
+        raise InputError(*problems)
 
 
 def _waited_for(me: Rank, store: Store, key: str) -> bytes:

@@ -20,14 +20,16 @@ from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import write_json
-from pipeline.training.agreement import open_agreed_sources
-from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.agreement import open_agreed_sources, open_store
+from pipeline.training.checkpoint import load_checkpoint, load_frozen
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, RollBack
 from pipeline.training.ledger import SampleRecorder
 from pipeline.training.profiling import StepTrace
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
+from pipeline.training.resuming import newest_intact_checkpoint
+from pipeline.training.retention import require_room
 from pipeline.training.roll_back import roll_back
 from pipeline.training.saving import Saver
 from pipeline.training.schedule import learning_rate
@@ -44,12 +46,14 @@ def train(me: Rank) -> None:
     log_to_stdout(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
     batches = BatchPlan(**plan["batches"])
+    require_room(me.run, config.checkpoint, plan["checkpoint_bytes"], config.validation.best_metric)
 
     # 1. Data: a pure function of the position, so resuming is a seek. Workers read ahead while the model is made.
     me.phase = "data"
-    checkpoint = me.run.newest_checkpoint()
+    store = open_store(me)
+    sources = open_agreed_sources(me, store, config.data, plan)
+    checkpoint = newest_intact_checkpoint(me, store)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
-    sources, store = open_agreed_sources(me, config.data, plan, first_step)
     supply = Supply(
         config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()]
     )
@@ -60,6 +64,8 @@ def train(me: Rank) -> None:
         # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
         me.phase = "model"
         module = initial_module(config, plan, resumes=checkpoint is not None)
+        if checkpoint is not None:
+            load_frozen(module, checkpoint)
         engine = Engine(module, config, batches, precision=plan["precision"], enter=me.enter)
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
@@ -68,12 +74,14 @@ def train(me: Rank) -> None:
 
         # 3. Steps, until the last; after too many bad ones again from before them, without their samples.
         guard = Guard(config.guard, len(supply.rolled_back))
+        saver = Saver(me, config, plan, engine, best=config.validation.best_metric)
         while first_step < last_step:
             try:
-                _train_steps(me, config, plan, engine, loader, supply, validation, guard, first_step, last_step)
+                _train_steps(me, config, plan, engine, loader, supply, validation, guard, saver, first_step, last_step)
                 break
             except RollBack as bad:
                 me.phase = "roll back"
+                saver.finish()
                 first_step, supply = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
     me.phase = "finish"
     if me.is_first:
@@ -84,11 +92,10 @@ def train(me: Rank) -> None:
 
 def _train_steps(
     me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply,
-    validation: Validation, guard: Guard, first: int, last: int,
+    validation: Validation, guard: Guard, saver: Saver, first: int, last: int,
 ) -> None:  # fmt: skip
     """Steps [first, last): read, augment, mix, update, validate, report, save; all ranks leave together."""
-    report, saver = Report(me, config, plan, engine, first, last), Saver(me, config, plan, engine)
-    trace = StepTrace(me, config.profiling)
+    report, trace = Report(me, config, plan, engine, first, last), StepTrace(me, config.profiling)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     me.phase = "train"
     for step in range(first, last):
@@ -96,8 +103,11 @@ def _train_steps(
         rate = rate_of_step(config, plan, step)
         trace.before(done)
         micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
-        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
+        result = engine.step(
+            micro_batches, rate, stop=me.stop_requested, counts=lambda: supply.counts() | saver.counts()
+        )
         supply.add(result.sums)
+        saver.follow(result.sums)
         seconds, scores = time.perf_counter() - started, validation.scores(engine, done)
         report.step(done, result, rate, supply, loader, seconds, scores)
         trace.after(done, last)
@@ -105,8 +115,9 @@ def _train_steps(
         guard.judge(step, result)
         rehearsal_stop = plan.get("stop_after_step") == done and me.attempt.number == 1
         stopping = (result.stop or rehearsal_stop) and done < last
-        if (saver.is_due(done) and not guard.in_doubt) or stopping or done == last:
-            saver.save(done, supply)
+        due = saver.is_due(done) or bool(scores)
+        if (due and not guard.in_doubt) or stopping or done == last:
+            saver.save(done, supply, validation=scores, wait=stopping)
         if stopping:
             raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
 

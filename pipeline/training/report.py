@@ -14,6 +14,7 @@ from pipeline.rank import Rank
 from pipeline.training.clock import PARTS
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.ledger import Ledger
+from pipeline.training.saving import CHECKPOINT
 from pipeline.training.speed import SpeedMeter
 from pipeline.training.stragglers import Stragglers
 from pipeline.training.supply import DAMAGED, Supply
@@ -65,7 +66,7 @@ class Report:
         return metrics | {
             f"train/{name}": total / self.config.global_batch_size
             for name, total in result.sums.items()
-            if not name.startswith(DAMAGED)
+            if not name.startswith((DAMAGED, CHECKPOINT))
         }
 
 
@@ -103,7 +104,7 @@ def start_table(config: TrainingConfig, plan: dict, first_step: int) -> list[str
         f"{config.optimizer.max_grad_norm or 'off'}, moving average {config.ema_decay or 'off'}",
         f"rate        {config.optimizer.learning_rate:.3g}, warm-up {warmup:,} steps, then "
         f"{config.optimizer.schedule} to {config.optimizer.end_learning_rate:.3g}",
-        f"checkpoint  every {config.checkpoint.every_steps:,} steps, {bytes_in_words(plan['checkpoint_bytes'])} each; "
+        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}; "
         f"validation {f'every {every:,} steps' if every else 'off'}",
     ]
 
