@@ -50,7 +50,7 @@ def train(me: Rank) -> None:
     sources = open_sources(config.data)
     _require_planned_data(sources, plan)
     store = open_store(me)
-    checkpoint = newest_intact_checkpoint(me, store)
+    checkpoint = newest_intact_checkpoint(me, store, config.checkpoint.mirror)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     require_same_plan(me, store, plan_parts(me, sources.indexes, first_step))
     supply = Supply(config, checkpoint.manifest if checkpoint else {})
