@@ -1,4 +1,8 @@
-"""When the training state is saved, and what is kept."""
+"""When the training state is saved, what is kept, and where it is copied to."""
+
+from typing import Annotated
+
+from pydantic import Field
 
 from pipeline.config.base import Config, Count, CountOrZero, Positive
 
@@ -19,6 +23,10 @@ class CheckpointConfig(Config):
     weights_every_steps: CountOrZero = 0
     """After every so many steps the weights alone, the moving average where there is one, are written to
     RUN/weights/step-N/model.safetensors, beside a checkpoint. 0 is off."""
+
+    mirror: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.")] | None = None
+    """A URL (s3://, gs://, ...) under which committed checkpoints are copied, as URL/<name of the run>/step-N. A run
+    directory without checkpoints goes on from the newest one there. None: no copies."""
 
     def interval_in_words(self, nodes: int) -> str:
         """When checkpoints are made, for people."""

@@ -11,8 +11,9 @@ class ValidationConfig(Config):
     """Scores on the split `validation`, of the averaged weights where `ema_decay` is on. Changes no weight."""
 
     every_steps: CountOrZero | None = None
-    """Steps between scores; the last step is scored too, and every state that was scored is saved. 0 is off. None: once an epoch, at most a hundred times in the
-    run, and off where the dataset has no such split or the run is shorter than an epoch."""
+    """Steps between scores; the last step is scored too, and every state that was scored is saved. 0 is off.
+    None: once an epoch, at most a hundred times in the run, and off where the dataset has no such split or the run is
+    shorter than an epoch."""
     best: Literal["loss", "accuracy"] | None = None
     """What decides which checkpoint is the best: the lowest loss or the highest accuracy. None: accuracy of a
     supervised objective, loss of any other."""

@@ -52,8 +52,12 @@ class Snapshot:
 
     def write(self, directory: Path) -> dict[str, dict[str, Any]]:
         """The file of this rank, and its entry for the manifest. FaultError."""
-        name = f"rank-{self.rank:05d}-of-{self.world_size:05d}.safetensors"
-        return write_parts(directory / name, [self._header, memoryview(self._buffer.numpy()).cast("B")])
+        path = directory / rank_file(self.rank, self.world_size)
+        return write_parts(path, [self._header, memoryview(self._buffer.numpy()).cast("B")])
+
+
+def rank_file(rank: int, world_size: int) -> str:
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -173,7 +177,8 @@ def write_weights(checkpoint: Checkpoint, directory: Path) -> None:
 @torch.no_grad()
 def load_checkpoint(state: TrainingState, checkpoint: Checkpoint) -> None:
     """Read this rank's fragments, whoever wrote them. Collective under ZeRO."""
-    stored = StoredFragments(checkpoint)
+    place = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    stored = StoredFragments(checkpoint, first=rank_file(*place))
     state.prepare_moments(checkpoint.manifest.get("updates", checkpoint.step))
     for kind, flats in state.tensors().items():
         source = kind if stored.has(kind) else "fp32"  # an average that was switched on starts at the weights

@@ -52,7 +52,7 @@ def train(me: Rank) -> None:
     me.phase = "data"
     store = open_store(me)
     sources = open_agreed_sources(me, store, config.data, plan)
-    checkpoint = newest_intact_checkpoint(me, store)
+    checkpoint = newest_intact_checkpoint(me, store, config.checkpoint.mirror)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     supply = Supply(
         config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()]

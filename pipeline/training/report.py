@@ -104,8 +104,8 @@ def start_table(config: TrainingConfig, plan: dict, first_step: int) -> list[str
         f"{config.optimizer.max_grad_norm or 'off'}, moving average {config.ema_decay or 'off'}",
         f"rate        {config.optimizer.learning_rate:.3g}, warm-up {warmup:,} steps, then "
         f"{config.optimizer.schedule} to {config.optimizer.end_learning_rate:.3g}",
-        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}; "
-        f"validation {f'every {every:,} steps' if every else 'off'}",
+        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}",
+        f"validation  {f'every {every:,} steps' if every else 'off'}",
     ]
 
 

@@ -12,23 +12,27 @@ from pathlib import Path
 
 from torch.distributed import Store
 
-from pipeline.errors import InputError
+from pipeline.errors import FaultError, InputError
 from pipeline.fragment_files import sha256_of
 from pipeline.rank import Rank
 from pipeline.run_directory import FORMAT_VERSION, Checkpoint
 from pipeline.training.agreement import in_the_words_of_rank_0
+from pipeline.training.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
 
-def newest_intact_checkpoint(me: Rank, store: Store) -> Checkpoint | None:
+def newest_intact_checkpoint(me: Rank, store: Store, mirror: str | None = None) -> Checkpoint | None:
     """The newest checkpoint that verifies, the same on all ranks; None where there is none at all. Collective.
 
-    Damaged ones are named in the log and set aside as `step-N.damaged`. InputError where all are damaged: to begin
-    again from nothing is not for a program to decide.
+    Where the run directory has none, the newest of the `mirror` (a URL) is brought there. Damaged ones are named in
+    the log and set aside as `step-N.damaged`. InputError where all are damaged: to begin again from nothing is not for
+    a program to decide. FaultError where the mirror does not answer.
     """
-    names = [directory.name for directory in me.run.checkpoint_directories()]
-    names = in_the_words_of_rank_0(me, store, names, lambda said: said[0])
+    found = _names_or_fault(me, mirror) if me.is_first else None
+    names, fault = in_the_words_of_rank_0(me, store, found, lambda said: said[0])
+    if fault:
+        raise FaultError(fault)
     damaged: list[Path] = []
     for name in names:
         directory = me.run.checkpoints / name
@@ -43,10 +47,20 @@ def newest_intact_checkpoint(me: Rank, store: Store) -> Checkpoint | None:
             log.warning("%s is damaged, falling back to the one before: %s", directory, faults[0])
     if names:
         raise InputError(
-            f"{me.run.checkpoints}: none of its {len(names)} checkpoints is intact, the newest: {faults[0]}; bring one "
-            "back from a copy, or remove the directory to begin from the first step"
+            f"{me.run.checkpoints}: none of its {len(names)} checkpoints is intact, of the oldest: {faults[0]}; bring "
+            "one back from a copy, or remove the directory to begin from the first step"
         )
     return None
+
+
+def _names_or_fault(me: Rank, mirror: str | None) -> tuple[list[str], str | None]:
+    """The checkpoints there are, newest first; or why the mirror, which may have some, could not be asked."""
+    try:
+        if mirror and not me.run.checkpoint_directories():
+            Mirror(mirror, me.run).fetch_newest()
+    except (FaultError, InputError, OSError) as error:
+        return [], f"checkpoint.mirror {mirror}: {error}"
+    return [directory.name for directory in me.run.checkpoint_directories()], None
 
 
 def _set_aside(damaged: list[Path]) -> None:

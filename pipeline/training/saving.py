@@ -21,6 +21,7 @@ from pipeline.rank import Rank
 from pipeline.training.cadence import Cadence
 from pipeline.training.checkpoint import Snapshot, commit, partial_directory, write_share, write_weights
 from pipeline.training.engine import Engine
+from pipeline.training.mirror import Mirror
 from pipeline.training.retention import Best, prune_checkpoints
 from pipeline.training.supply import Supply
 
@@ -46,7 +47,10 @@ class Saver:
         self._committing = False
         self._started = self._stall = 0.0
         self._cadence = Cadence(self.config.hours_between_failures, plan["nodes"], time.monotonic())
-        self._is_time = False
+        self._is_time = self._awaited = False
+        self._mirror = Mirror(self.config.mirror, me.run) if self.config.mirror and me.is_first else None
+        if self._mirror and (newest := me.run.newest_checkpoint()):
+            self._mirror.copy(newest)  # unless it is there: the attempt before may have been killed while it copied
 
     def is_due(self, done: int) -> bool:
         """Whether the state after `done` steps is to be saved."""
@@ -72,8 +76,9 @@ class Saver:
         self._stall = time.perf_counter() - self._started
         self._facts = self._facts_of(done, supply) | ({"validation": dict(validation)} if validation else {})
         self._cadence.saved(time.monotonic())
+        self._awaited = wait or self._is_last(done)
         self._begin(write_share, self._snapshot, self.engine.frozen, self._partial(done))
-        if wait or self._is_last(done):
+        if self._awaited:
             self.finish()
         self.me.phase = phase
 
@@ -117,8 +122,13 @@ class Saver:
         )
         if self.config.weights_every_steps and checkpoint.step % self.config.weights_every_steps == 0:
             write_weights(checkpoint, self.me.run.weights / checkpoint.directory.name)
-        prune_checkpoints(self.me.run, self.config, self.best)
+        removed = prune_checkpoints(self.me.run, self.config, self.best)
         self._tell_interval(seconds)
+        if self._mirror:
+            self._mirror.copy(checkpoint)
+            self._mirror.remove(removed)
+            if self._awaited:
+                self._mirror.wait()
 
     def _tell_interval(self, seconds: float) -> None:
         """Take the next interval from what this save cost, and say so where it changes by much."""

@@ -52,7 +52,7 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_one_flipped_byte_and_a_cut_file_send_all_ranks_back_to_the_one_before(run, ranks):
     assert run_on_ranks(found_on_ranks, ranks, str(run.path)) == [(12, "")] * ranks
     flip_a_byte(run.checkpoints / "step-00000012" / RANK_FILE)
