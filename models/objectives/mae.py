@@ -31,7 +31,7 @@ class MaskedAutoencoder(nn.Module):
         self.coins = place_drop_path(encoder, seed)
 
     def forward(self, batch: Batch) -> Outcome:
-        self.coins.positions = batch.positions
+        self.coins.toss(batch.positions)
         mask = self.mask(batch.positions)
         error = (self.predict(batch.images, mask).float() - self.target(batch.images)).square().mean(dim=2)  # (B, N)
         hidden = mask.masked.float()

@@ -21,7 +21,7 @@ class SupervisedObjective(nn.Module):
         self.coins = place_drop_path(encoder, seed)
 
     def forward(self, batch: Batch) -> Outcome:
-        self.coins.positions = batch.positions
+        self.coins.toss(batch.positions)
         logits = self.encoder(batch.images).float()  # (B, V); the loss is computed in float32
         losses = self._cross_entropy(logits, batch.labels)
         if batch.mixed_labels is not None:
