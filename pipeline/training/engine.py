@@ -5,6 +5,7 @@ moving average, checkpoints and time-outs. The DeepSpeed dictionary is a pure fu
 """
 
 import datetime
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -54,12 +55,19 @@ class Engine:
             parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer
         )  # fmt: skip
         # The loader is never prepared: its positions are already those of this rank.
-        self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if self.stage == 0 and plan.world_size == 1:  # nobody to average with: DDP's hooks would be for nothing
+            self.wrapped = self.accelerator.prepare_model(module, evaluation_mode=True)
+            self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        else:
+            self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
         _set_time_out()
         base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
         self.clock = StepClock(self.device, enter)
         if self.stage:
             _begin_update_with_step(self.wrapped, self.clock)
+        if self.stage == 0 and self.accelerator.scaler is None:
+            self.optimizer = base  # accelerate's wrapper searches the disk for a package at every step
+        self.parameters = list(module.parameters())
         self.state = TrainingState(self.wrapped, module, base, self.stage, config.ema_decay)
         self.state.check_coverage()
 
@@ -81,10 +89,11 @@ class Engine:
         objective's sums and with them; the names must be the same on every rank.
         """
         self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
-        self.wrapped.train()
+        if not self.wrapped.training:  # it visits every module
+            self.wrapped.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         sums: dict[str, Any] = {}
-        norm: Any = None
+        norm = math.nan
         taken = 0
         self.clock.begin("data")
         for batch in batches:
@@ -102,16 +111,16 @@ class Engine:
                 self.clock.begin("update")
                 if self.accelerator.sync_gradients:
                     norm = self._clip()
-                if self.stage or norm is None or torch.isfinite(torch.as_tensor(norm)):
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
+                    if self.stage or math.isfinite(norm):
+                        self.optimizer.step()
+                    self.optimizer.zero_grad()
             self.clock.begin("data")
         self.clock.begin("update")
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
-        skipped = not torch.isfinite(torch.as_tensor(norm)).item()
+        skipped = not math.isfinite(norm)
         if not skipped:
             self.state.update_average()
-        return self._agree(loss_sum / taken, float(norm), skipped, stop, sums | counts())
+        return self._agree(loss_sum / taken, norm, skipped, stop, sums | counts())
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Batch, Tensor]]) -> dict[str, float]:
@@ -134,10 +143,13 @@ class Engine:
             dist.all_reduce(packed)
         return dict(zip(names, packed.tolist(), strict=True))
 
-    def _clip(self) -> Any:
+    def _clip(self) -> float:
         """The gradient's global norm before clipping. DeepSpeed clips by its own config and only reports here."""
+        if self.stage:
+            return float(self.wrapped.get_global_grad_norm())
+        self.accelerator.unscale_gradients(self.optimizer)
         limit = self.config.optimizer.max_grad_norm
-        return self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit if limit else float("inf"))
+        return torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf).item()
 
     def _agree(self, loss: Tensor, norm: float, skipped: bool, stop: bool, sums: dict[str, Any]) -> StepResult:
         """Loss, stop and skip flags and sums in one collective."""
