@@ -29,10 +29,14 @@ class StepClock:
         self._enter(part)
         self._marks.append((part, self._now()))
 
+    def end(self) -> None:
+        """End the last part, and the step."""
+        self.begin("train")
+
     def seconds(self) -> dict[str, float]:
-        """Of the step since the last call, which ends here; the device has done all of its work."""
-        marks, self._marks = [*self._marks, ("", self._now())], []
-        if isinstance(marks[-1][1], torch.cuda.Event):
+        """Of the step that ended last; the device has done all of its work."""
+        marks, self._marks = self._marks, []
+        if marks and isinstance(marks[-1][1], torch.cuda.Event):
             marks[-1][1].synchronize()  # nothing is queued before it any more
         spent = dict.fromkeys(PARTS, 0.0)
         for (part, began), (_, ended) in zip(marks, marks[1:], strict=False):

@@ -89,7 +89,7 @@ class Engine:
         objective's sums and with them; the names must be the same on every rank.
         """
         self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
-        if not self.wrapped.training:  # it visits every module
+        if not self.module.training:  # DeepSpeed's engine says that it is, also after `eval`; and `train` visits all
             self.wrapped.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         sums: dict[str, Any] = {}
@@ -120,7 +120,9 @@ class Engine:
         skipped = not math.isfinite(norm)
         if not skipped:
             self.state.update_average()
-        return self._agree(loss_sum / taken, norm, skipped, stop, sums | counts())
+        result = self._agree(loss_sum / taken, norm, skipped, stop, sums | counts())
+        self.clock.end()
+        return result
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Batch, Tensor]]) -> dict[str, float]:

@@ -173,13 +173,13 @@ def test_a_stop_while_ranks_wait_for_one_another_is_heard(pictures, tmp_path):
 
 
 def _wait_for_the_other(path: str) -> str:
-    from pipeline.training.agreement import require_same_plan
+    from pipeline.training.agreement import open_store, require_same_plan
 
     run, rank = RunDirectory(path), int(os.environ["RANK"])
     me = Rank(run, run.attempt(1).make(), rank, rank, 3)  # the third never comes
     threading.Timer(2, lambda: setattr(me, "stop_requested", True)).start()
     try:
-        require_same_plan(me, {})
+        require_same_plan(me, open_store(me), {})
     except Stopped as stopped:
         time.sleep(2 * (1 - rank))  # rank 0 serves the store
         return str(stopped)

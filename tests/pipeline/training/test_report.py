@@ -74,6 +74,7 @@ def test_the_parts_of_a_step_add_up_to_it():
     for part, seconds in (("data", 0.02), ("forward", 0.01), ("data", 0.02), ("update", 0.03)):
         clock.begin(part)
         time.sleep(seconds)
+    clock.end()
     parts = clock.seconds()
     assert sum(parts.values()) == pytest.approx(time.perf_counter() - started, abs=0.005)
     assert parts["data"] >= 0.04 and parts["update"] >= 0.03 and parts["backward"] == 0.0
