@@ -31,8 +31,8 @@ def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | 
     kept |= {one.directory for one in [best_checkpoint(committed, best)] if one}
     removed = [one.directory for one in committed if one.directory not in kept]
     for directory in removed:
-        (directory / "manifest.json").unlink()  # first: what is left by a kill is then no checkpoint
-        shutil.rmtree(directory)
+        going = directory.rename(directory.with_name(f"{directory.name}.removed.partial"))  # a kill leaves no half
+        shutil.rmtree(going)
     current = run.current_attempt()
     for left in [*run.checkpoints.glob("step-*.partial"), *run.checkpoints.glob("step-*.damaged")]:
         if not left.name.endswith(f".attempt-{current:02d}.partial"):

@@ -5,6 +5,7 @@ numbers that every step adds up over the ranks anyway (`counts` and `follow`), s
 write that failed ends all ranks at the same step. Then rank 0 commits, in its thread too.
 """
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -48,6 +49,8 @@ class Saver:
         self._started = self._stall = 0.0
         self._cadence = Cadence(self.config.hours_between_failures, plan["nodes"], time.monotonic())
         self._is_time = self._awaited = False
+        if me.is_first:
+            log.info("checkpoints: %s", self.config.interval_in_words(plan["nodes"]))
         self._mirror = Mirror(self.config.mirror, me.run) if self.config.mirror and me.is_first else None
         if self._mirror and (newest := me.run.newest_checkpoint()):
             self._mirror.copy(newest)  # unless it is there: the attempt before may have been killed while it copied
@@ -153,11 +156,10 @@ class Saver:
     def _reason(self) -> str:
         """What went wrong first, by rank. Collective, once, when some rank has failed."""
         error = self._task.exception() if self._task is not None and self._task.done() else None
-        reasons = [None if error is None else f"{type(error).__name__}: {error}"]
+        own = str(error) or type(error).__name__ if error else None
+        reasons: list[Any] = [own] * self.me.world_size
         if self.me.world_size > 1:
-            gathered: list[Any] = [None] * self.me.world_size
-            dist.all_gather_object(gathered, reasons[0])
-            reasons = gathered
+            dist.all_gather_object(reasons, own)
         rank = next(rank for rank, reason in enumerate(reasons) if reason)
         return f"step {self._facts['step']} was not saved, earlier checkpoints stand: rank {rank}: {reasons[rank]}"
 
@@ -166,7 +168,7 @@ class Saver:
         return {
             "step": done,
             "updates": self.engine.state.updates,
-            **supply.state(done),
+            **copy.deepcopy(supply.state(done)),  # it is written when later steps have counted on
             "stage": config.stage,
             "encoder": config.encoder.model_dump(),
             "objective": config.objective.model_dump(),

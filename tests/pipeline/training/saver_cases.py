@@ -95,11 +95,12 @@ def train_while_writing(folder: str) -> dict[str, object]:
     with writing(slowly):
         training.save()
         training.steps(3)  # training goes on while nothing is written
-        found["while writing"] = len(list(run.checkpoints.glob("step-*")))
+        training.supply.damaged["cut"] += 1
+        found["while writing"] = len(run.committed_checkpoints())
         gate.set()
         training.saver.finish()
     checkpoint = run.newest_checkpoint()
-    found["saved"] = checkpoint.step
+    found["saved"], found["damaged"] = checkpoint.step, checkpoint.manifest["damaged"]["cut"]
     found["unlike the state that was saved"] = max_difference(training, checkpoint, before)
     with writing(onto_a_full_disk):
         training.save()
