@@ -11,6 +11,7 @@ from models.build import build_objective
 from models.config import EncoderConfig
 from models.objectives.batch import Batch
 from models.weights import WeightsError, load_encoder_weights
+from pipeline.budget import Budget
 from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
@@ -100,12 +101,14 @@ def _train_steps(
     """Steps [first, last): read, augment, mix, update, report, save; all ranks leave together."""
     report, saver = Report(me, config, plan, first, last), Saver(me, config, plan, engine)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
+    budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)
     me.phase = "train"
     for step in range(first, last):
         me.step, started, done = step, time.perf_counter(), step + 1
         rate = rate_of_step(config, plan, step)
         micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
-        result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts, enter=me.enter)
+        stop = me.stop_requested or budget.is_spent
+        result = engine.step(micro_batches, rate, stop=stop, counts=supply.counts, enter=me.enter)
         supply.add(result.sums)
         report.step(done, result, rate, supply, loader, time.perf_counter() - started)
 
@@ -115,7 +118,7 @@ def _train_steps(
         if (saver.is_due(done) and not guard.in_doubt) or stopping or done == last:
             saver.save(done, supply)
         if stopping:
-            raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
+            raise Stopped(f"{budget.why_stopped} at step {done} of {last}, checkpoint complete")
 
 
 def micro_batches_of_step(
