@@ -25,7 +25,8 @@ from pipeline.config.recipe import (
     split_profile_overrides,
     validate,
 )
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.loading.verdict import expected_verdict
@@ -34,6 +35,7 @@ from pipeline.preparation.resume import change_run
 from pipeline.preparation.training import PreparedRun
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
+from pipeline.words import bytes_in_words
 
 Say = Callable[..., None]
 
@@ -68,16 +70,21 @@ def plan_command(
     prepared = requests.prepared_training(
         stage, recipe, data=data, placement=placement, overrides=of_recipe, home=home, rehearse="never", model=None
     )
-    for line in plan_lines(prepared.plan, prepared.config.zero.stage):
+    for line in plan_lines(prepared.plan, prepared.config):
         say(line)
-    say(f"data        {_probed(prepared)}")
+    code, lines = _probed(prepared)
+    for line in lines:
+        say(f"data        {line}")
     if (shortage := memory_shortage(prepared, placement)) is not None:
         say(f"does not fit here: {shortage}")
-    return EXIT_DONE
+    return code
 
 
-def _probed(prepared: PreparedRun) -> str:
-    """Whether the run would be input-bound on this machine, measured in a process that may load torch."""
+def _probed(prepared: PreparedRun) -> tuple[int, list[str]]:
+    """Whether the run would be input-bound on this machine, measured in a process that may load torch: code, lines.
+
+    What the data would make of a training, damaged or out of reach, it makes of the plan.
+    """
     request = {"config": prepared.config.model_dump(mode="json"), "plan": prepared.plan}
     process = subprocess.run(
         [sys.executable, "-m", "pipeline.loading.probe"], input=json.dumps(request), capture_output=True, text=True
@@ -86,15 +93,19 @@ def _probed(prepared: PreparedRun) -> str:
     if process.returncode == EXIT_INPUT:
         raise InputError(*words)
     if process.returncode:
-        return f"the loader could not be measured: {words[-1]}"
+        reason = words[-1] if words else f"its process ended with {process.returncode}"
+        code = process.returncode if process.returncode in (EXIT_FAILED, EXIT_FAULT) else EXIT_FAULT
+        return code, [f"the loader could not be measured: {reason}"]
     figures = json.loads(process.stdout.splitlines()[-1])
-    return expected_verdict(**figures, workers=prepared.plan["loader_workers"], config=prepared.config)
+    notes = figures.pop("notes")
+    verdict = expected_verdict(**figures, workers=prepared.plan["loader_workers"], config=prepared.config)
+    return EXIT_DONE, [*notes, verdict]
 
 
-def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
+def plan_lines(plan: dict[str, Any], config: TrainingConfig) -> list[str]:
     batches, steps = plan["batches"], plan["steps"]
     memory = "  ".join(
-        f"{name.removeprefix('stage ')}: {_binary(size)}" for name, size in plan["memory_bytes_per_rank"].items()
+        f"{name.removeprefix('stage ')}: {bytes_in_words(size)}" for name, size in plan["memory_bytes_per_rank"].items()
     )
     lines = [
         f"images      {plan['samples_per_epoch']:,} per epoch, {steps['samples']:,} seen in {steps['steps']:,} steps",
@@ -102,18 +113,15 @@ def plan_lines(plan: dict[str, Any], stage: int) -> list[str]:
         f"x {batches['gradient_accumulation_steps']} accumulated",
         f"model       {plan['parameters'] / 1e6:.3g} M parameters, "
         f"{plan['training_flops_per_image'] / 1e9:.3g} GFLOP per training image",
-        f"memory      per rank by ZeRO stage (estimate): {memory}; this recipe: stage {stage}, {plan['precision']}",
-        f"checkpoint  {_binary(plan['checkpoint_bytes'])}",
+        f"memory      per rank by ZeRO stage (estimate): {memory}; "
+        f"this recipe: stage {config.zero.stage}, {plan['precision']}",
+        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}",
     ]
     if plan["accelerators_per_node"] == 0:
         lines.insert(
-            4, f"            and {_binary(plan['host_bytes_per_rank'])} for the process and a checkpoint's copy"
+            4, f"            and {bytes_in_words(plan['host_bytes_per_rank'])} for the process and a checkpoint's copy"
         )
     return lines
-
-
-def _binary(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def training_command(

@@ -19,6 +19,7 @@ from flows.home import tracking_uri
 from flows.progress import LedgerTail
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
+from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.rehearsal import verdict as rehearsal_verdict
 from pipeline.registry.tracking import Mirror
 from pipeline.run_directory import RunDirectory, read_json, write_json
@@ -57,6 +58,7 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
     if (done := _already_done(run)) is not None:
         report(f"{run.path.name} is already done; nothing to do")
         return done
+    require_ready(run)
     if plan.get("rehearsal"):
         report(
             f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, "

@@ -9,8 +9,10 @@ from pipeline.config.stages import read_run_config
 from pipeline.ingestion.build import IngestReport
 from pipeline.loading.verdict import observed_verdict
 from pipeline.run_directory import RunDirectory
+from pipeline.words import duration_in_words
 
 LINE_SECONDS = 5.0
+SCORES = ("validation/loss", "validation/accuracy")
 
 
 class LedgerTail:
@@ -56,12 +58,13 @@ class LedgerTail:
 
 
 def progress_line(entry: dict[str, Any], last_step: int) -> str:
-    """`step 40/600  loss 1.2345  812.3 images/s  data wait 3 %  0:01:12 left`"""
-    left = int(entry.get("perf/seconds_left", 0))
+    """`step 40/600  loss 1.2345  812.3 images/s  data wait 3 %  1 min 12 s left`"""
+    mfu = f"  MFU {100 * entry['perf/mfu']:.1f} %" if "perf/mfu" in entry else ""
+    scores = "".join(f"  {key.replace('/', ' ')} {value:.4f}" for key, value in entry.items() if key in SCORES)
     return (
         f"step {entry['step']}/{last_step}  loss {entry.get('train/loss', float('nan')):.4f}  "
-        f"{entry['perf/images_per_second']:.1f} images/s  data wait {100 * entry['perf/data_wait_share']:.0f} %  "
-        f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        f"{entry['perf/images_per_second']:.1f} images/s{mfu}  data wait {100 * entry['perf/data_wait_share']:.0f} %  "
+        f"{duration_in_words(entry.get('perf/seconds_left', 0))} left{scores}"
     )
 
 

@@ -24,3 +24,9 @@ def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_c
             return MaskedAutoencoder(objective, build_encoder(encoder), seed)
         case _:
             assert_never(objective)
+
+
+def checkpoint_activations(module: nn.Module) -> None:
+    """Keep only the inputs of the blocks for backward, in encoder and decoder, and compute the rest again there."""
+    for part in module.children():
+        part.set_grad_checkpointing(True)

@@ -2,6 +2,7 @@
 
 import torch
 from timm.layers import LayerNorm
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -29,8 +30,13 @@ class PixelDecoder(nn.Module):
         self.blocks = nn.Sequential(*[Block(width, config.num_heads, qkv_bias=True) for _ in range(config.depth)])
         self.norm = LayerNorm(width)
         self.predict = nn.Linear(width, patch_dim)
+        self.grad_checkpointing = False
         self.apply(_initialise)
         nn.init.normal_(self.mask_token, std=0.02)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's encoders have it: keep only the blocks' inputs for backward and compute the rest again."""
+        self.grad_checkpointing = enable
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         tokens = self.embed(tokens)  # (B, prefix + K, E)
@@ -39,7 +45,8 @@ class PixelDecoder(nn.Module):
         hidden = self.mask_token.to(seen.dtype).expand(len(seen), self.num_patches, -1)
         patches = hidden.scatter(1, index, seen)  # (B, N, E)
         tokens = torch.cat([prefix, patches], dim=1) + self.pos_embed.to(seen.dtype)
-        tokens = self.norm(self.blocks(tokens))
+        tokens = checkpoint_seq(self.blocks, tokens) if self.grad_checkpointing else self.blocks(tokens)
+        tokens = self.norm(tokens)
         return self.predict(tokens[:, self.num_prefix_tokens :])
 
 

@@ -9,36 +9,39 @@ from models.randomness import position_uniform
 class PositionDropPath(nn.Module):
     """Drops a residual branch per sample with probability `rate` (arXiv:1603.09382), scaled to keep its mean.
 
-    `coins` is shared by all layers of a model: its `positions` are set before each training forward.
+    The coins lie in `scale`, a tensor and not a number of this layer, so that every block compiles to the same graph.
     """
 
-    def __init__(self, rate: float, layer: int, coins: "Coins"):
+    def __init__(self, rate: float, layer: int):
         super().__init__()
-        self.rate, self.layer, self.coins = rate, layer, coins
+        self.rate, self.layer = rate, layer
+        self.scale: Tensor | None = None  # (B, 1) float32: 0 where dropped, else 1 / (1 - rate)
 
     def forward(self, branch: Tensor) -> Tensor:
-        if not self.training or self.coins.positions is None:
+        if not self.training or self.scale is None:
             return branch
-        toss = position_uniform(self.coins.seed, f"drop_path {self.layer}", self.coins.positions, 1)
-        keep = (toss >= self.rate).to(branch.dtype) / (1 - self.rate)  # (B, 1)
-        return branch * keep.view(-1, *[1] * (branch.ndim - 1))
+        return branch * self.scale.to(branch.dtype).view(-1, *[1] * (branch.ndim - 1))
 
 
 class Coins:
-    """The positions of the samples in the current micro-batch, (B,) int64, and the run's seed."""
+    """Tosses the coins of all drop paths of a model, before each training forward."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
-        self.positions: Tensor | None = None
+    def __init__(self, seed: int, paths: list[PositionDropPath]):
+        self.seed, self.paths = seed, paths
+
+    def toss(self, positions: Tensor) -> None:
+        """`positions`: (B,) int64, those of the samples in the micro-batch."""
+        for path in self.paths:
+            draws = position_uniform(self.seed, f"drop_path {path.layer}", positions, 1)
+            path.scale = (draws >= path.rate).float() / (1 - path.rate)
 
 
 def place_drop_path(module: nn.Module, seed: int) -> Coins:
-    """Replace every timm DropPath inside `module`; returns the coins to set before each training forward."""
-    coins = Coins(seed)
-    layer = 0
+    """Replace every timm DropPath inside `module`; returns the coins to toss before each training forward."""
+    paths: list[PositionDropPath] = []
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, DropPath):
-                layer += 1
-                setattr(parent, name, PositionDropPath(float(child.drop_prob), layer, coins))
-    return coins
+                paths.append(PositionDropPath(float(child.drop_prob), len(paths) + 1))
+                setattr(parent, name, paths[-1])
+    return Coins(seed, paths)

@@ -1,7 +1,7 @@
 """The encoder: timm's VisionTransformer built from an EncoderConfig, and its tokens with or without hidden patches."""
 
 import torch
-from timm.models import create_model
+from timm.models import checkpoint_seq, create_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -74,10 +74,5 @@ def encode_visible(encoder: VisionTransformer, images: Tensor, visible: Tensor) 
     patches, prefix = embed_patches(encoder, images)
     kept = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))  # (B, K, D)
     tokens = encoder.norm_pre(torch.cat([prefix, kept], dim=1))
-    if encoder.grad_checkpointing and not torch.jit.is_scripting():
-        from timm.models import checkpoint_seq
-
-        tokens = checkpoint_seq(encoder.blocks, tokens)
-    else:
-        tokens = encoder.blocks(tokens)
+    tokens = checkpoint_seq(encoder.blocks, tokens) if encoder.grad_checkpointing else encoder.blocks(tokens)
     return encoder.norm(tokens)

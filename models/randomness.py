@@ -28,6 +28,11 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ _shift(bits, 31)
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot look into crc32, and need not
+def _stream(seed: int, purpose: str) -> int:
+    return _signed((seed * 0x9E3779B97F4A7C15) ^ (zlib.crc32(purpose.encode()) << 32))
+
+
 def position_bits(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
     """64 random bits for each of `count` draws of each position.
 
@@ -35,8 +40,7 @@ def position_bits(seed: int, purpose: str, positions: Tensor, count: int) -> Ten
         positions: (B,) int64
         returns: (B, count) int64
     """
-    stream = _signed((seed * 0x9E3779B97F4A7C15) ^ (zlib.crc32(purpose.encode()) << 32))
-    per_position = _mix(positions.unsqueeze(1) * _signed(0x9E3779B97F4A7C15) + stream)  # (B, 1)
+    per_position = _mix(positions.unsqueeze(1) * _signed(0x9E3779B97F4A7C15) + _stream(seed, purpose))  # (B, 1)
     index = torch.arange(1, count + 1, device=positions.device)
     return _mix(per_position + index * _signed(0xD1B54A32D192ED03))
 

@@ -8,14 +8,18 @@ No pickle, no engine, no world: any machine can read what any other wrote.
 """
 
 import hashlib
+import io
+import json
 import math
+import mmap
 import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import FaultError
@@ -24,49 +28,106 @@ from pipeline.run_directory import Checkpoint
 FROZEN_FILE = "frozen.safetensors"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Write and fsync one file; returns its entry for the manifest: bytes and sha256 by file name."""
-    if not tensors:
-        tensors = {"@empty": torch.zeros(1)}
+def fragments_header(counts: Mapping[str, int]) -> bytes:
+    """The head of a safetensors file of one-dimensional fp32 tensors that lie one behind the other, in this order."""
+    header, offset = {}, 0
+    for key, count in counts.items():
+        header[key] = {"dtype": "F32", "shape": [count], "data_offsets": [offset, offset + 4 * count]}
+        offset += 4 * count
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_parts(path: Path, parts: Sequence[bytes | memoryview]) -> dict[str, dict[str, Any]]:
+    """Write and fsync one file of `parts`; returns its entry for the manifest: bytes and sha256 by file name.
+
+    A second thread hashes the same memory meanwhile, so the file is not read again; the two never wait for each other,
+    which on a busy machine costs more than the hashing. FaultError.
+    """
     try:
-        save_file(tensors, path)
-    except (OSError, SafetensorError) as error:  # a full or failing disk: earlier checkpoints stand
-        raise FaultError(f"{path}: cannot be written: {error}") from error
+        with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1, "hash") as hasher:
+            hashed = hasher.submit(_sha256, parts)
+            for part in parts:
+                _write_all(file, memoryview(part))
+            os.fsync(file.fileno())
+            return {path.name: {"bytes": sum(map(len, parts)), "sha256": hashed.result()}}
+    except OSError as error:  # a full or failing disk: earlier checkpoints stand
+        raise FaultError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _sha256(parts: Sequence[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
-    with open(path, "r+b") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-        os.fsync(file.fileno())
-    return {path.name: {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}}
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _write_all(file: io.FileIO, content: memoryview) -> None:
+    while content:
+        content = content[file.write(content) :]
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class StoredFragments:
-    """The fragments of one checkpoint, found by parameter and kind; tensors are read only where they are asked for."""
+    """The fragments of one checkpoint, found by parameter and kind; tensors are read only where they are asked for.
 
-    def __init__(self, checkpoint: Checkpoint):
+    Files are opened as they are needed, `first` of all, where it is there: a rank of the same topology then opens its
+    own alone, and a thousand ranks do not open a thousand files each.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, first: str = ""):
         self.directory = checkpoint.directory
-        self.pieces: dict[tuple[str, str], list[tuple[int, Any]]] = {}
-        for name in checkpoint.manifest["files"]:
-            if name == FROZEN_FILE:
-                continue
-            file = safe_open(self.directory / name, "pt")
-            for key in file.keys():
-                if key.count("@") == 2:
-                    parameter, start, kind = key.split("@")
-                    self.pieces.setdefault((parameter, kind), []).append((int(start), file.get_slice(key)))
+        names = [name for name in checkpoint.manifest["files"] if name != FROZEN_FILE]
+        self._unopened = sorted(names, key=lambda name: name != first)[::-1]
+        self._pieces: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
+
+    def _open_next(self) -> None:
+        for key, tensor in mapped_tensors(self.directory / self._unopened.pop()).items():
+            if key.count("@") == 2:
+                parameter, start, kind = key.split("@")
+                self._pieces.setdefault((parameter, kind), []).append((int(start), tensor))
 
     def has(self, kind: str) -> bool:
-        return any(stored == kind for _, stored in self.pieces)
+        """Whether the checkpoint has this kind: of one parameter, then of all."""
+        while not self._pieces and self._unopened:
+            self._open_next()
+        return any(stored == kind for _, stored in self._pieces)
 
     def read(self, name: str, kind: str, start: int, target: Tensor) -> None:
         """Fill `target`, one-dimensional, with elements from `start` of a parameter; every one must be stored once."""
-        end, found = start + target.numel(), 0
-        for piece_start, piece in self.pieces.get((name, kind), ()):
-            low, high = max(start, piece_start), min(end, piece_start + piece.get_shape()[0])
-            if low < high:
-                target[low - start : high - start].copy_(piece[low - piece_start : high - piece_start])
-                found += high - low
+        end, found, seen = start + target.numel(), 0, 0
+        while True:
+            pieces = self._pieces.get((name, kind), [])
+            for piece_start, piece in pieces[seen:]:
+                low, high = max(start, piece_start), min(end, piece_start + piece.numel())
+                if low < high:
+                    target[low - start : high - start].copy_(piece[low - piece_start : high - piece_start])
+                    found += high - low
+            seen = len(pieces)
+            if found >= target.numel() or not self._unopened:
+                break
+            self._open_next()
         assert found == target.numel(), f"{self.directory}: {name} {kind}: {found} of {target.numel()} elements"
+
+
+def mapped_tensors(path: Path) -> dict[str, Tensor]:
+    """The fp32 tensors of a safetensors file, flat, mapped into memory: a copy reads them, with nothing in between."""
+    with open(path, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # tensors know no memory that is read-only
+    data = 8 + int.from_bytes(content[:8], "little")
+    tensors = {}
+    for key, entry in json.loads(content[8:data]).items():
+        if key != "__metadata__":
+            assert entry["dtype"] == "F32", f"{path}: {key} is {entry['dtype']}"
+            begin, end = entry["data_offsets"]
+            count = (end - begin) // 4
+            tensors[key] = torch.frombuffer(content, dtype=torch.float32, count=count, offset=data + begin)
+    return tensors
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

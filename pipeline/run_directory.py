@@ -4,6 +4,7 @@
     RUN/job.json                                                where it runs: kind, id, key, attempt
     RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, rolled-back, exit}
     RUN/checkpoints/step-00000100/{manifest.json, ...}          complete when and only when manifest.json verifies
+    RUN/weights/step-00000100/model.safetensors                 weights alone, at a cadence of their own
     RUN/result.json                                             what the next stage reads
 
 Every start is a new attempt and writes only under its own number. Torch-free.
@@ -98,6 +99,7 @@ class RunDirectory:
         self.provenance_file = self.path / "provenance.json"
         self.attempts = self.path / "attempts"
         self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights"
 
     @property
     def key(self) -> str:
@@ -129,13 +131,16 @@ class RunDirectory:
     def attempt(self, number: int) -> "Attempt":
         return Attempt(self.attempts / f"{number:02d}")
 
+    def checkpoint_directories(self) -> list[Path]:
+        """Directories that a commit has named, newest first, whatever became of their files since."""
+        named = {directory: _STEP.fullmatch(directory.name) for directory in self.checkpoints.glob("step-*")}
+        steps = {directory: int(match[1]) for directory, match in named.items() if match}
+        return sorted(steps, key=lambda directory: -steps[directory])
+
     def committed_checkpoints(self) -> list[Checkpoint]:
         """Checkpoints whose manifest agrees with the files' sizes, newest first."""
-        found = []
-        for directory in sorted(self.checkpoints.glob("step-*"), reverse=True):
-            if _STEP.fullmatch(directory.name) and (manifest := verified_manifest(directory)):
-                found.append(Checkpoint(directory, manifest))
-        return sorted(found, key=lambda checkpoint: -checkpoint.step)
+        manifests = {directory: verified_manifest(directory) for directory in self.checkpoint_directories()}
+        return [Checkpoint(directory, manifest) for directory, manifest in manifests.items() if manifest]
 
     def rolled_back(self) -> list["RolledBack"]:
         """What each roll-back of this run passed over, in the order of positions."""

@@ -18,15 +18,7 @@ def run_on_ranks(
 
     `function` is importable, and its arguments and results can be pickled. An exception on a rank is raised here.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    queue, port = context.Queue(), _free_port()
-    ranks = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, arguments, queue))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
+    ranks, queue = start_on_ranks(function, world_size, *arguments)
     try:
         answers = dict(queue.get(timeout=timeout_seconds) for _ in ranks)
     finally:
@@ -37,6 +29,20 @@ def run_on_ranks(
         ok, value = answers[rank]
         assert ok, f"rank {rank}:\n{value}"
     return [answers[rank][1] for rank in range(world_size)]
+
+
+def start_on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> tuple[list[Any], Any]:
+    """The processes that run `function(*arguments)` on every rank, and the queue of (rank, (ok, answer))."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    queue, port = context.Queue(), _free_port()
+    ranks = [
+        context.Process(target=_rank, args=(function, rank, world_size, port, arguments, queue))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks, queue
 
 
 def _rank(function, rank: int, world_size: int, port: int, arguments: tuple, queue) -> None:

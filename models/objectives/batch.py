@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+NO_LABEL = -1
+
 
 class Batch(NamedTuple):
     """One micro-batch, augmented and normalised, on the device."""
@@ -20,3 +22,4 @@ class Outcome(NamedTuple):
 
     loss: Tensor  # () float32, mean over the micro-batch
     sums: dict[str, Tensor]  # each summed over samples; the loop divides once by the images seen
+    losses: Tensor  # (B,) float32, of each sample, detached; 0 where a label is needed and there is none

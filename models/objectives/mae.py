@@ -31,11 +31,12 @@ class MaskedAutoencoder(nn.Module):
         self.coins = place_drop_path(encoder, seed)
 
     def forward(self, batch: Batch) -> Outcome:
-        self.coins.positions = batch.positions
+        self.coins.toss(batch.positions)
         mask = self.mask(batch.positions)
         error = (self.predict(batch.images, mask).float() - self.target(batch.images)).square().mean(dim=2)  # (B, N)
         hidden = mask.masked.float()
-        return Outcome((error * hidden).sum() / hidden.sum(), {})
+        losses = (error.detach() * hidden).sum(dim=1) / hidden.sum(dim=1)
+        return Outcome((error * hidden).sum() / hidden.sum(), {}, losses)
 
     def mask(self, positions: Tensor) -> PatchMask:
         return random_patch_mask(positions, self.grid[0] * self.grid[1], self.config.mask_ratio, self.seed)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.config import SupervisedConfig
 from models.drop_path import place_drop_path
-from models.objectives.batch import Batch, Outcome
+from models.objectives.batch import NO_LABEL, Batch, Outcome
 
 
 class SupervisedObjective(nn.Module):
@@ -21,14 +21,16 @@ class SupervisedObjective(nn.Module):
         self.coins = place_drop_path(encoder, seed)
 
     def forward(self, batch: Batch) -> Outcome:
-        self.coins.positions = batch.positions
+        self.coins.toss(batch.positions)
         logits = self.encoder(batch.images).float()  # (B, V); the loss is computed in float32
         losses = self._cross_entropy(logits, batch.labels)
         if batch.mixed_labels is not None:
             weight = batch.mix_weights
             losses = weight * losses + (1 - weight) * self._cross_entropy(logits, batch.mixed_labels)
         correct = (logits.argmax(dim=1) == batch.labels).sum()
-        return Outcome(losses.mean(), {"top1": correct})
+        return Outcome(losses.mean(), {"top1": correct}, losses.detach())
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing, reduction="none")
+        return F.cross_entropy(
+            logits, labels, ignore_index=NO_LABEL, label_smoothing=self.config.label_smoothing, reduction="none"
+        )

@@ -30,7 +30,8 @@ class DataConfig(Config):
     lanes: Count | None = None
     """Parallel reading lanes, a divisor of global_batch_size, fixed per run. None: the largest divisor up to 64."""
     window_shards: Count | None = None
-    """Samples are shuffled within windows of this many consecutive shards of a lane. None: about 1 GiB of shards."""
+    """Samples are shuffled within windows of this many consecutive shards of a lane. None: about 1 GiB of shards, a
+    quarter of it of remote ones, and four times as much of adopted ones."""
     mean: tuple[float, ...] | None = None
     """Per channel, subtracted from pixels in 0..1. None: the started-from model's if it says, or the dataset's."""
     std: tuple[float, ...] | None = None

@@ -12,6 +12,8 @@ from pipeline.config.data import DataConfig
 from pipeline.config.engine import ZeroConfig
 from pipeline.config.guard import GuardConfig
 from pipeline.config.optimizer import OptimizerConfig
+from pipeline.config.profiling import ProfilingConfig
+from pipeline.config.validation import ValidationConfig
 
 LENGTH_UNITS = ("epochs", "steps", "samples")
 
@@ -33,6 +35,10 @@ class TrainingConfig(Config):
     """When the state is saved."""
     guard: GuardConfig = GuardConfig()
     """What happens when the loss or the gradient goes bad."""
+    validation: ValidationConfig = ValidationConfig()
+    """When the model is scored on images that it does not learn from."""
+    profiling: ProfilingConfig = ProfilingConfig()
+    """Which steps are traced."""
     global_batch_size: Count
     """Images per optimizer step, over all ranks."""
     micro_batch_size: Count

@@ -1,10 +1,11 @@
 """How many images per second the loader and the model would do on this machine: `python -m pipeline.loading.probe`.
 
-A config and a plan come as JSON on standard input, the figures go out as JSON. Its own process, because commands that
-plan do not load torch.
+A config and a plan come as JSON on standard input; figures and warnings, as notes, go out as JSON. Its own
+process, because commands that plan do not load torch.
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -72,6 +73,15 @@ def model_speed(plan: dict) -> float:
     return devices * EFFICIENCY * 2 * size**3 / min(seconds) / plan["training_flops_per_image"]
 
 
+def _noted_warnings() -> list[str]:
+    """A list that every warning of ours will be added to."""
+    notes: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: notes.append(record.getMessage())
+    logging.getLogger("pipeline").addHandler(handler)
+    return notes
+
+
 def _said(error: Exception, code: int) -> int:
     sys.stderr.write(f"{error}\n")
     return code
@@ -79,9 +89,10 @@ def _said(error: Exception, code: int) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(os.cpu_count() or 1)
-    request = json.load(sys.stdin)
+    request, notes = json.load(sys.stdin), _noted_warnings()
     try:
-        print(json.dumps(probe(STAGES[request["config"]["stage"]].model_validate(request["config"]), request["plan"])))
+        figures = probe(STAGES[request["config"]["stage"]].model_validate(request["config"]), request["plan"])
+        print(json.dumps(figures | {"notes": notes}))
     except InputError as error:
         sys.exit(_said(error, EXIT_INPUT))
     except DataError as error:

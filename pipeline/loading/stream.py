@@ -27,9 +27,9 @@ from pipeline.views.sample_generator import sample_generator
 
 _GOLDEN, _WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1  # Fibonacci hashing: multiples spread evenly over a word
 CHECKED_SHARE = 16  # without `data.verify: full`, one sample in this many has its checksum computed
-log = logging.getLogger(__name__)
-PROBED = 8  # samples that may be damaged before one says how deep the pixels are
 CAUSES: tuple[Cause, ...] = get_args(Cause)
+_PROBED = 8  # samples that may be damaged before one says how deep the pixels are
+log = logging.getLogger(__name__)
 
 
 class Damaged(NamedTuple):
@@ -47,7 +47,7 @@ class SampleStream:
         data = config.data
         self.config = config
         self.readers, self.cache = node_readers(indexes, data.split)
-        self.dtype = np.result_type(*(_dtype_of(reader, config.encoder.channels) for reader in self.readers))
+        self.dtype = np.result_type(*(dtype_of(reader, config.encoder.channels) for reader in self.readers))
         self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
         classes = union_of_classes(indexes)
         self.label_maps = [label_map(index, classes) for index in indexes]
@@ -176,10 +176,10 @@ class SampleStream:
                 yield this, (place + step) % sizes[this]
 
 
-def _dtype_of(reader: ShardReader, channels: int) -> np.dtype:
+def dtype_of(reader: ShardReader, channels: int) -> np.dtype:
     """What a batch of this dataset holds, from the first of its samples that can be read; not through the cache."""
     reader = reader.without_cache() if reader.any_goes_through_cache() else reader
-    for number in range(min(PROBED, int(reader.shard_sizes[0]))):
+    for number in range(min(_PROBED, int(reader.shard_sizes[0]))):
         try:
             sample = reader.read(0, number)
             return view_dtype(sample.image, sample.extension, channels)

@@ -1,6 +1,7 @@
 """In words: does the loader keep up with the model, and what to change where it does not. Torch-free."""
 
 from pipeline.config.training import TrainingConfig
+from pipeline.storage.location import is_remote, location
 
 INPUT_BOUND = 0.1  # share of a run's time that waits for data, above which quicker data would make a quicker run
 
@@ -34,15 +35,16 @@ def observed_verdict(
 
 def remedies(workers: int, config: TrainingConfig) -> str:
     """What would make data come quicker, of what this run has not done yet."""
+    more_workers = "raise profile.loader_workers while cores are idle"
     if workers == 0:
-        return "loading and computing take turns: set profile.loader_workers to 1 or more"
-    found = ["raise profile.loader_workers while cores are idle", "ingest images that are not larger than needed"]
+        more_workers = "set profile.loader_workers to 1 or more, as loading and computing take turns"
+    found = [more_workers, "ingest images that are not larger than needed"]
     augmentation = config.augmentation
     if augmentation.crop == "inception" and config.encoder.channels == 3 and not augmentation.region_decode:
         found.append("for JPEGs set augmentation.region_decode=true (TurboJPEG 3)")
     if augmentation.rand_augment_layers:
         found.append("use fewer augmentation.rand_augment_layers")
-    if any("://" in source.path for source in config.data.sources):
+    if any(is_remote(location(source.path)) for source in config.data.sources):
         found.append("give VIT_SHARD_CACHE a larger or faster disk")
     return ", or ".join(found)
 

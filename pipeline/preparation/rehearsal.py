@@ -37,9 +37,10 @@ def prepare_rehearsal(
         f"checkpoint.every_steps={STEPS}",
         "log_every_steps=1",
         "data.lanes=null",
+        "validation.every_steps=0",
     ]
     dropped = {"checkpoint.keep", "checkpoint.every_steps", "log_every_steps", "data.lanes", "micro_batch_size",
-               "global_batch_size", *LENGTH_UNITS}  # fmt: skip
+               "global_batch_size", "validation.every_steps", *LENGTH_UNITS}  # fmt: skip
     kept = [override for override in overrides if override.partition("=")[0] not in dropped]
     rehearsal = prepare_training(stage, recipe, [*kept, *shortened], sources, placement, model)
     return PreparedRun(

@@ -37,6 +37,8 @@ from pipeline.views.turbojpeg import require_turbojpeg
 WINDOW_BYTES = 1 << 30
 REMOTE_WINDOWS = 4  # as many times smaller
 ADOPTED_WINDOWS = 4  # as many times larger for tars that nobody says were shuffled
+VALIDATION = "validation"  # the split
+MOST_VALIDATIONS = 100  # in a run that does not say
 PROCESS_BYTES = 1_000_000_000  # torch, DeepSpeed and timm, resident in each rank before the model
 CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
@@ -86,6 +88,7 @@ def prepare_training(
     if by_hand and "optimizer.warmup" not in settings:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
         config = _shortened_warmup(config, recipe_unit, samples_per_epoch, notes)
+    config = _with_validation(config, sources, samples_per_epoch, path)
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
@@ -241,6 +244,31 @@ def _shortened_warmup(config: TrainingConfig, recipe_unit: str, samples_per_epoc
     if allowed < wanted:
         notes.append(f"warm-up shortened from {wanted:g} to {allowed:g} {unit}: a tenth of the length set by hand")
     return _with(config, "--set", optimizer__warmup=allowed)
+
+
+def _with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch: int, path: Path) -> Any:
+    """When the run is scored, and by what; InputError where it cannot be as it was asked."""
+    every, best, supervised = (
+        config.validation.every_steps,
+        config.validation.best,
+        config.objective.kind == "supervised",
+    )
+    lacking = [index for index in sources.indexes if not (VALIDATION in index.splits and index.num_samples(VALIDATION))]
+    having = [index for index in sources.indexes if index not in lacking]
+    unlabelled = [index for index in having if supervised and index.num_unlabelled(VALIDATION)]
+    if every and (lacking or unlabelled):
+        where, what = (lacking[0], f"no split `{VALIDATION}`") if lacking else (unlabelled[0], "samples without labels")
+        raise InputError(
+            f"{path.name}: validation.every_steps is {every} and {where.directory} has {what}; ingest it with one, "
+            "or set validation.every_steps=0"
+        )
+    if best == "accuracy" and not supervised:
+        raise InputError(f"{path.name}: validation.best: {config.objective.kind} has no accuracy; say loss")
+    if every is None:
+        steps, epoch = plan_steps(config, samples_per_epoch).steps, -(-samples_per_epoch // config.global_batch_size)
+        every = 0 if lacking or unlabelled or steps < epoch else max(epoch, -(-steps // MOST_VALIDATIONS))
+    best = best or ("accuracy" if supervised else "loss")
+    return _with(config, path.name, validation__every_steps=every, validation__best=best)
 
 
 def training_plan(

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +92,22 @@ class Mirror:
         experiment = experiment_id(self.client, f"vit/{config['stage']}", self.tracking_uri, self.home)
         found = self.client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{self.run.key}'", max_results=1)
         if found:
-            self.run_id = found[0].info.run_id
-            return
-        tags = {KEY_TAG: self.run.key, "vit.run_directory": str(self.run.path)} | self._provenance_tags()
-        self.run_id = self.client.create_run(experiment, run_name=self.run.path.name, tags=tags).info.run_id
-        self._log_parameters(config)
+            run = found[0]
+        else:
+            tags = {KEY_TAG: self.run.key, "vit.run_directory": str(self.run.path)} | self._provenance_tags()
+            run = self.client.create_run(experiment, run_name=self.run.path.name, tags=tags)
+        # The answer to an earlier request may have been lost: parameters that are not there yet are sent now.
+        self._log_parameters(run.info.run_id, config, known=run.data.params)
+        self.run_id = run.info.run_id
 
-    def _log_parameters(self, config: dict[str, Any]) -> None:
+    def _log_parameters(self, run_id: str, config: dict[str, Any], known: Mapping[str, str]) -> None:
+        """Those that are not `known`: MLflow keeps the values that a run began with."""
         from mlflow.entities import Param
 
-        parameters = [Param(_allowed(key), str(value)[:500]) for key, value in _flat(config).items()]
+        flat = {_allowed(key): str(value)[:500] for key, value in _flat(config).items()}
+        parameters = [Param(key, value) for key, value in flat.items() if key not in known]
         for start in range(0, len(parameters), 100):
-            self.client.log_batch(self.run_id, params=parameters[start : start + 100])
+            self.client.log_batch(run_id, params=parameters[start : start + 100])
 
     def _provenance_tags(self) -> dict[str, str]:
         facts = read_json(self.run.provenance_file) or {}

@@ -93,6 +93,7 @@ def _require_pixels(array: np.ndarray) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
         shape = getattr(array, "shape", "?")
         raise ImageFault("unsupported_mode", f"array of shape {shape}, not (height, width[, channels])")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise ImageFault("unsupported_mode", f"array of {array.dtype}, not uint8, uint16 or float32")
     if array.shape[0] * array.shape[1] > Image.MAX_IMAGE_PIXELS:

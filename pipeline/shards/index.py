@@ -139,18 +139,29 @@ def _parse_index(directory: Location, path: Location, content: Any) -> DatasetIn
             f"{path}: format_version {version} is newer than {FORMAT_VERSION}, the newest this program reads; update it"
         )
     try:
-        assert version == FORMAT_VERSION
+        if version != FORMAT_VERSION:
+            raise TypeError(f"format_version {version!r}")
         statistics = content["statistics"]
         return DatasetIndex(
             directory=directory,
             fingerprint=content["fingerprint"],
-            splits={split: tuple(Shard(**shard) for shard in shards) for split, shards in content["splits"].items()},
+            splits={
+                split: tuple(_parse_shard(shard) for shard in shards) for split, shards in content["splits"].items()
+            },
             classes=None if content["classes"] is None else tuple(content["classes"]),
             statistics=None if statistics is None else ImageStatistics(**_tuples(statistics)),
             provenance=content["provenance"],
         )
-    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a dataset index ({error!r}); ingest the dataset again") from None
+
+
+def _parse_shard(content: Mapping[str, Any]) -> Shard:
+    shard = Shard(**content)
+    numbers, words = (shard.bytes, shard.samples, shard.labelled), (shard.name, shard.sha256)
+    if not all(type(number) is int for number in numbers) or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"shard {shard.name!r}: bytes, samples and labelled are numbers, name and sha256 are text")
+    return shard
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class ShardReader:
 
         DataError where the shard is not what the index says, FaultError where its server does not answer.
         """
-        opened = self._open(shard)
+        opened = self._opened_for(shard, sample)
         offset, _, size, _, crc32, label, _ = opened.table.records[sample].item()  # quicker than by name
         member = opened.table.member(sample)
         image = opened.read(offset, size, member)
@@ -142,6 +142,17 @@ class ShardReader:
         self._lock = threading.Lock()
         self._process = os.getpid()
 
+    def _opened_for(self, shard: int, sample: int) -> "_OpenShard":
+        """The open shard; a DataError says which sample was wanted, where the table does."""
+        try:
+            return self._open(shard)
+        except DataError as error:
+            try:
+                key = self._table(self._shards[shard]).key(sample)
+            except DataError:
+                raise error from None
+            raise DataError(f"{error} (met at sample `{key}`)", cause=error.cause, shard=error.shard, key=key) from None
+
     def _open(self, shard: int) -> "_OpenShard":
         if self._process != os.getpid():
             self._forget()  # in a fork: the lock may have been held by a thread that is not here
@@ -183,7 +194,8 @@ class ShardReader:
 
     def _cached_table(self, shard: Shard, path: Location) -> ShardTable:
         # By the fingerprint too, which covers labels: the same tar may stand in two datasets with different ones.
-        name = hashlib.sha256(f"{self._index.fingerprint} {shard.name}".encode()).hexdigest() + ".idx"
+        identity = f"{self._index.fingerprint} {shard.sha256} {shard.name}"
+        name = hashlib.sha256(identity.encode()).hexdigest() + ".idx"
         if (descriptor := self._cache.open(name)) is not None:
             with open(descriptor, "rb") as file:
                 content = file.read()

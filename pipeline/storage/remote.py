@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import FaultError, InputError
@@ -92,6 +93,28 @@ def sizes_in(url: str) -> dict[str, int]:
     """Bytes of the objects directly under `url`, by name."""
     entries = _tried(url, lambda fs, path: fs.ls(path, detail=True))
     return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
+
+
+def names_in(url: str) -> list[str]:
+    """What is directly under `url`, files and directories; nothing where there is no such prefix."""
+    try:
+        entries = _tried(url, lambda fs, path: fs.ls(path, detail=False))
+    except FileNotFoundError:
+        return []
+    return [entry.rstrip("/").rpartition("/")[2] for entry in entries]
+
+
+def upload(path: Path, url: str) -> None:
+    """Copy a local file; FileNotFoundError where it, or the bucket, is not there."""
+    _tried(url, lambda fs, target: fs.put_file(str(path), target))
+
+
+def remove(url: str) -> None:
+    """Remove an object, or all under a prefix; whatever is not there is gone already."""
+    try:
+        _tried(url, lambda fs, path: fs.rm(path, recursive=True))
+    except FileNotFoundError:
+        pass
 
 
 def read_range(url: str, offset: int, size: int | None) -> bytes:
@@ -183,7 +206,7 @@ def _client_options(protocol: str) -> dict[str, Any]:
         case "gs":
             return {"use_listings_cache": False, "requests_timeout": stall}
         case _:
-            return {}
+            return {"auto_mkdir": True} if protocol in ("file", "local") else {}
 
 
 _obstore_lock = threading.Lock()

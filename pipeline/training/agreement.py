@@ -4,32 +4,66 @@ Through a store at the process group's address, before any network is built: ran
 their first collective until its time-out. Rank 0 compares, so a thousand ranks cost it a thousand small reads.
 """
 
+import datetime
 import hashlib
 import itertools
 import json
+import os
 import platform
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from torch.distributed import Store, rendezvous
+from torch.distributed import DistNetworkError, DistStoreError, HashStore, Store, TCPStore
 
-from pipeline.errors import InputError
-from pipeline.rank import Rank
+from pipeline.config.data import DataConfig
+from pipeline.errors import FaultError, InputError
+from pipeline.loading.sources import Sources, open_sources
+from pipeline.rank import Rank, Stopped
 from pipeline.shards.index import DatasetIndex
 from pipeline.training.engine import collective_time_out
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "numpy", "simplejpeg")
-_rounds = itertools.count()  # a sequence compares once per run, through one store
+_rounds = itertools.count()  # ranks ask the same questions in the same order, in all runs of a sequence
 
 
-def plan_parts(me: Rank, indexes: Sequence[DatasetIndex], first_step: int) -> dict[str, str]:
-    """What must be equal on all ranks, by name: files of the run, data, code and packages, and the first step."""
+def open_agreed_sources(me: Rank, store: Store, data: DataConfig, plan: Mapping) -> Sources:
+    """The run's datasets, once all ranks have shown that they start from the same ones and in the same way. Collective.
+
+    InputError on every rank where one differs, or cannot open what the others can.
+    """
+    problem, sources = None, None
+    try:
+        sources = open_sources(data)
+        require_planned_data(sources, plan)
+    except InputError as error:  # to be told to the other ranks, who may be able to
+        problem = error
+    parts = plan_parts(me, sources.indexes if sources else ())
+    require_same_plan(me, store, parts | ({"data": f"refused: {problem}"} if problem else {}))
+    if problem:
+        raise problem
+    return sources
+
+
+def require_planned_data(sources: Sources, plan: Mapping) -> None:
+    """The same samples in the same shards: else positions would mean other samples than before."""
+    for what, found in (("fingerprint", sources.fingerprint), ("shards_sha256", sources.shards_sha256)):
+        if plan["data"].get(what, found) != found:
+            raise InputError(
+                f"{sources.path}: the dataset changed since this run began: its {what} is {found}, the run was "
+                f"planned on {plan['data'][what]}; restore that dataset, or start a new run on this one"
+            )
+
+
+def plan_parts(me: Rank, indexes: Sequence[DatasetIndex]) -> dict[str, str]:
+    """What must be equal on all ranks, by name: files of the run, data, code and packages."""
     files = {path.name: _digest(path.read_bytes()) for path in (me.run.config_file, me.run.plan_file)}
     data = {f"data {index.directory}": index.fingerprint[:16] for index in indexes}
     packages = {package: version(package) for package in PACKAGES}
-    return files | data | {"code": _code()} | packages | {"step": str(first_step), "world size": str(me.world_size)}
+    return files | data | {"code": _code()} | packages | {"world size": str(me.world_size)}
 
 
 def _code() -> str:
@@ -43,27 +77,64 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def require_same_plan(me: Rank, parts: Mapping[str, str]) -> Store | None:
-    """Compare `parts` over all ranks; InputError on every rank where one differs. Collective.
+def open_store(me: Rank) -> Store:
+    """A store that all ranks share before there is a process group. Collective.
 
-    The store must be kept while the run lasts: the process group is served at the same address.
+    As torch's own rendezvous makes it, but without waiting for all. It must be kept while the run lasts: the process
+    group is served at the same address. Raises Stopped, here and below, where a stop is asked for meanwhile.
     """
     if me.world_size == 1:
-        return None
-    store, _, _ = next(iter(rendezvous("env://", me.rank, me.world_size, timeout=collective_time_out())))
-    place = f"vit/plan/{next(_rounds)}"
-    store.set(f"{place}/{me.rank}", json.dumps({"host": platform.node(), "parts": parts}))
+        return HashStore()
+    served_elsewhere = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
+    return _patiently(
+        me, "no store at MASTER_ADDR",
+        lambda spell: TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), me.world_size,
+            is_master=me.is_first and not served_elsewhere, timeout=spell, wait_for_workers=False, multi_tenant=True,
+        ),
+    )  # fmt: skip
+
+
+def in_the_words_of_rank_0(me: Rank, store: Store, own: Any, decide: Callable[[list[Any]], Any]) -> Any:
+    """What rank 0 decides from what every rank has to say, `own`, in JSON. Collective."""
+    place = f"vit/{next(_rounds)}"
+    store.set(f"{place}/{me.rank}", json.dumps(own))
     if me.is_first:
-        shown = {rank: json.loads(store.get(f"{place}/{rank}")) for rank in range(me.world_size)}
-        store.set(f"{place}/problems", json.dumps(differences(shown)))
-    problems = json.loads(store.get(f"{place}/problems"))
+        said = [json.loads(_waited_for(me, store, f"{place}/{rank}")) for rank in range(me.world_size)]
+        store.set(f"{place}/decision", json.dumps(decide(said)))
+    decision = json.loads(_waited_for(me, store, f"{place}/decision"))
     if store.add(f"{place}/told", 1) == me.world_size:
         store.set(f"{place}/all told", b"1")
     if me.is_first:
-        store.wait([f"{place}/all told"])  # it serves the store: the others must have read before it leaves
+        _waited_for(me, store, f"{place}/all told")  # it serves the store: the others must have read before it leaves
+    return decision
+
+
+def require_same_plan(me: Rank, store: Store, parts: Mapping[str, str]) -> None:
+    """Compare `parts` over all ranks; InputError on every rank where one differs. Collective."""
+    own = {"host": platform.node(), "parts": parts}
+    problems = in_the_words_of_rank_0(me, store, own, lambda said: differences(dict(enumerate(said))))
     if problems:
         raise InputError(*problems)
-    return store
+
+
+def _waited_for(me: Rank, store: Store, key: str) -> bytes:
+    """The value of a key that another rank sets."""
+    _patiently(me, f"no {key}", lambda spell: store.wait([key], spell))
+    return store.get(key)
+
+
+def _patiently(me: Rank, lack: str, attempt: Callable[[datetime.timedelta], Any]) -> Any:
+    """What `attempt` returns, tried in short spells, as calls of torch do not hear of a stop; FaultError in the end."""
+    deadline = time.monotonic() + collective_time_out().total_seconds()
+    while True:
+        try:
+            return attempt(datetime.timedelta(seconds=2))
+        except (DistStoreError, DistNetworkError) as error:
+            if me.stop_requested:
+                raise Stopped("stopped on request before the first step") from None
+            if time.monotonic() > deadline:
+                raise FaultError(f"{lack} before the first step: {str(error).splitlines()[0]}") from None
 
 
 def differences(shown: Mapping[int, Mapping]) -> list[str]:

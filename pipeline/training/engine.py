@@ -5,6 +5,7 @@ moving average, checkpoints and time-outs. The DeepSpeed dictionary is a pure fu
 """
 
 import datetime
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from pipeline.config.deepspeed import deepspeed_config
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
 from pipeline.training.checkpoint import frozen_tensors
+from pipeline.training.clock import StepClock
 from pipeline.training.fragments import TrainingState
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.watchdog import long_hang_seconds
@@ -38,7 +40,11 @@ class StepResult(NamedTuple):
 class Engine:
     """A module, its optimizer and its place in the world. Collective: every rank must make and call it alike."""
 
-    def __init__(self, module: nn.Module, config: TrainingConfig, plan: BatchPlan, *, precision: str):
+    def __init__(
+        self, module: nn.Module, config: TrainingConfig, plan: BatchPlan, *, precision: str,
+        enter: Callable[[str], None] = lambda part: None,
+    ):  # fmt: skip
+        """`enter` is told what the engine begins to do, see `StepClock`."""
         assert all(name in os.environ for name in RANK_VARIABLES), f"a launcher must set {RANK_VARIABLES}"
         self.config, self.plan, self.module, self.stage = config, plan, module, config.zero.stage
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -49,9 +55,19 @@ class Engine:
             parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer
         )  # fmt: skip
         # The loader is never prepared: its positions are already those of this rank.
-        self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if self.stage == 0 and plan.world_size == 1:  # nobody to average with: DDP's hooks would be for nothing
+            self.wrapped = self.accelerator.prepare_model(module, evaluation_mode=True)
+            self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        else:
+            self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
         _set_time_out()
         base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
+        self.clock = StepClock(self.device, enter)
+        if self.stage:
+            _begin_update_with_step(self.wrapped, self.clock)
+        if self.stage == 0 and self.accelerator.scaler is None:
+            self.optimizer = base  # accelerate's wrapper searches the disk for a package at every step
+        self.parameters = list(module.parameters())
         self.state = TrainingState(self.wrapped, module, base, self.stage, config.ema_decay)
         self.state.check_coverage()
 
@@ -65,47 +81,75 @@ class Engine:
 
     def step(
         self, batches: Iterable[Batch], learning_rate: float, *, stop: bool,
-        counts: Callable[[], Mapping[str, float]] = dict, enter: Callable[[str], None] = lambda phase: None,
+        counts: Callable[[], Mapping[str, float]] = dict,
     ) -> StepResult:  # fmt: skip
         """One optimizer step over exactly `gradient_accumulation_steps` micro-batches, one at a time. Collective.
 
         `counts()`, asked for behind the last batch, are this rank's numbers to be added up over all ranks, like the
-        objective's sums and with them; the names must be the same on every rank. `enter` is told each phase.
+        objective's sums and with them; the names must be the same on every rank.
         """
         self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
-        self.wrapped.train()
+        if not self.wrapped.training:  # it visits every module
+            self.wrapped.train()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         sums: dict[str, Any] = {}
-        norm: Any = None
+        norm = math.nan
         taken = 0
+        self.clock.begin("data")
         for batch in batches:
             taken += 1
+            self.clock.begin("forward")
             with self.accelerator.accumulate(self.wrapped):
-                enter("forward")
                 with self.accelerator.autocast():
                     outcome = self.wrapped(batch)
-                enter("backward")
+                self.clock.begin("backward")
                 # A loss that is not finite makes the gradient so, on every rank, however it came about: x * 0 is NaN.
                 self.accelerator.backward(outcome.loss * (1 + 0 * outcome.loss.detach()))
                 loss_sum += outcome.loss.detach().double()
                 for name, value in outcome.sums.items():
                     sums[name] = sums.get(name, 0) + value.detach().double()
-                enter("update")
+                self.clock.begin("update")
                 if self.accelerator.sync_gradients:
                     norm = self._clip()
-                if self.stage or norm is None or torch.isfinite(torch.as_tensor(norm)):
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
+                    if self.stage or math.isfinite(norm):
+                        self.optimizer.step()
+                    self.optimizer.zero_grad()
+            self.clock.begin("data")
+        self.clock.begin("update")
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
-        skipped = not torch.isfinite(torch.as_tensor(norm)).item()
+        skipped = not math.isfinite(norm)
         if not skipped:
             self.state.update_average()
-        return self._agree(loss_sum / taken, float(norm), skipped, stop, sums | counts())
+        return self._agree(loss_sum / taken, norm, skipped, stop, sums | counts())
 
-    def _clip(self) -> Any:
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Batch, Tensor]]) -> dict[str, float]:
+        """`loss`, the objective's sums and `count` over the samples of all ranks, of the averaged weights if there are.
+
+        Collective: every rank gives as many batches, each with a (B,) bool that is false where a row only pads.
+        """
+        self.wrapped.eval()
+        totals: dict[str, Any] = {}
+        with self.state.averaged():
+            for batch, counted in batches:
+                with self.accelerator.autocast():
+                    outcome = self.wrapped(batch)
+                sums = outcome.sums | {"loss": (outcome.losses.double() * counted).sum(), "count": counted.sum()}
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, 0) + value.double()
+        names = sorted(totals)
+        packed = torch.stack([totals[name] for name in names])
+        if self.plan.world_size > 1:
+            dist.all_reduce(packed)
+        return dict(zip(names, packed.tolist(), strict=True))
+
+    def _clip(self) -> float:
         """The gradient's global norm before clipping. DeepSpeed clips by its own config and only reports here."""
+        if self.stage:
+            return float(self.wrapped.get_global_grad_norm())
+        self.accelerator.unscale_gradients(self.optimizer)
         limit = self.config.optimizer.max_grad_norm
-        return self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit if limit else float("inf"))
+        return torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf).item()
 
     def _agree(self, loss: Tensor, norm: float, skipped: bool, stop: bool, sums: dict[str, Any]) -> StepResult:
         """Loss, stop and skip flags and sums in one collective."""
@@ -146,6 +190,17 @@ def _accelerator(plan: BatchPlan, config: TrainingConfig, precision: str) -> Any
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         kwargs_handlers=[group],
     )
+
+
+def _begin_update_with_step(wrapped: Any, clock: StepClock) -> None:
+    """accelerate calls DeepSpeed's `step` from within `backward`: that is where the update begins."""
+    step = wrapped.step
+
+    def marked_step(*arguments: Any, **options: Any) -> Any:
+        clock.begin("update")
+        return step(*arguments, **options)
+
+    wrapped.step = marked_step
 
 
 def collective_time_out() -> datetime.timedelta:

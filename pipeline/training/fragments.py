@@ -6,7 +6,8 @@ ZeRO stage reads what any other wrote. This is the only module that touches Deep
 `check_coverage` fails at start-up if they no longer mean what they meant in 0.19.8.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,29 @@ class TrainingState:
     def update_average(self) -> None:
         if self.average:
             torch._foreach_lerp_(self.average, [flat.detach() for flat in self._flats()], 1 - self.ema_decay)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network computes with the moving average, if there is one; after that again with the very same weights.
+
+        Collective under ZeRO.
+        """
+        if not self.average:
+            yield
+            return
+        self._exchange_average()
+        try:
+            yield
+        finally:
+            self._exchange_average()
+
+    @torch.no_grad()
+    def _exchange_average(self) -> None:
+        for flat, average in zip(self._flats(), self.average, strict=True):
+            held = flat.detach().clone()
+            flat.copy_(average)
+            average.copy_(held)
+        self.publish()
 
     def tensors(self) -> dict[str, list[Tensor]]:
         """The flat tensors of this rank by kind: `fragments` index into each list."""

@@ -17,22 +17,25 @@ from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.loading.loader import Loader, to_device
-from pipeline.loading.sources import Sources, open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import write_json
-from pipeline.training.agreement import plan_parts, require_same_plan
-from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.agreement import open_agreed_sources, open_store
+from pipeline.training.checkpoint import load_checkpoint, load_frozen
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, RollBack
 from pipeline.training.ledger import SampleRecorder
+from pipeline.training.profiling import StepTrace
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
+from pipeline.training.resuming import newest_intact_checkpoint
+from pipeline.training.retention import require_room
 from pipeline.training.roll_back import roll_back
 from pipeline.training.saving import Saver
 from pipeline.training.schedule import learning_rate
 from pipeline.training.supply import Supply
+from pipeline.training.validation import Validation
 from pipeline.views.erasing import erase
 from pipeline.views.mixing import mix_batch
 
@@ -44,38 +47,42 @@ def train(me: Rank) -> None:
     log_to_stdout(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
     batches = BatchPlan(**plan["batches"])
+    require_room(me.run, config.checkpoint, plan["checkpoint_bytes"], config.validation.best_metric)
 
     # 1. Data: a pure function of the position, so resuming is a seek. Workers read ahead while the model is made.
     me.phase = "data"
-    sources = open_sources(config.data)
-    require_planned_data(sources, plan)
-    checkpoint = me.run.newest_checkpoint()
+    store = open_store(me)
+    sources = open_agreed_sources(me, store, config.data, plan)
+    checkpoint = newest_intact_checkpoint(me, store, config.checkpoint.mirror)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
-    store = require_same_plan(me, plan_parts(me, sources.indexes, first_step))
     supply = Supply(
         config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()]
     )
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
-    ) as loader:  # fmt: skip
+    ) as loader, Validation(me, config, plan, sources, first_step, last_step) as validation:  # fmt: skip
         # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
         me.phase = "model"
         module = initial_module(config, plan, resumes=checkpoint is not None)
-        engine = Engine(module, config, batches, precision=plan["precision"])
+        if checkpoint is not None:
+            load_frozen(module, checkpoint)
+        engine = Engine(module, config, batches, precision=plan["precision"], enter=me.enter)
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
-        log_start(config, plan)
+        log_start(config, plan, first_step)
 
         # 3. Steps, until the last; after too many bad ones again from before them, without their samples.
         guard = Guard(config.guard, len(supply.rolled_back))
+        saver = Saver(me, config, plan, engine, best=config.validation.best_metric)
         while first_step < last_step:
             try:
-                _train_steps(me, config, plan, engine, loader, supply, guard, first_step, last_step)
+                _train_steps(me, config, plan, engine, loader, supply, validation, guard, saver, first_step, last_step)
                 break
             except RollBack as bad:
                 me.phase = "roll back"
+                saver.finish()
                 first_step, supply = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
     me.phase = "finish"
     if me.is_first:
@@ -84,39 +91,34 @@ def train(me: Rank) -> None:
     del store  # rank 0 served it to the last
 
 
-def require_planned_data(sources: Sources, plan: dict) -> None:
-    """The same samples in the same shards: else positions would mean other samples than before."""
-    for what, found in (("fingerprint", sources.fingerprint), ("shards_sha256", sources.shards_sha256)):
-        if plan["data"].get(what, found) != found:
-            raise InputError(
-                f"{sources.path}: the dataset changed since this run began: its {what} is {found}, the run was "
-                f"planned on {plan['data'][what]}; restore that dataset, or start a new run on this one"
-            )
-
-
 def _train_steps(
-    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply, guard: Guard,
-    first: int, last: int,
+    me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply,
+    validation: Validation, guard: Guard, saver: Saver, first: int, last: int,
 ) -> None:  # fmt: skip
-    """Steps [first, last): read, augment, mix, update, report, save; all ranks leave together."""
-    report, saver = Report(me, config, plan, first, last), Saver(me, config, plan, engine)
+    """Steps [first, last): read, augment, mix, update, validate, report, save; all ranks leave together."""
+    report, trace = Report(me, config, plan, engine, first, last), StepTrace(me, config.profiling)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)
     me.phase = "train"
     for step in range(first, last):
         me.step, started, done = step, time.perf_counter(), step + 1
         rate = rate_of_step(config, plan, step)
+        trace.before(done)
         micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
         stop = me.stop_requested or budget.is_spent
-        result = engine.step(micro_batches, rate, stop=stop, counts=supply.counts, enter=me.enter)
+        result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
         supply.add(result.sums)
-        report.step(done, result, rate, supply, loader, time.perf_counter() - started)
+        saver.follow(result.sums)
+        seconds, scores = time.perf_counter() - started, validation.scores(engine, done)
+        report.step(done, result, rate, supply, loader, seconds, scores)
+        trace.after(done, last)
 
         guard.judge(step, result)
         rehearsal_stop = plan.get("stop_after_step") == done and me.attempt.number == 1
         stopping = (result.stop or rehearsal_stop) and done < last
-        if (saver.is_due(done) and not guard.in_doubt) or stopping or done == last:
-            saver.save(done, supply)
+        due = saver.is_due(done) or bool(scores)
+        if (due and not guard.in_doubt) or stopping or done == last:
+            saver.save(done, supply, validation=scores, wait=stopping)
         if stopping:
             raise Stopped(f"{budget.why_stopped} at step {done} of {last}, checkpoint complete")
 
@@ -127,7 +129,6 @@ def micro_batches_of_step(
     """Those of one step, each drawn when the one before has been used: normalised, erased and mixed on the device."""
     data, augmentation = config.data, config.augmentation
     for _ in range(engine.plan.gradient_accumulation_steps):
-        me.phase = "data"
         raw = supply.draw(loader)
         recorder.write(me.step, raw.positions.tolist(), raw.keys)
         batch = to_device(raw, engine.device, data.mean, data.std, engine.compute_dtype)

@@ -23,10 +23,11 @@ from pipeline.loading.sources import open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank
 from pipeline.run_directory import Checkpoint, RunDirectory
-from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.agreement import require_planned_data
+from pipeline.training.checkpoint import load_checkpoint, load_frozen
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.ledger import SampleRecorder
-from pipeline.training.loop import initial_module, micro_batches_of_step, rate_of_step, require_planned_data
+from pipeline.training.loop import initial_module, micro_batches_of_step, rate_of_step
 from pipeline.training.supply import Supply
 
 
@@ -75,6 +76,8 @@ def replay(run: RunDirectory, number: int) -> Replayed:
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=world_size,
     ) as loader:  # fmt: skip
         module = initial_module(config, plan, resumes=checkpoint is not None)
+        if checkpoint is not None:
+            load_frozen(module, checkpoint)
         engine = Engine(module, config, batches, precision=plan["precision"])
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)

@@ -1,40 +1,58 @@
 """What a run says of itself while it trains: the ledger of every step, and a log that a tired person can read.
 
-Rank 0 reports; on the other ranks every call is silent.
+Rank 0 reports; the other ranks only say how long their own share of the work took.
 """
 
 import json
 import logging
 import sys
+from collections.abc import Mapping
 
 from pipeline.config.training import TrainingConfig
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
-from pipeline.training.engine import StepResult
-from pipeline.training.ledger import Ledger, SpeedMeter
+from pipeline.training.clock import PARTS
+from pipeline.training.engine import Engine, StepResult
+from pipeline.training.ledger import Ledger
+from pipeline.training.saving import CHECKPOINT
+from pipeline.training.speed import SpeedMeter
+from pipeline.training.stragglers import Stragglers
 from pipeline.training.supply import DAMAGED, Supply
+from pipeline.words import bytes_in_words, duration_in_words
 
 WARM_STEPS = 20  # after which the loader's speed can be told
 log = logging.getLogger(__name__)
 
 
 class Report:
-    """Writes the ledger and the log of steps [first, last) of one attempt."""
+    """Writes the ledger and the log of steps [first, last) of one attempt. Collective: all ranks call it alike."""
 
-    def __init__(self, me: Rank, config: TrainingConfig, plan: dict, first: int, last: int):
+    def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine, first: int, last: int):
         self.config, self.plan, self.first, self.last = config, plan, first, last
         self.ledger = Ledger(me.attempt) if me.is_first else None
-        self.meter = SpeedMeter(config.global_batch_size, last)
+        self.clock, self.meter = engine.clock, SpeedMeter(plan, last)
+        self.stragglers = Stragglers(me.rank, me.world_size, engine.device)
 
-    def step(self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, seconds: float) -> None:
-        """Tell of the step that took the run to `done` steps, in `seconds`."""
-        self.meter.add(seconds, supply.seconds_waited())
+    def step(
+        self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, seconds: float,
+        scores: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        """Tell of the step that took the run to `done` steps, in `seconds`, and of the state's `scores` if any."""
+        self.meter.add(seconds, supply.seconds_waited(), self.clock.seconds())
+        every = self.config.log_every_steps
+        if done % every == 0:
+            slow_ranks = self.stragglers.of_window(self.meter.own_seconds(every), self.meter.step_seconds())
         if self.ledger is None:
             return
         figures = self.meter.figures(done)
-        self.ledger.write(done, **self._metrics(result, rate), **supply.metrics(loader, self.plan), **figures)
-        if done % self.config.log_every_steps == 0 or done in (self.first + 1, self.last):
-            _log_progress(done, self.last, result, figures)
+        self.ledger.write(
+            done, **self._metrics(result, rate), **supply.metrics(loader, self.plan), **figures, **scores
+        )  # fmt: skip
+        if done % every == 0 or done in (self.first + 1, self.last):
+            log.info(progress_words(done, self.last, result, rate, figures))
+        if done % every == 0:
+            for line in slow_ranks:
+                log.warning(line)
         if done in (min(self.first + WARM_STEPS, self.last), self.last):
             log.info(supply.in_words(loader, figures, self.plan))
 
@@ -48,7 +66,7 @@ class Report:
         return metrics | {
             f"train/{name}": total / self.config.global_batch_size
             for name, total in result.sums.items()
-            if not name.startswith(DAMAGED)
+            if not name.startswith((DAMAGED, CHECKPOINT))
         }
 
 
@@ -61,14 +79,34 @@ def log_to_stdout(me: Rank) -> None:
     logging.getLogger("pipeline").setLevel(level)
 
 
-def log_start(config: TrainingConfig, plan: dict) -> None:
-    batches = plan["batches"]
-    log.info(
-        "global batch %d = %d ranks x %d images x %d accumulated; ZeRO stage %d, %s, %d steps, clip %s",
-        batches["global_batch_size"], batches["world_size"], batches["micro_batch_size"],
-        batches["gradient_accumulation_steps"], config.zero.stage, plan["precision"], plan["steps"]["steps"],
-        config.optimizer.max_grad_norm or "off",
-    )  # fmt: skip
+def log_start(config: TrainingConfig, plan: dict, first_step: int) -> None:
+    for line in start_table(config, plan, first_step):
+        log.info(line)
+
+
+def start_table(config: TrainingConfig, plan: dict, first_step: int) -> list[str]:
+    """What is trained on what, for how long and how: a line each."""
+    batches, steps, data = plan["batches"], plan["steps"], plan["data"]
+    classes = f", {plan['num_classes']:,} classes" if plan["num_classes"] else ""
+    warmup = steps["warmup_samples"] // config.global_batch_size
+    epochs = steps["samples"] / plan["samples_per_epoch"]
+    going_on = f", going on at step {first_step:,}" if first_step else ""
+    every = config.validation.every_steps
+    return [
+        f"model       {config.encoder.name}, {config.objective.kind}: {plan['parameters'] / 1e6:.4g} M parameters, "
+        f"{plan['training_flops_per_image'] / 1e9:.4g} GFLOP per image",
+        f"images      {plan['samples_per_epoch']:,} of {data['name']}{classes}, "
+        f"{' x '.join(map(str, config.encoder.input_size))} pixels",
+        f"batch       {batches['global_batch_size']:,} = {batches['world_size']} ranks x "
+        f"{batches['micro_batch_size']} images x {batches['gradient_accumulation_steps']} accumulated",
+        f"length      {steps['steps']:,} steps = {epochs:.4g} epochs = {steps['samples']:,} images{going_on}",
+        f"engine      ZeRO stage {config.zero.stage}, {plan['precision']}, clip "
+        f"{config.optimizer.max_grad_norm or 'off'}, moving average {config.ema_decay or 'off'}",
+        f"rate        {config.optimizer.learning_rate:.3g}, warm-up {warmup:,} steps, then "
+        f"{config.optimizer.schedule} to {config.optimizer.end_learning_rate:.3g}",
+        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}",
+        f"validation  {f'every {every:,} steps' if every else 'off'}",
+    ]
 
 
 def result_of(me: Rank, config: TrainingConfig, plan: dict) -> dict:
@@ -85,12 +123,20 @@ def result_of(me: Rank, config: TrainingConfig, plan: dict) -> dict:
     }
 
 
-def _log_progress(step: int, last: int, result: StepResult, figures: dict[str, float]) -> None:
-    log.info(
-        "step %d/%d  loss %.4f  gradient norm %.3f  %.1f images/s  data wait %.0f %%  %.0f s left%s",
-        step, last, result.loss, result.gradient_norm, figures["perf/images_per_second"],
-        100 * figures["perf/data_wait_share"], figures["perf/seconds_left"], "  (skipped)" if result.skipped else "",
-    )  # fmt: skip
+def progress_words(
+    step: int, last: int, result: StepResult, rate: float, figures: Mapping[str, float]
+) -> str:  # fmt: skip
+    """One line that says where the run stands, how it learns, and where its time goes."""
+    parts = "  ".join(f"{part} {1000 * figures[f'perf/{part}_seconds']:.3g}" for part in PARTS)
+    mfu = f"  MFU {100 * figures['perf/mfu']:.1f} %" if "perf/mfu" in figures else ""
+    return (
+        f"step {step}/{last}  loss {result.loss:.4f}  gradient norm {result.gradient_norm:.3f}  rate {rate:.3g}  "
+        f"{figures['perf/images_per_second']:.1f} images/s{mfu}  "
+        f"{1000 * figures['perf/step_seconds']:.3g} ms a step ({parts})  "
+        f"data wait {100 * figures['perf/data_wait_share']:.0f} %  "
+        f"{bytes_in_words(figures['perf/peak_memory_bytes'])}  {duration_in_words(figures['perf/seconds_left'])} left"
+        + ("  (skipped)" if result.skipped else "")
+    )
 
 
 def _last_ledger_line(me: Rank) -> dict:

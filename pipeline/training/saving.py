@@ -1,49 +1,177 @@
-"""When a run saves its training state, and what stays on disk."""
+"""When a run saves its training state, and how the writing goes on behind the training.
+
+Training waits for a copy into host memory; a thread of each rank writes it. Whether all have written travels with the
+numbers that every step adds up over the ranks anyway (`counts` and `follow`), so no rank ever waits for a disk, and a
+write that failed ends all ranks at the same step. Then rank 0 commits, in its thread too.
+"""
 
 import logging
 import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from pipeline.config.training import TrainingConfig
+from pipeline.errors import FaultError
 from pipeline.rank import Rank
-from pipeline.training.checkpoint import prune_checkpoints, save_checkpoint
+from pipeline.training.cadence import Cadence
+from pipeline.training.checkpoint import Snapshot, commit, partial_directory, write_share, write_weights
 from pipeline.training.engine import Engine
+from pipeline.training.mirror import Mirror
+from pipeline.training.retention import Best, prune_checkpoints
 from pipeline.training.supply import Supply
 
+CHECKPOINT = "checkpoint_"  # what the names of `counts` begin with
+PENDING, FAILED, TIME = (CHECKPOINT + name for name in ("pending", "failed", "time"))
 log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves the state of `engine` at the cadence of `checkpoint`. Collective: all ranks make and call it alike."""
+    """Saves the state of `engine` at the cadence of `checkpoint`. Collective: all ranks make and call it alike.
 
-    def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine):
-        self.me, self.config, self.plan, self.engine = me, config, plan, engine
+    All ranks are in the same of three states: nothing is being saved, all write, or rank 0 commits what all wrote.
+    Where `checkpoint.every_steps` is not set, rank 0's clock says for all when it is time.
+    """
+
+    def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine, *, best: Best | None = None):
+        """The checkpoint whose validation is `best` stays on disk; see `save`."""
+        self.me, self.config, self.plan, self.engine, self.best = me, config.checkpoint, plan, engine, best
+        self._snapshot = Snapshot(engine.state, me.rank, me.world_size)
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._task: Future | None = None  # this rank's part of the save under way
+        self._facts: dict[str, Any] | None = None  # of the save under way
+        self._committing = False
+        self._started = self._stall = 0.0
+        self._cadence = Cadence(self.config.hours_between_failures, plan["nodes"], time.monotonic())
+        self._is_time = self._awaited = False
+        self._mirror = Mirror(self.config.mirror, me.run) if self.config.mirror and me.is_first else None
+        if self._mirror and (newest := me.run.newest_checkpoint()):
+            self._mirror.copy(newest)  # unless it is there: the attempt before may have been killed while it copied
 
     def is_due(self, done: int) -> bool:
         """Whether the state after `done` steps is to be saved."""
-        return done % self.config.checkpoint.every_steps == 0 or done == self.plan["steps"]["steps"]
+        every = (self.config.every_steps, self.config.keep_every_steps, self.config.weights_every_steps)
+        return self._is_time or self._is_last(done) or any(steps and done % steps == 0 for steps in every)
 
-    def save(self, done: int, supply: Supply) -> None:
-        self.me.phase = "checkpoint"
-        started = time.perf_counter()
-        where = save_checkpoint(
-            self.engine.state, self.me.run, self.me.attempt, rank=self.me.rank, world_size=self.me.world_size,
-            frozen=self.engine.frozen, facts=self._facts(done, supply),
-        )  # fmt: skip
+    def _is_last(self, done: int) -> bool:
+        return done == self.plan["steps"]["steps"]
+
+    def save(
+        self, done: int, supply: Supply, *, validation: Mapping[str, float] | None = None, wait: bool = False
+    ) -> None:
+        """Save the state after `done` steps; of the last step, or with `wait`, it is committed when this returns.
+
+        `validation` holds the state's metrics, for the manifest.
+        """
+        phase, self.me.phase = self.me.phase, "checkpoint"
+        if self._facts is not None and self.me.is_first:
+            log.info("step %d is still being written: training waits for it", self._facts["step"])
+        self.finish()
+        self._started = time.perf_counter()
+        self._snapshot.take()
+        self._stall = time.perf_counter() - self._started
+        self._facts = self._facts_of(done, supply) | ({"validation": dict(validation)} if validation else {})
+        self._cadence.saved(time.monotonic())
+        self._awaited = wait or self._is_last(done)
+        self._begin(write_share, self._snapshot, self.engine.frozen, self._partial(done))
+        if self._awaited:
+            self.finish()
+        self.me.phase = phase
+
+    def finish(self) -> None:
+        """Wait until the save under way is committed; FaultError on every rank where it failed. Collective."""
+        while self._facts is not None:
+            if self._task is not None:
+                self._task.exception()  # waits; `follow` raises it on all ranks
+            self.follow(self._added_up(self.counts()))
+
+    def counts(self) -> dict[str, float]:
+        """How far this rank is with the save under way, for `Engine.step` to add up."""
+        done = self._task is None or self._task.done()
+        failed = done and self._task is not None and self._task.exception() is not None
+        by_clock = self.me.is_first and self.config.every_steps is None and self._cadence.is_time(time.monotonic())
+        return {PENDING: float(not done), FAILED: float(failed), TIME: float(by_clock)}
+
+    def follow(self, sums: Mapping[str, float]) -> None:
+        """Take what all ranks counted: commit when all have written. FaultError on every rank where one failed."""
+        if sums[FAILED]:
+            raise FaultError(self._reason())
+        self._is_time = sums[TIME] > 0
+        if self._facts is None or sums[PENDING]:
+            return
+        self._task = None
+        if self._committing:
+            self._facts, self._committing = None, False
+            return
+        self._committing = True
         if self.me.is_first:
-            log.info("saved %s in %.1f s", where.name, time.perf_counter() - started)
-            prune_checkpoints(self.me.run, self.config.checkpoint.keep)
-        self.me.phase = "train"
+            self._begin(self._commit)
 
-    def _facts(self, done: int, supply: Supply) -> dict:
+    def _begin(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._task = self._thread.submit(work, *arguments)
+
+    def _commit(self) -> None:
+        checkpoint = commit(self.me.run, self.me.attempt, self.engine.state, self.me.world_size, self._facts)
+        seconds = time.perf_counter() - self._started
+        log.info(
+            "saved %s: training waited %.2f s, complete in %.1f s", checkpoint.directory.name, self._stall, seconds
+        )
+        if self.config.weights_every_steps and checkpoint.step % self.config.weights_every_steps == 0:
+            write_weights(checkpoint, self.me.run.weights / checkpoint.directory.name)
+        removed = prune_checkpoints(self.me.run, self.config, self.best)
+        self._tell_interval(seconds)
+        if self._mirror:
+            self._mirror.copy(checkpoint)
+            self._mirror.remove(removed)
+            if self._awaited:
+                self._mirror.wait()
+
+    def _tell_interval(self, seconds: float) -> None:
+        """Take the next interval from what this save cost, and say so where it changes by much."""
+        before = self._cadence.interval_seconds
+        self._cadence.measured(self._stall, seconds)
+        interval = self._cadence.interval_seconds
+        if self.config.every_steps is None and not 0.5 < interval / before < 2:
+            log.info(
+                "checkpoints every %.0f minutes from here on: a save costs %.2f s of training, and a failure is to be "
+                "expected every %.0f hours", interval / 60, self._stall, self._cadence.between_failures / 3600,
+            )  # fmt: skip
+
+    def _partial(self, step: int) -> Path:
+        return partial_directory(self.me.run, self.me.attempt, step)
+
+    def _added_up(self, counts: Mapping[str, float]) -> dict[str, float]:
+        packed = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.engine.device)
+        if self.me.world_size > 1:
+            dist.all_reduce(packed)
+        return dict(zip(counts, packed.tolist(), strict=True))
+
+    def _reason(self) -> str:
+        """What went wrong first, by rank. Collective, once, when some rank has failed."""
+        error = self._task.exception() if self._task is not None and self._task.done() else None
+        reasons = [None if error is None else f"{type(error).__name__}: {error}"]
+        if self.me.world_size > 1:
+            gathered: list[Any] = [None] * self.me.world_size
+            dist.all_gather_object(gathered, reasons[0])
+            reasons = gathered
+        rank = next(rank for rank, reason in enumerate(reasons) if reason)
+        return f"step {self._facts['step']} was not saved, earlier checkpoints stand: rank {rank}: {reasons[rank]}"
+
+    def _facts_of(self, done: int, supply: Supply) -> dict[str, Any]:
+        config = self.engine.config
         return {
             "step": done,
             "updates": self.engine.state.updates,
             **supply.state(done),
-            "stage": self.config.stage,
-            "encoder": self.config.encoder.model_dump(),
-            "objective": self.config.objective.model_dump(),
+            "stage": config.stage,
+            "encoder": config.encoder.model_dump(),
+            "objective": config.objective.model_dump(),
             "num_classes": self.plan["num_classes"],
-            "ema": self.config.ema_decay > 0,
+            "ema": config.ema_decay > 0,
             "data_fingerprint": self.plan["data"]["fingerprint"],
             "config_sha256": self.plan["config_sha256"],
         }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pipeline.views.geometry import fitting_size
+from pipeline.views.geometry import fitting_size, without_far_ends
 from pipeline.views.pixels import decode_pixels, resize_into, unit_values
 
 
@@ -28,6 +28,8 @@ def evaluation_view(
     """
     size = out.shape[:2]
     pixels = decode_pixels(content, extension, out.shape[2])
+    if crop_mode == "center":
+        pixels = without_far_ends(pixels)
     frame = tuple(math.floor(side / crop) for side in size)
     match crop_mode:
         case "center":

@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.config.augmentation import AugmentationConfig
 from pipeline.views.pixels import resize_into
 
+_LONGEST_RATIO = 64
 _REFLECTED = 4  # pixels around the image before a simple random crop: DeiT III's
 
 
@@ -49,12 +50,23 @@ def inception_box(size: tuple[int, int], config: AugmentationConfig, generator: 
 def simple_crop(pixels: np.ndarray, out: np.ndarray, generator: np.random.Generator) -> None:
     """Resize to cover `out` with the ratio kept, pad in reflection, crop at random (arXiv:2204.07118, section 3)."""
     height, width = out.shape[:2]
+    pixels = without_far_ends(pixels)
     resized = np.empty((*_covering(pixels.shape[:2], (height, width)), out.shape[2]), out.dtype)
     resize_into(pixels, resized)
     around = min(_REFLECTED, min(resized.shape[:2]) - 1)  # a reflection needs as many pixels inside
     padded = np.pad(resized, ((around, around), (around, around), (0, 0)), mode="reflect")
     top, left = (int(generator.random() * (padded.shape[axis] - out.shape[axis] + 1)) for axis in (0, 1))
     out[...] = padded[top : top + height, left : left + width]
+
+
+def without_far_ends(pixels: np.ndarray) -> np.ndarray:
+    """The middle of an image that is more than 64 times as long as wide, for those who would resize the whole of it.
+
+    A line of 12,000 x 1 pixels that covers a square of 224 is 1.8 GB large.
+    """
+    longest = _LONGEST_RATIO * min(pixels.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in pixels.shape[:2])
+    return pixels[top : top + longest, left : left + longest]
 
 
 def _covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

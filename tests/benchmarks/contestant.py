@@ -38,11 +38,13 @@ class ContestantError(Exception):
 class Contestant:
     """A running contestant; `warm` has made and dropped its first images."""
 
-    def __init__(self, python: Path, module: str, workspace: Path, *sizes: int):
+    def __init__(
+        self, python: Path, module: str, workspace: Path, *sizes: int, program: str = "tests.benchmarks.contestant"
+    ):
         self.log = workspace / f"{module.rpartition('.')[2]}.log"
         with open(self.log, "w") as log:
             self._process = subprocess.Popen(
-                [str(python), "-m", "tests.benchmarks.contestant", module, str(workspace), *map(str, sizes)],
+                [str(python), "-m", program, module, str(workspace), *map(str, sizes)],
                 cwd=ROOT,
                 env=os.environ | ONE_THREAD | OFFLINE,
                 stdin=subprocess.PIPE,

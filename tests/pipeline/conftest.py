@@ -68,9 +68,9 @@ def proxy(s3_port, uploaded, monkeypatch):
         monkeypatch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    _forget_clients()
+    forget_clients()
     yield made
-    _forget_clients()
+    forget_clients()
     made.close()
 
 
@@ -87,7 +87,7 @@ def client(request, proxy, monkeypatch):
     return request.param
 
 
-def _forget_clients() -> None:
+def forget_clients() -> None:
     from s3fs import S3FileSystem
 
     S3FileSystem.clear_instance_cache()

@@ -86,6 +86,13 @@ def test_arrays_are_taken_with_their_channels_under_keep_only():
         prepare_image(buffer.getvalue(), "rgb")
 
 
+@pytest.mark.parametrize("dtype", [">u2", ">f4"])
+def test_arrays_of_the_other_byte_order_are_taken(dtype):
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((4, 5, 3), dtype))
+    assert prepare_image(buffer.getvalue(), "keep").mean == pytest.approx((1 / 65535 if "u" in dtype else 1.0,) * 3)
+
+
 def test_a_pickle_in_an_array_file_is_refused_and_not_run(tmp_path):
     class Evil:
         def __reduce__(self):

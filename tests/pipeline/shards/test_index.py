@@ -53,6 +53,15 @@ def test_a_path_that_does_not_exist_says_so(tmp_path):
         read_index(tmp_path / "nowhere")
 
 
+def test_a_number_written_as_text_is_refused(tmp_path):
+    write_index(example(tmp_path))
+    content = json.loads((tmp_path / "index.json").read_text())
+    content["splits"]["train"][0]["samples"] = "3"
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not a dataset index .*bytes, samples and labelled are numbers"):
+        read_index(tmp_path)
+
+
 def test_an_unknown_key_of_a_shard_is_refused_rather_than_ignored(tmp_path):
     write_index(example(tmp_path))
     content = json.loads((tmp_path / "index.json").read_text())

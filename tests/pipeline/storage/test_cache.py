@@ -20,6 +20,7 @@ from pipeline.shards.reader import ShardReader
 from pipeline.storage import cache as cache_module
 from pipeline.storage.cache import ShardCache, node_cache
 from pipeline.storage.location import file_system_type
+from tests.pipeline.pictures import small_dataset
 
 DEADLINE_SECONDS = 20
 
@@ -236,6 +237,17 @@ def test_a_reader_survives_eviction_and_damage_of_what_it_reads(local_index, tmp
     content[:] = bytes(len(content))
     cached.write_bytes(content)
     assert reader.read(0, 0) == plain.read(0, 0)  # the checksum finds it, a second download mends it
+
+
+def test_the_same_images_in_other_shards_share_a_cache(tmp_path):
+    cache = ShardCache(tmp_path / "cache", 1 << 30)
+    for folder, settings in (("one", {"seed": 0}), ("other", {"seed": 1}), ("third", {"samples_per_shard": 5})):
+        (tmp_path / folder).mkdir()
+        small_dataset(tmp_path / folder, **settings)
+        index = read_index(tmp_path / folder / "dataset")
+        plain, cached = ShardReader(index, "train"), ShardReader(index, "train", cache, remote=True)
+        for shard, size in enumerate(plain.shard_sizes.tolist()):
+            assert [cached.read(shard, n) for n in range(size)] == [plain.read(shard, n) for n in range(size)]
 
 
 def test_a_shard_larger_than_the_cache_is_read_where_it_lies(uploaded, proxy, local_index, tmp_path, caplog):

@@ -1,9 +1,13 @@
 """Evaluation views: the pixels that timm serves."""
 
+import resource
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config.augmentation import AugmentationConfig
+from pipeline.views.augmentation import training_view
 from pipeline.views.evaluation import evaluation_view
 from tests.pipeline.photographs import encoded, saved_array
 
@@ -79,3 +83,13 @@ def test_a_byte_image_among_deep_ones_is_scaled():
 def test_an_unknown_crop_mode_is_named():
     with pytest.raises(ValueError, match="crop mode 'middle' is none of"):
         view(encoded(NOISE, "PNG"), (32, 32), 0.875, "middle")
+
+
+@pytest.mark.parametrize("size", [(1, 12_000), (12_000, 1)])
+def test_an_endless_line_does_not_fill_the_memory(size):
+    content, before = encoded(Image.new("RGB", size, "red"), "PNG"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (view(content, (224, 224), 0.875) == (255, 0, 0)).all()
+    out = np.empty((224, 224, 3), np.uint8)
+    training_view(content, "png", out, AugmentationConfig(crop="simple"), np.random.Generator(np.random.Philox(0)))
+    assert (out == (255, 0, 0)).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB; the whole would be 1.8 GB

@@ -1,0 +1,18 @@
+"""Which steps are looked at closely."""
+
+from pydantic import model_validator
+
+from pipeline.config.base import Config, Count
+
+
+class ProfilingConfig(Config):
+    """A trace of every operation and of what ranks exchange; it slows the traced steps down."""
+
+    steps: tuple[Count, Count] | None = None
+    """First and last step to trace, as the log counts them; two or three are enough. None: off."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ProfilingConfig":
+        if self.steps and self.steps[0] > self.steps[1]:
+            raise ValueError(f"steps is [first, last], and {self.steps[0]} is after {self.steps[1]}")
+        return self

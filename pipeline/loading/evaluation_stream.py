@@ -1,0 +1,79 @@
+"""The samples of a split in the order of its shards, over and over, without augmentation: what a model is scored on.
+
+Position p is row p mod `rows` of a pass; rows beyond the last sample pad the pass to whole batches on every rank.
+"""
+
+import numpy as np
+
+from models.objectives.batch import NO_LABEL
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import DataError, InputError
+from pipeline.loading.sources import Sources, label_map
+from pipeline.loading.staging import Stager
+from pipeline.loading.stream import Damaged, dtype_of
+from pipeline.shards.decoding import ImageFault
+from pipeline.shards.reader import node_readers
+from pipeline.views.evaluation import evaluation_view
+
+
+class EvaluationStream:
+    """Fills rows of a batch as SampleStream does; rows of padding are black and have no label."""
+
+    def __init__(self, config: TrainingConfig, sources: Sources, split: str, rows_per_batch: int):
+        """`rows_per_batch` counts those of all ranks."""
+        self.config = config
+        indexes = [index for index in sources.indexes if split in index.splits and index.num_samples(split)]
+        if not indexes:
+            raise InputError(f"validation.every_steps: {sources.path} has no samples in a split `{split}`; set it to 0")
+        self.readers, _ = node_readers(indexes, split)
+        self.dtype = np.result_type(*(dtype_of(reader, config.encoder.channels) for reader in self.readers))
+        self.label_maps = [label_map(index, sources.classes) for index in indexes]
+        sizes = [(source, int(size)) for source, r in enumerate(self.readers) for size in r.shard_sizes]
+        self.sources = np.array([source for source, _ in sizes])
+        self.first_shards = np.cumsum([0, *(len(reader.shard_sizes) for reader in self.readers)])
+        self.starts = np.cumsum([0, *(size for _, size in sizes)])
+        self.num_samples = int(self.starts[-1])
+        self.batches = -(-self.num_samples // rows_per_batch)  # of one pass
+        self.rows = self.batches * rows_per_batch
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a row."""
+        return *self.config.encoder.input_size, self.config.encoder.channels
+
+    def fill(self, positions: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[list[str], list[Damaged]]:
+        """Write the views and labels of `positions` in place; their keys. DataError for a damaged sample.
+
+        Shape:
+            positions: (B,) int64
+            images: (B, H, W, C) of `dtype`
+            labels: (B,) int64
+        """
+        keys = []
+        for row, position in enumerate((positions % self.rows).tolist()):
+            if position >= self.num_samples:
+                images[row], labels[row] = 0, NO_LABEL
+                keys.append("")
+                continue
+            place = int(np.searchsorted(self.starts, position, side="right")) - 1
+            source = int(self.sources[place])
+            shard = place - int(self.first_shards[source])
+            labels[row], key = self._view(source, shard, position - int(self.starts[place]), images[row])
+            keys.append(key)
+        return keys, []
+
+    def _view(self, source: int, shard: int, number: int, image: np.ndarray) -> tuple[int, str]:
+        data, sample = self.config.data, self.readers[source].read(shard, number)
+        try:
+            evaluation_view(
+                sample.image, sample.extension, image,
+                crop=data.evaluation_crop, crop_mode=data.evaluation_crop_mode, mean=data.mean,
+            )  # fmt: skip
+        except ImageFault as fault:
+            detail = f"{sample.shard}: sample `{sample.key}`: cannot be evaluated ({fault.detail})"
+            raise DataError(detail, cause="undecodable", shard=sample.shard, key=sample.key) from None
+        return int(self.label_maps[source][sample.label]), sample.key
+
+    def stager(self, positions_of_step: object, steps: range, world_size: int, ranks_per_node: int) -> Stager:
+        """Stages nothing ahead: a pass reads each shard once, in order."""
+        return Stager(self.readers, None, lambda step: (), steps.stop, 0, first_step=steps.start)

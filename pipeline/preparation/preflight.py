@@ -1,0 +1,74 @@
+"""What would stop a job on this machine minutes after its start, found before it is submitted. Torch-free."""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from pipeline.errors import InputError
+from pipeline.run_directory import RunDirectory
+from pipeline.words import bytes_in_words
+
+LEAST_FREE_BYTES = 64 << 20  # for logs and the ledger; checkpoints are counted where they are written
+STALE_SECONDS = 300.0
+SHARED_MEMORY_PER_RANK = 32 << 20  # NCCL's buffers between the accelerators of a node
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def require_ready(run: RunDirectory) -> None:
+    """InputError with one line per obstacle that a person has to remove first."""
+    if problems := [*_writing(run.path), *_stale_locks(extensions_directory()), *_shared_memory(run.plan())]:
+        raise InputError(*problems)
+
+
+def _writing(path: Path) -> list[str]:
+    try:
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"\0")
+    except OSError as error:
+        return [f"{path}: the run directory cannot be written: {error.strerror}; choose another --run-dir"]
+    free = shutil.disk_usage(path).free
+    if free < LEAST_FREE_BYTES:
+        return [f"{path}: its disk is full, {bytes_in_words(free)} are free; remove something, or see `vit clean`"]
+    return []
+
+
+def extensions_directory() -> Path:
+    """Where torch builds the C++ extensions of DeepSpeed."""
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+
+
+def _stale_locks(root: Path) -> list[str]:
+    """Locks of builds that died: every rank would wait for them for ever, without a word."""
+    old = time.time() - STALE_SECONDS
+    return [
+        f"{lock}: left by a build of a torch extension that no longer runs, and every rank would wait for it; "
+        f"remove it: rm {lock}"
+        for lock in sorted(root.glob("**/lock"))
+        if lock.stat().st_mtime < old and not _is_being_built(lock.parent)
+    ]
+
+
+def _is_being_built(folder: Path) -> bool:
+    """Whether a compiler, or who started it, works in the folder."""
+    for process in psutil.process_iter(["cwd", "cmdline"]):
+        words = [process.info["cwd"] or "", *(process.info["cmdline"] or ())]
+        if any(str(folder) in word for word in words):
+            return True
+    return False
+
+
+def _shared_memory(plan: dict) -> list[str]:
+    ranks = plan["ranks_per_node"]
+    if not plan["accelerators_per_node"] or ranks == 1 or not SHARED_MEMORY.is_dir():
+        return []
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, ranks * SHARED_MEMORY_PER_RANK
+    if free >= needed:
+        return []
+    return [
+        f"{SHARED_MEMORY}: {bytes_in_words(free)} are free and {ranks} ranks with accelerators need "
+        f"{bytes_in_words(needed)}; in a container raise it, for example docker run --shm-size=8g"
+    ]

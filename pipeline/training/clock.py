@@ -1,0 +1,46 @@
+"""Where the time of a step goes, without a synchronisation of its own.
+
+On an accelerator the marks are events of the compute stream, read behind the step's own synchronisation; elsewhere
+they are readings of the processor's clock.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+PARTS = ("data", "forward", "backward", "update")
+
+
+class StepClock:
+    """Seconds of one step by part: `begin(part)` ends the part before it.
+
+    `data` is drawing a batch and bringing it to the device, `update` clipping, the optimizer and what ranks exchange
+    behind the last backward. `enter` is told of each part, for whoever watches from outside.
+    """
+
+    def __init__(self, device: torch.device, enter: Callable[[str], None]):
+        self._enter = enter
+        self._now: Callable[[], Any] = _event if device.type == "cuda" else time.perf_counter
+        self._marks: list[tuple[str, Any]] = []
+
+    def begin(self, part: str) -> None:
+        self._enter(part)
+        self._marks.append((part, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Of the step since the last call, which ends here; the device has done all of its work."""
+        marks, self._marks = [*self._marks, ("", self._now())], []
+        if isinstance(marks[-1][1], torch.cuda.Event):
+            marks[-1][1].synchronize()  # nothing is queued before it any more
+        spent = dict.fromkeys(PARTS, 0.0)
+        for (part, began), (_, ended) in zip(marks, marks[1:], strict=False):
+            spent[part] += began.elapsed_time(ended) / 1000 if isinstance(began, torch.cuda.Event) else ended - began
+        return spent
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

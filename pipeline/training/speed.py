@@ -1,0 +1,99 @@
+"""How fast a run is: images per second, where the seconds of a step go, and the share of the device's peak it uses."""
+
+import resource
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+# Dense matrix products in bf16 with fp32 sums, FLOP/s, by words of the device's name; the first that fits counts.
+# From NVIDIA's data sheets, the figures with sparsity halved.
+PEAKS = {
+    "B200": 2250e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989.4e12,
+    "H200 NVL": 835e12,
+    "H200": 989.4e12,
+    "H800": 989.4e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+}
+
+
+def peak_of_device(precision: str) -> float | None:
+    """FLOP/s of this rank's device at most; None where it is unknown: no figure is better than a made-up one."""
+    if not torch.cuda.is_available() or precision == "fp32":
+        return None
+    return peak_of_name(torch.cuda.get_device_name())
+
+
+def peak_of_name(name: str) -> float | None:
+    """FLOP/s of a device by the name that its driver gives, in 16-bit precision."""
+    spaced = f" {name.replace('-', ' ')} "
+    return next((peak for words, peak in PEAKS.items() if f" {words} " in spaced), None)
+
+
+class _Step(NamedTuple):
+    seconds: float
+    waited: float  # for the loader
+    parts: Mapping[str, float]
+
+
+class SpeedMeter:
+    """Speeds over the last `window` steps of a run of `last_step` steps."""
+
+    def __init__(self, plan: Mapping[str, Any], last_step: int, window: int = 20):
+        batches = plan["batches"]
+        self.images_per_step, self.ranks, self.last_step = (
+            batches["global_batch_size"],
+            batches["world_size"],
+            last_step,
+        )
+        self.flops_per_image, self.peak = plan["training_flops_per_image"], peak_of_device(plan["precision"])
+        self.recent: deque[_Step] = deque(maxlen=window)
+
+    def add(self, seconds: float, waited: float, parts: Mapping[str, float]) -> None:
+        """`parts` are seconds by the parts of a step; see StepClock."""
+        self.recent.append(_Step(seconds, waited, parts))
+
+    def own_seconds(self, steps: int) -> float:
+        """This rank's own time per step until it meets the others, mean of the last `steps`."""
+        last = list(self.recent)[-steps:]
+        return sum(step.parts["data"] + step.parts["forward"] for step in last) / len(last)
+
+    def step_seconds(self) -> float:
+        return sum(step.seconds for step in self.recent) / len(self.recent)
+
+    def figures(self, step: int) -> dict[str, float]:
+        """For the ledger. `perf/mfu` only where the device's peak is known."""
+        mean = self.step_seconds() or 1e-9
+        speed = self.images_per_step / mean
+        figures = {
+            "perf/images_per_second": round(speed, 2),
+            "perf/step_seconds": round(mean, 4),
+            "perf/last_step_seconds": round(self.recent[-1].seconds, 4),
+            "perf/peak_memory_bytes": peak_memory_bytes(),
+            "perf/data_wait_share": round(sum(step.waited for step in self.recent) / len(self.recent) / mean, 4),
+            "perf/seconds_left": round((self.last_step - step) * mean, 1),
+        }
+        for part in self.recent[-1].parts:
+            seconds = sum(step.parts[part] for step in self.recent) / len(self.recent)
+            figures[f"perf/{part}_seconds"] = round(seconds, 5)
+        if self.peak is not None:
+            figures["perf/mfu"] = round(speed * self.flops_per_image / (self.ranks * self.peak), 4)
+        return figures
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this rank has held: of its accelerator, or resident in the process where it has none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

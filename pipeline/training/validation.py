@@ -1,0 +1,83 @@
+"""Scores of the model in training on the split `validation`: every sample exactly once, the same at any world size."""
+
+import logging
+import time
+from typing import Any, Self
+
+from pipeline.config.plan import BatchPlan
+from pipeline.config.training import TrainingConfig
+from pipeline.loading.evaluation_stream import EvaluationStream
+from pipeline.loading.loader import Loader, to_device
+from pipeline.loading.sources import Sources
+from pipeline.rank import Rank
+from pipeline.training.engine import Engine
+
+SPLIT = "validation"
+log = logging.getLogger(__name__)
+
+
+class Validation:
+    """The scores that are due in steps [first_step, last_step). A context manager: workers of its own read ahead.
+
+    To be made on the main thread before the accelerator is touched, like a Loader. Collective: all ranks call it alike.
+    """
+
+    def __init__(
+        self, me: Rank, config: TrainingConfig, plan: dict, sources: Sources, first_step: int, last_step: int
+    ):  # fmt: skip
+        self.me, self.config, self.every, self.last = me, config, config.validation.every_steps, plan["steps"]["steps"]
+        passes = sum(self.is_due(step + 1) for step in range(first_step, last_step)) if self.every else 0
+        self.loader = None
+        if not passes:
+            return
+        passes *= 1 + config.guard.max_roll_backs  # which repeat steps
+        micro, ranks = config.micro_batch_size, plan["batches"]["world_size"]
+        self.stream = EvaluationStream(config, sources, SPLIT, micro * ranks)
+        self.loader = Loader(
+            self.stream, BatchPlan(micro * ranks, micro, ranks, 1), rank=me.rank, first_step=0,
+            last_step=passes * self.stream.batches, workers=plan["loader_workers"],
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        if self.loader is not None:
+            self.loader.close()
+
+    def is_due(self, done: int) -> bool:
+        """Whether the state after `done` steps is scored."""
+        return bool(self.every) and (done % self.every == 0 or done == self.last)
+
+    def scores(self, engine: Engine, done: int) -> dict[str, float]:
+        """Of the state after `done` steps, averaged where the run keeps an average; {} where none are due.
+
+        `validation/loss`, the objective's own, and `validation/accuracy` where the samples have labels to be guessed;
+        means over all samples of the split. Masks are those of the samples' places in the split, each time the same.
+        """
+        if not self.is_due(done):
+            return {}
+        self.me.phase, started = "validation", time.perf_counter()
+        sums = engine.evaluate(self._batches(engine))
+        count = int(sums.pop("count"))
+        assert count == self.stream.num_samples, f"{count} of {self.stream.num_samples} samples were scored"
+        names = {"top1": "accuracy"}
+        scores = {f"{SPLIT}/{names.get(name, name)}": total / count for name, total in sums.items()}
+        if self.me.is_first:
+            told = ", ".join(f"{name.removeprefix(SPLIT + '/')} {value:.4f}" for name, value in scores.items())
+            seconds = time.perf_counter() - started
+            log.info("validation at step %d: %s (%s images in %.1f s)", done, told, f"{count:,}", seconds)
+        self.me.phase = "train"
+        return scores
+
+    def _batches(self, engine: Engine):
+        """(batch, (B,) whether each row is a sample and no padding) of one pass; as many on every rank."""
+        data = self.config.data
+        for _ in range(self.stream.batches):
+            self.me.phase = "validation"  # said again: each batch is a sign of life
+            raw = next(self.loader)
+            rows = raw.positions % self.stream.rows
+            batch = to_device(
+                raw._replace(positions=rows), engine.device, data.mean, data.std, engine.compute_dtype
+            )  # fmt: skip
+            yield batch, batch.positions < self.stream.num_samples

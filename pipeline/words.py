@@ -1,0 +1,16 @@
+"""Sizes and durations as a person says them. Torch-free."""
+
+
+def bytes_in_words(size: float) -> str:
+    """`512.0 MiB`, `3.25 GiB`."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def duration_in_words(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 13 min`, `4 d 6 h`: two units at most."""
+    seconds = round(seconds)
+    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            rest = seconds % size // smaller_size
+            return f"{seconds // size:,} {unit} {rest} {smaller}" if rest else f"{seconds // size:,} {unit}"
+    return f"{seconds} s"

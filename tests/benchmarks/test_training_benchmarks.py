@@ -1,0 +1,46 @@
+"""The benchmarks of the training step at sizes that take seconds; the figures themselves are never tested."""
+
+import json
+
+import pytest
+
+from tests.benchmarks.comm_volume import Case, count, gradient_buckets, least_bytes
+from tests.benchmarks.contestant import Contestant, ContestantError, Round
+from tests.benchmarks.environments import interpreter
+from tests.benchmarks.step_overhead import added_milliseconds, one_round, started
+from tests.benchmarks.training_loops import BATCH_SIZE
+from tests.ranks import run_on_ranks
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("stage", "accumulation", "psi"), [(0, 1, 2), (1, 1, 2), (1, 2, 2), (2, 2, 3)])
+def test_gradients_and_weights_are_counted_as_they_lie_on_the_wire(stage, accumulation, psi):
+    case = Case("ours", stage, accumulation=accumulation, small=True)
+    traffic = run_on_ranks(count, 2, case, 1)[0]
+    assert traffic.wire_bytes() == pytest.approx(4 * psi * traffic.parameters, rel=0.02)  # a small network is padded
+    assert least_bytes(case, traffic) == 8 * traffic.parameters
+
+
+def test_vit_l_has_at_least_four_gradient_buckets():
+    assert gradient_buckets("vit_l16") >= 4
+
+
+def test_our_loop_and_a_bare_one_take_turns(tmp_path):
+    with started("ours-0", tmp_path) as ours, started("bare-0", tmp_path) as bare:
+        turns = one_round({"ours": ours, "bare": bare}, turns=2)
+    assert all(one.cpu_seconds > 0 for taken in turns.values() for one in taken)
+    lines = (tmp_path / "run-0" / "attempts" / "01" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == json.loads(lines[-1])["step"] == 2 * 15  # each step of ours is on the record
+
+
+def test_a_loop_that_cannot_run_is_named_with_its_reason(tmp_path):
+    program = "tests.benchmarks.training_loops"
+    with Contestant(interpreter(()), "none-0", tmp_path, program=program) as contestant:
+        with pytest.raises(ContestantError, match="KeyError.*none"):
+            contestant.run(BATCH_SIZE)
+
+
+def test_what_a_loop_adds_is_paired_by_round():
+    measured = {"a": [Round(2e-3, 0), Round(5e-3, 0)], "b": [Round(1e-3, 0), Round(4e-3, 0)]}
+    assert added_milliseconds(measured, "a", "b") == pytest.approx((BATCH_SIZE, BATCH_SIZE, BATCH_SIZE))

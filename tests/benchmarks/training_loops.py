@@ -1,0 +1,219 @@
+"""Training loops that take turns: ours, and those it is held against, each in a process that stays.
+
+Every loop takes the same batch of uint8 images from the host again and again, and normalises it by the same function.
+It draws its batches from an iterator that waits for its next turn on standard input, so a loop that owns its process
+(ours, Hugging Face's Trainer) is measured as it is. The network is a ViT of width 64 and 4 blocks, 55 tensors, small
+enough that what a loop adds to it can be seen. The process is
+
+    python -m tests.benchmarks.training_loops LOOP-STAGE WORKSPACE
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.build import build_objective
+from models.objectives.batch import Batch
+from pipeline.config.plan import BatchPlan
+from pipeline.config.training import PretrainConfig
+from pipeline.loading.loader import RawBatch, to_device
+from pipeline.rank import Rank
+from pipeline.run_directory import RunDirectory
+from pipeline.training.optimizer import build_optimizer, parameter_groups
+from tests.benchmarks.our_deepspeed import our_deepspeed_config
+
+BATCH_SIZE, IMAGE_SIZE, CLASSES = 8, 32, 10
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+RATE, CLIP = 1e-3, 1.0
+FOR_EVER = 1_000_000_000  # steps
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def micro_config(stage: int) -> PretrainConfig:
+    return PretrainConfig.model_validate({
+        "encoder": {"name": "vit_ti16", "image_size": IMAGE_SIZE, "patch_size": 8, "embed_dim": 64, "depth": 4,
+                    "num_heads": 4, "positions": "sincos2d"},
+        "objective": {"kind": "supervised"},
+        "data": {"mean": MEAN, "std": STD},
+        "optimizer": {"learning_rate": RATE, "max_grad_norm": CLIP},
+        "zero": {"stage": stage}, "steps": FOR_EVER, "checkpoint": {"every_steps": FOR_EVER},
+        "global_batch_size": BATCH_SIZE, "micro_batch_size": BATCH_SIZE,
+    })  # fmt: skip
+
+
+def micro_module(config: PretrainConfig) -> torch.nn.Module:
+    return build_objective(config.objective, config.encoder, num_classes=CLASSES, seed=0)
+
+
+def raw_batch() -> RawBatch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(CLASSES, (BATCH_SIZE,), generator=generator)
+    return RawBatch(images, labels, torch.arange(BATCH_SIZE), [str(number) for number in range(BATCH_SIZE)], [])
+
+
+class Turns:
+    """Batches without end; between turns it answers what the last one cost and waits for the next.
+
+    A line on standard input is the number of images that the loop is to take; the end of the input ends the process.
+    """
+
+    images_per_second = None  # of a loader that was never waited for
+
+    def __init__(self, answers: Any):
+        self.answers, self.batch = answers, raw_batch()
+        self._batches = self._iterate()
+
+    def __iter__(self) -> "Turns":
+        return self
+
+    def __next__(self) -> RawBatch:
+        return next(self._batches)
+
+    def _iterate(self) -> Iterator[RawBatch]:
+        for line in sys.stdin:
+            steps = max(1, int(line) // BATCH_SIZE)
+            cpu, wall = time.process_time(), time.perf_counter()
+            for _ in range(steps):
+                yield self.batch
+            answer(
+                self.answers, images=steps * BATCH_SIZE, cpu_seconds=time.process_time() - cpu,
+                wall_seconds=time.perf_counter() - wall,
+            )  # fmt: skip
+        os._exit(0)  # the loop around this would go on for ever
+
+
+def prepared(raw: RawBatch) -> Batch:
+    return to_device(raw, torch.device("cpu"), MEAN, STD, torch.float32)
+
+
+def ours(turns: Any, workspace: Path, stage: int) -> None:
+    """The product's own loop, with its ledger, log and meters."""
+    from pipeline.training.engine import Engine
+    from pipeline.training.loop import _train_steps
+    from pipeline.training.report import log_to_stdout
+    from pipeline.training.supply import Supply
+
+    config, batches = micro_config(stage), BatchPlan(BATCH_SIZE, BATCH_SIZE, 1, 1)
+    run = RunDirectory(workspace / f"run-{stage}")
+    me = Rank(run, run.attempt(1).make(), rank=0, local_rank=0, world_size=1)
+    log_to_stdout(me)
+    steps = {"steps": FOR_EVER, "samples": FOR_EVER * BATCH_SIZE, "warmup_samples": 0}
+    plan = {"batches": batches._asdict(), "steps": steps, "precision": "fp32", "loader_workers": 0}
+    engine = Engine(micro_module(config), config, batches, precision="fp32")
+    _train_steps(me, config, plan, engine, turns, Supply(config, {}), 0, FOR_EVER)
+
+
+def bare(turns: Any, workspace: Path, stage: int) -> None:
+    """Plain PyTorch, with our optimizer."""
+    config = micro_config(stage)
+    module, optimizer = module_and_optimizer(config)
+    parameters = list(module.parameters())
+    module.train()
+    for raw in turns:
+        optimizer.zero_grad()
+        module(prepared(raw)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+
+
+def deepspeed(turns: Any, workspace: Path, stage: int) -> None:
+    """DeepSpeed's engine, with our dictionary and our optimizer."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as our engine: it would need a compiler
+    deepspeed.init_distributed("gloo")
+    config = micro_config(stage)
+    module, optimizer = module_and_optimizer(config)
+    parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    dictionary = our_deepspeed_config(config, world_size=1, parameters=parameters)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dictionary)
+    engine.train()
+    for raw in turns:
+        engine.backward(engine(prepared(raw)).loss)
+        engine.step()
+
+
+def accelerate(turns: Any, workspace: Path, stage: int) -> None:
+    """The loop of accelerate's examples."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    module, optimizer = accelerator.prepare(*module_and_optimizer(micro_config(stage)))
+    module.train()
+    for raw in turns:
+        with accelerator.accumulate(module):
+            optimizer.zero_grad()
+            accelerator.backward(module(prepared(raw)).loss)
+            accelerator.clip_grad_norm_(module.parameters(), CLIP)
+            optimizer.step()
+
+
+def trainer(turns: Any, workspace: Path, stage: int) -> None:
+    """Hugging Face's Trainer, which is given its batches ready made."""
+    from transformers import Trainer, TrainingArguments
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, images, labels, positions):
+            return {"loss": self.module(Batch(images, labels, positions)).loss}
+
+    class Fed(Trainer):
+        def get_train_dataloader(self):
+            return ({name: value for name, value in prepared(raw)._asdict().items() if name in names} for raw in turns)
+
+    names = ("images", "labels", "positions")
+    module, optimizer = module_and_optimizer(micro_config(stage))
+    arguments = TrainingArguments(
+        output_dir=str(workspace / "trainer"), use_cpu=True, max_steps=FOR_EVER, max_grad_norm=CLIP, report_to=[],
+        save_strategy="no", disable_tqdm=True, per_device_train_batch_size=BATCH_SIZE,
+    )  # fmt: skip
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    Fed(Wrapped(module), arguments, optimizers=(optimizer, constant)).train()
+
+
+def module_and_optimizer(config: PretrainConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    module = micro_module(config)
+    optimizer = build_optimizer(parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = RATE
+    return module, optimizer
+
+
+def answer(stream: Any, **content: object) -> None:
+    stream.write(json.dumps(content) + "\n")
+    stream.flush()
+
+
+def serve(name: str, workspace: Path) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log
+    os.environ |= ALONE | {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(_free_port())}
+    torch.set_num_threads(1)
+    loop, _, stage = name.partition("-")
+    try:
+        globals()[loop](Turns(answers), workspace, int(stage))
+    except Exception as error:
+        answer(answers, error=" ".join(f"{type(error).__name__}: {error}".split())[:200])
+        raise
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,39 @@
+"""Traces of chosen steps of a real run, and the bytes that its ranks exchange in them."""
+
+import csv
+import gzip
+import json
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.run_directory import RunDirectory
+from tests.pipeline.pictures import small_dataset
+from tests.pipeline.training.test_validation import new_run, train_whole
+from tests.ranks import run_on_ranks
+
+
+@pytest.mark.slow
+def test_chosen_steps_are_traced_on_every_rank_with_what_they_exchange(tmp_path):
+    small_dataset(tmp_path, per_class=15, splits="hash", split_fractions={"train": 1.0})
+    run = new_run(
+        tmp_path, str(tmp_path / "dataset"), "mae", "zero.stage=0", "steps=6", "profiling.steps=[3, 4]", ranks=2
+    )  # fmt: skip
+    run_on_ranks(train_whole, 2, str(run.path))
+    parameters = run.plan()["parameters"]
+    for rank in range(2):
+        folder = RunDirectory(run.path).attempt(1).path / "profile"
+        with gzip.open(folder / f"rank-{rank:05d}.json.gz") as file:
+            names = [event.get("name") for event in json.load(file)["traceEvents"]]
+        assert names.count("aten::_foreach_lerp_") == 2  # the moving average, once a step
+        with open(folder / f"rank-{rank:05d}.communication.tsv") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        gradients = [row for row in rows if row["operation"] == "all_reduce" and row["element"] == "float"]
+        assert sum(float(row["bytes_per_step"]) for row in gradients) == pytest.approx(4 * parameters, rel=0.05)
+        assert all(float(row["calls_per_step"]) == int(float(row["calls_per_step"])) for row in rows)
+
+
+def test_a_range_that_ends_before_it_begins_is_refused(tmp_path):
+    small_dataset(tmp_path, per_class=5, splits="hash", split_fractions={"train": 1.0})
+    with pytest.raises(InputError, match=r"profiling: steps is \[first, last\], and 5 is after 4"):
+        new_run(tmp_path, str(tmp_path / "dataset"), "mae", "profiling.steps=[5, 4]")

@@ -1,0 +1,93 @@
+"""Which checkpoints stay, how often one is made, and what is said where there is no room for them."""
+
+import math
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.errors import InputError
+from pipeline.run_directory import RunDirectory, write_json
+from pipeline.training.cadence import FIRST_SECONDS, LONGEST_SECONDS, Cadence, best_interval_seconds
+from pipeline.training.retention import prune_checkpoints, require_room
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    write_json(tmp_path / "job.json", {"attempt": 2})
+    return RunDirectory(tmp_path)
+
+
+def commit(run: RunDirectory, step: int, **validation: float) -> None:
+    directory = run.checkpoints / f"step-{step:08d}"
+    directory.mkdir(parents=True)
+    (directory / "file").write_bytes(b"12345678")
+    write_json(directory / "manifest.json", {"step": step, "files": {"file": {"bytes": 8}}, "validation": validation})
+
+
+def steps(run: RunDirectory) -> list[int]:
+    return [checkpoint.step for checkpoint in run.committed_checkpoints()]
+
+
+def test_the_newest_every_nth_and_the_best_stay(run):
+    for step, accuracy in ((10, 0.5), (20, 0.9), (30, 0.7), (40, 0.9), (50, 0.8), (60, 0.8)):
+        commit(run, step, accuracy=accuracy)
+    config = CheckpointConfig(keep=2, keep_every_steps=30)
+    removed = prune_checkpoints(run, config, ("accuracy", "max"))
+    assert steps(run) == [60, 50, 40, 30] and set(removed) == {"step-00000010", "step-00000020"}
+    prune_checkpoints(run, config, ("accuracy", "min"))
+    assert steps(run) == [60, 50, 30]
+    prune_checkpoints(run, CheckpointConfig(keep=1), ("not measured", "min"))
+    assert steps(run) == [60]
+
+
+def test_what_does_not_verify_counts_for_nothing_and_what_was_left_behind_goes(run):
+    for step in (10, 20, 30):
+        commit(run, step)
+    (run.checkpoints / "step-00000030" / "file").write_bytes(b"short")
+    for left in ("step-00000040.attempt-01.partial", "step-00000020.damaged", "step-00000050.attempt-02.partial"):
+        (run.checkpoints / left).mkdir()
+    prune_checkpoints(run, CheckpointConfig(keep=1))
+    assert steps(run) == [20]
+    names = {path.name for path in run.checkpoints.iterdir()}
+    assert names == {"step-00000020", "step-00000030", "step-00000050.attempt-02.partial"}
+
+
+def test_a_disk_without_room_is_named_before_the_first_step(run, monkeypatch):
+    usage = namedtuple("usage", "total used free")(100, 70, 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    config = CheckpointConfig(keep=2)
+    require_room(run, config, 10)
+    with pytest.raises(InputError, match=r"checkpoints: 0.00 GiB free, .* for 3 checkpoints .*lower checkpoint.keep"):
+        require_room(run, config, 11)
+    with pytest.raises(InputError, match="for 4 checkpoints"):
+        require_room(run, config, 10, ("accuracy", "max"))
+    commit(run, 10)
+    require_room(run, config, 12)  # the one that is there takes no more room
+
+
+def test_the_best_interval_loses_the_least_of_all():
+    cost, between = 30.0, 8 * 3600.0
+
+    def lost(interval: float) -> float:
+        """Expected time per second of work, restarts free (Daly, 2006, equation 13)."""
+        return between * (math.exp((interval + cost) / between) - 1) / interval
+
+    best = best_interval_seconds(cost, between)
+    assert best == pytest.approx(math.sqrt(2 * cost * between), rel=0.05)
+    assert all(lost(best) <= lost(best * factor) for factor in (0.9, 1.1))
+    assert best_interval_seconds(3.0, 1.0) == 1.0
+
+
+def test_the_clock_asks_early_once_and_then_as_often_as_pays():
+    cadence = Cadence(hours_between_failures=6400, nodes=128, now=0.0)
+    assert not cadence.is_time(FIRST_SECONDS - 1) and cadence.is_time(FIRST_SECONDS)
+    cadence.saved(FIRST_SECONDS)
+    cadence.measured(stall_seconds=1.0, seconds=20.0)
+    assert cadence.interval_seconds == pytest.approx(600, rel=0.01)  # sqrt(2 x 1 s x 50 h)
+    assert not cadence.is_time(FIRST_SECONDS + 590) and cadence.is_time(FIRST_SECONDS + 610)
+    cadence.measured(stall_seconds=0.001, seconds=200.0)
+    assert cadence.interval_seconds == 200.0  # no more often than one can be written
+    cadence.measured(stall_seconds=60.0, seconds=200.0)
+    assert cadence.interval_seconds == LONGEST_SECONDS
