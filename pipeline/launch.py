@@ -39,9 +39,9 @@ def main(run_directory: str) -> int:
     killed_before = killed_for_memory()
     watchdog = Watchdog(attempt, ranks.keys(), time.monotonic())
     return_codes, hang = _wait(ranks, attempt, watchdog)
-    records = [record for record in attempt.exit_records() if record.rank in ranks]
-    watchdog.look(time.monotonic())
+    watchdog.look(time.monotonic())  # where those were that ended since the last look
     places = {rank: position.in_words for rank, position in watchdog.positions.items()}
+    records = [record for record in attempt.exit_records() if record.rank in ranks]
     code, reason = verdict_of(records, return_codes, hang=hang, places=places)
     if code == EXIT_FAULT and killed_for_memory() > killed_before:
         reason += "; the machine ran out of memory: lower micro_batch_size or profile.loader_workers"
@@ -115,7 +115,7 @@ def _wait(
     Once one fails the others get a grace; they are ended too when the one behind all others does not move any more.
     """
     codes: dict[int, int] = {}
-    failed_at, beat_at, looked_at = None, 0.0, 0.0
+    failed_at, beat_at, looked_at, started = None, 0.0, 0.0, time.time()
     while True:
         now, polled = time.monotonic(), {rank: process.poll() for rank, process in ranks.items()}
         codes |= {rank: code for rank, code in polled.items() if rank not in codes and code is not None}
@@ -135,9 +135,14 @@ def _wait(
             return codes, hang
         if now - beat_at > HEARTBEAT_SECONDS:
             beat_at = now
-            beat = {"time": time.time(), "pid": os.getpid(), "ranks": {r: p.pid for r, p in ranks.items()}}
-            write_atomic(attempt.path / "heartbeat" / "node-000", json.dumps(beat))
+            _beat(ranks, attempt, started)
         time.sleep(0.05)
+
+
+def _beat(ranks: dict[int, subprocess.Popen], attempt: Attempt, started: float) -> None:
+    pids = {rank: process.pid for rank, process in ranks.items()}
+    beat = {"time": time.time(), "started": started, "pid": os.getpid(), "ranks": pids}
+    write_atomic(attempt.path / "heartbeat" / "node-000", json.dumps(beat))
 
 
 if __name__ == "__main__":

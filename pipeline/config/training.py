@@ -57,6 +57,8 @@ class TrainingConfig(Config):
     """Of initial weights, sample order, augmentation and masks."""
     log_every_steps: Count = 10
     """Steps between progress lines; the ledger holds every step."""
+    budget_gpu_hours: Positive | None = None
+    """Hours of all ranks together, over all attempts, after which the run stops with a checkpoint. None: no limit."""
 
     @property
     def length(self) -> tuple[str, float]:

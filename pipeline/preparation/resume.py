@@ -18,6 +18,9 @@ CHANGEABLE = (
     "micro_batch_size",
     "checkpoint.",
     "validation.",
+    "profiling.",
+    "guard.",
+    "budget_gpu_hours",
     "data.max_damaged",
     "data.verify",
     "data.record",
@@ -33,7 +36,8 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
         if not key.startswith(CHANGEABLE):
             raise InputError(
                 f"--set {key}: would change the training; a resumed run may change zero.stage, micro_batch_size, "
-                "checkpoint.*, validation.*, profiling.*, data.max_damaged, data.verify, data.record and profile.*"
+                "checkpoint.*, validation.*, profiling.*, guard.*, budget_gpu_hours, data.max_damaged, data.verify, "
+                "data.record and profile.*"
             )
     changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set")
     batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)

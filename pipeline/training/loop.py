@@ -11,6 +11,7 @@ from models.build import build_objective
 from models.config import EncoderConfig
 from models.objectives.batch import Batch
 from models.weights import WeightsError, load_encoder_weights
+from pipeline.budget import Budget
 from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
@@ -97,15 +98,15 @@ def _train_steps(
     """Steps [first, last): read, augment, mix, update, validate, report, save; all ranks leave together."""
     report, trace = Report(me, config, plan, engine, first, last), StepTrace(me, config.profiling)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
+    budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)
     me.phase = "train"
     for step in range(first, last):
         me.step, started, done = step, time.perf_counter(), step + 1
         rate = rate_of_step(config, plan, step)
         trace.before(done)
         micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
-        result = engine.step(
-            micro_batches, rate, stop=me.stop_requested, counts=lambda: supply.counts() | saver.counts()
-        )
+        stop = me.stop_requested or budget.is_spent
+        result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
         supply.add(result.sums)
         saver.follow(result.sums)
         seconds, scores = time.perf_counter() - started, validation.scores(engine, done)
@@ -119,7 +120,7 @@ def _train_steps(
         if (due and not guard.in_doubt) or stopping or done == last:
             saver.save(done, supply, validation=scores, wait=stopping)
         if stopping:
-            raise Stopped(f"stopped on request at step {done} of {last}, checkpoint complete")
+            raise Stopped(f"{budget.why_stopped} at step {done} of {last}, checkpoint complete")
 
 
 def micro_batches_of_step(

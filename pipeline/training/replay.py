@@ -22,9 +22,9 @@ from pipeline.loading.loader import Loader
 from pipeline.loading.sources import open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import Checkpoint, RunDirectory
 from pipeline.training.agreement import require_planned_data
-from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, load_frozen
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.ledger import SampleRecorder
 from pipeline.training.loop import initial_module, micro_batches_of_step, rate_of_step
@@ -55,14 +55,13 @@ class Replayed(NamedTuple):
 
 
 def replay(run: RunDirectory, number: int) -> Replayed:
-    """Repeat the step that the ledger calls `number`, the first being 1. Collective over this process's world."""
+    """Repeat the step that the ledger calls `number`, the first being 1; computed as plain data parallel. Collective.
+
+    InputError for a step that the run does not have.
+    """
     config, plan, step = read_run_config(run.path), run.plan(), number - 1
     _require_step(run, config, plan, number)
-    # A step that was rolled back is repeated as it was then, not as what came in its place.
-    windows = run.rolled_back()
-    covering = [i for i, window in enumerate(windows) if window.first_step <= step <= window.last_step]
-    passed_over = [window.positions for window in (windows[: covering[-1]] if covering else windows)]
-    checkpoint = next((one for one in run.committed_checkpoints() if one.step <= step), None)
+    checkpoint, passed_over, rolled_back = _before(run, step)
     begin = checkpoint.step if checkpoint else 0
 
     config = config.model_copy(update={"zero": config.zero.model_copy(update={"stage": 0})})
@@ -77,6 +76,8 @@ def replay(run: RunDirectory, number: int) -> Replayed:
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=world_size,
     ) as loader:  # fmt: skip
         module = initial_module(config, plan, resumes=checkpoint is not None)
+        if checkpoint is not None:
+            load_frozen(module, checkpoint)
         engine = Engine(module, config, batches, precision=plan["precision"])
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
@@ -87,7 +88,7 @@ def replay(run: RunDirectory, number: int) -> Replayed:
                 given = _told(given, engine, module, loader, samples)
             result = engine.step(given, rate_of_step(config, plan, me.step), stop=False)
     samples = sorted(_of_all_ranks(samples), key=lambda sample: sample.badness, reverse=True)
-    return Replayed(begin, result, samples, _ledger_line(run, number, first=bool(covering)))
+    return Replayed(begin, result, samples, _ledger_line(run, number, first=rolled_back))
 
 
 def _require_step(run: RunDirectory, config: object, plan: dict, number: int) -> None:
@@ -95,6 +96,19 @@ def _require_step(run: RunDirectory, config: object, plan: dict, number: int) ->
         raise InputError(f"{run.path}: a run of stage {plan['stage']} has no steps; name a training run")
     if not 1 <= number <= plan["steps"]["steps"]:
         raise InputError(f"STEP {number}: {run.path} has steps 1 to {plan['steps']['steps']}")
+
+
+def _before(run: RunDirectory, step: int) -> tuple[Checkpoint | None, list[tuple[int, int]], bool]:
+    """The checkpoint to begin from, the ranges passed over by then, and whether the step was rolled back.
+
+    One that was is repeated as it was then, not as what came in its place.
+    """
+    windows, latest = run.rolled_back(), step
+    covering = [i for i, window in enumerate(windows) if window.first_step <= step <= window.last_step]
+    if covering:
+        latest, windows = windows[covering[-1]].first_step, windows[: covering[-1]]
+    checkpoint = next((one for one in run.committed_checkpoints() if one.step <= latest), None)
+    return checkpoint, [window.positions for window in windows], bool(covering)
 
 
 def _told(

@@ -74,6 +74,7 @@ class Validation:
         """(batch, (B,) whether each row is a sample and no padding) of one pass; as many on every rank."""
         data = self.config.data
         for _ in range(self.stream.batches):
+            self.me.phase = "validation"  # said again: each batch is a sign of life
             raw = next(self.loader)
             rows = raw.positions % self.stream.rows
             batch = to_device(

@@ -25,7 +25,9 @@ def test_a_rank_that_hangs_is_named_with_its_phase_step_and_place(pictures, tmp_
     code, reason = supervise(run, Fault(1, "forward", 4, hang), environment=environment)
     assert time.time() - last_step_written(run) < HANG_SECONDS + 10
     assert code == EXIT_FAULT
-    assert reason.startswith("rank 1 hung in forward of step 5 for ") and "in hang from" in reason, reason
+    assert (
+        reason.startswith("rank 1 hung in forward of step 5 for ") and "in hang; the stacks of all ranks: " in reason
+    ), reason
     for rank in (0, 1):
         assert "Current thread" in run.attempt(1).stacks(rank).read_text()
 

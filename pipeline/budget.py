@@ -1,0 +1,58 @@
+"""What a run has cost so far, over all its attempts, and when its budget is spent. Torch-free."""
+
+import time
+from dataclasses import dataclass
+
+from pipeline.errors import InputError
+from pipeline.run_directory import Attempt, RunDirectory, read_json
+
+
+def rank_hours(attempt: Attempt) -> float:
+    """Hours of all ranks of an attempt, by the heartbeats of its supervisors: to some seconds, also if it was killed.
+
+    A rank has one accelerator, so these are GPU-hours where there are GPUs.
+    """
+    beats = [read_json(path) for path in attempt.path.glob("heartbeat/node-*")]
+    return sum((beat["time"] - beat.get("started", beat["time"])) * len(beat["ranks"]) for beat in beats) / 3600
+
+
+def hours_before(run: RunDirectory, attempt: Attempt) -> float:
+    """Rank-hours of the attempts before this one."""
+    return sum(rank_hours(run.attempt(number)) for number in range(1, attempt.number))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hours that a run may cost, what it had cost before this attempt, and since when `world_size` ranks add to it."""
+
+    hours: float | None
+    hours_before: float
+    world_size: int
+    started: float
+
+    @classmethod
+    def of(cls, run: RunDirectory, attempt: Attempt, hours: float | None, world_size: int) -> "Budget":
+        """InputError where the attempts before have left nothing of it."""
+        beat = read_json(attempt.path / "heartbeat" / "node-000") or {}
+        before = 0.0 if hours is None else hours_before(run, attempt)
+        if hours is not None and before >= hours:
+            raise InputError(
+                f"{run.config_file}: budget_gpu_hours: {hours:g} and {before:.3g} are used; to go on say "
+                f"`vit resume {run.path} --set budget_gpu_hours=N` with a larger N"
+            )
+        return cls(hours, before, world_size, beat.get("started", time.time()))
+
+    @property
+    def used(self) -> float:
+        return self.hours_before + (time.time() - self.started) * self.world_size / 3600
+
+    @property
+    def is_spent(self) -> bool:
+        return self.hours is not None and self.used >= self.hours
+
+    @property
+    def why_stopped(self) -> str:
+        """What a rank says that stops now."""
+        if self.is_spent:
+            return f"budget_gpu_hours {self.hours:g} is spent ({self.used:.3g} used): stopped"
+        return "stopped on request"
