@@ -4,6 +4,7 @@ from typing import Literal
 
 from pipeline.config.base import Config, CountOrZero
 
+SPLIT = "validation"
 DIRECTIONS = {"loss": "min", "accuracy": "max"}
 
 
@@ -21,4 +22,4 @@ class ValidationConfig(Config):
     def best_metric(self) -> tuple[str, str]:
         """Its name in the ledger, and `min` or `max`; of a config that is filled in."""
         assert self.best is not None
-        return f"validation/{self.best}", DIRECTIONS[self.best]
+        return f"{SPLIT}/{self.best}", DIRECTIONS[self.best]

@@ -105,7 +105,9 @@ class Engine:
         skipped = not torch.isfinite(torch.as_tensor(norm)).item()
         if not skipped:
             self.state.update_average()
-        return self._agree(loss_sum / taken, float(norm), skipped, stop, sums | counts())
+        result = self._agree(loss_sum / taken, float(norm), skipped, stop, sums | counts())
+        self.clock.end()
+        return result
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Batch, Tensor]]) -> dict[str, float]:

@@ -103,7 +103,8 @@ def _train_steps(
         micro_batches = _micro_batches(me, config, engine, loader, supply, recorder)
         result = engine.step(micro_batches, rate, stop=me.stop_requested, counts=supply.counts)
         supply.add(result.sums)
-        seconds, scores = time.perf_counter() - started, validation.scores(engine, done)
+        seconds = time.perf_counter() - started
+        scores = validation.scores(engine, done)
         report.step(done, result, rate, supply, loader, seconds, scores)
         trace.after(done, last)
 
