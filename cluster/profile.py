@@ -25,6 +25,8 @@ class LocalProfile(BaseModel):
     """Processes per rank that decode images. None: the rank's share of the cores less one, at most 8."""
     accelerators_per_node: Annotated[int, Field(strict=True, ge=0)] | None = None
     """Accelerators that are used. None: those this machine shows."""
+    price_per_device_hour: Annotated[float, Field(ge=0)] = 0.0
+    """Cost of an hour of one accelerator, or of a machine without; `vit plan` multiplies. 0: unknown."""
     env: dict[str, str] = {}
     """Environment variables of the job."""
 

@@ -1,4 +1,4 @@
-"""What follows from a config, a dataset's size and a world: batches, steps, arithmetic and memory. Pure, torch-free."""
+"""What follows from a config, a dataset's size and a world: batches, steps and arithmetic. Pure, torch-free."""
 
 from typing import NamedTuple
 
@@ -67,36 +67,3 @@ def training_flops(encoder: EncoderConfig, objective: ObjectiveConfig, num_class
     block = tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
     embed = patches * encoder.patch_size**2 * encoder.channels * width
     return 6.0 * (encoder.depth * block + embed + extra)
-
-
-def state_bytes(parameters: int, stage: int, world_size: int, precision: str, ema: bool) -> int:
-    """Bytes per rank of weights, gradients, moments and average, without activations (arXiv:1910.02054, figure 1)."""
-    compute = 2 if precision == "bf16" else 4
-    weights, gradients = compute * parameters, compute * parameters
-    states = (12 + 4 * ema) * parameters  # fp32 master, two moments; DeepSpeed keeps a master copy in fp32 too
-    if stage == 0:
-        return 4 * parameters + 4 * parameters + (8 + 4 * ema) * parameters
-    if stage >= 1:
-        states //= world_size
-    if stage >= 2:
-        gradients //= world_size
-    if stage >= 3:
-        weights //= world_size
-    return weights + gradients + states
-
-
-def activation_bytes(encoder: EncoderConfig, objective: ObjectiveConfig, micro_batch_size: int, precision: str) -> int:
-    """Bytes kept for backward: about 34 per token and width in two-byte precision (arXiv:2205.05198, equation 2)."""
-    tokens = encoder.num_patches + 1
-    if isinstance(objective, MaskedAutoencoderConfig):
-        visible = encoder.num_patches - int(encoder.num_patches * objective.mask_ratio) + 1
-        per_image = 34 * visible * encoder.embed_dim * encoder.depth
-        per_image += 34 * tokens * objective.decoder.embed_dim * objective.decoder.depth
-    else:
-        per_image = 34 * tokens * encoder.embed_dim * encoder.depth
-    return micro_batch_size * per_image * (1 if precision == "bf16" else 2)
-
-
-def checkpoint_bytes(parameters: int, ema: bool) -> int:
-    """Bytes of one checkpoint: fp32 weight and two moments per parameter, and the average."""
-    return parameters * (12 + 4 * ema)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pipeline.config.base import Config, CountOrZero
 
+SPLIT = "validation"
 DIRECTIONS: dict[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}
 
 
@@ -23,4 +24,4 @@ class ValidationConfig(Config):
         """The name in the ledger of what decides, and which of two is better; None where nothing is scored."""
         if not self.every_steps or self.best is None:
             return None
-        return f"validation/{self.best}", DIRECTIONS[self.best]
+        return f"{SPLIT}/{self.best}", DIRECTIONS[self.best]

@@ -11,17 +11,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.plan import (
-    activation_bytes,
-    checkpoint_bytes,
-    count_parameters,
-    plan_batches,
-    plan_steps,
-    state_bytes,
-    training_flops,
-)
+from pipeline.config.memory import activation_bytes, checkpoint_bytes, state_bytes
+from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
+from pipeline.config.validation import SPLIT
 from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
@@ -37,7 +31,6 @@ from pipeline.views.turbojpeg import require_turbojpeg
 WINDOW_BYTES = 1 << 30
 REMOTE_WINDOWS = 4  # as many times smaller
 ADOPTED_WINDOWS = 4  # as many times larger for tars that nobody says were shuffled
-VALIDATION = "validation"  # the split
 MOST_VALIDATIONS = 100  # in a run that does not say
 PROCESS_BYTES = 1_000_000_000  # torch, DeepSpeed and timm, resident in each rank before the model
 CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
@@ -248,16 +241,13 @@ def _shortened_warmup(config: TrainingConfig, recipe_unit: str, samples_per_epoc
 
 def _with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch: int, path: Path) -> Any:
     """When the run is scored, and by what; InputError where it cannot be as it was asked."""
-    every, best, supervised = (
-        config.validation.every_steps,
-        config.validation.best,
-        config.objective.kind == "supervised",
-    )
-    lacking = [index for index in sources.indexes if not (VALIDATION in index.splits and index.num_samples(VALIDATION))]
+    every, best = config.validation.every_steps, config.validation.best
+    supervised = config.objective.kind == "supervised"
+    lacking = [index for index in sources.indexes if not (SPLIT in index.splits and index.num_samples(SPLIT))]
     having = [index for index in sources.indexes if index not in lacking]
-    unlabelled = [index for index in having if supervised and index.num_unlabelled(VALIDATION)]
+    unlabelled = [index for index in having if supervised and index.num_unlabelled(SPLIT)]
     if every and (lacking or unlabelled):
-        where, what = (lacking[0], f"no split `{VALIDATION}`") if lacking else (unlabelled[0], "samples without labels")
+        where, what = (lacking[0], f"no split `{SPLIT}`") if lacking else (unlabelled[0], "samples without labels")
         raise InputError(
             f"{path.name}: validation.every_steps is {every} and {where.directory} has {what}; ingest it with one, "
             "or set validation.every_steps=0"
@@ -281,7 +271,6 @@ def training_plan(
     precision = config.precision if placement.precision == "bf16" else "fp32"
     parameters = count_parameters(config.encoder, config.objective, num_classes)
     ema = config.ema_decay > 0
-    activations = activation_bytes(config.encoder, config.objective, config.micro_batch_size, precision)
     return {
         "format_version": 1,
         "stage": config.stage,
@@ -297,9 +286,17 @@ def training_plan(
         "parameters": parameters,
         "training_flops_per_image": training_flops(config.encoder, config.objective, num_classes),
         "memory_bytes_per_rank": {
-            f"stage {stage}": state_bytes(parameters, stage, placement.world_size, precision, ema) + activations
+            f"stage {stage}": planned_bytes(config, stage, config.micro_batch_size, parameters, placement, precision)
             for stage in range(4)
         },
         "host_bytes_per_rank": PROCESS_BYTES + checkpoint_bytes(parameters, ema) // placement.world_size,
         "checkpoint_bytes": checkpoint_bytes(parameters, ema),
     }
+
+
+def planned_bytes(
+    config: TrainingConfig, stage: int, micro_batch_size: int, parameters: int, placement: Placement, precision: str
+) -> int:
+    """Bytes of a rank's training state and activations at a ZeRO stage and micro-batch."""
+    state = state_bytes(parameters, stage, placement.world_size, precision, config.ema_decay > 0)
+    return state + activation_bytes(config.encoder, config.objective, micro_batch_size, precision)

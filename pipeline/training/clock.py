@@ -30,17 +30,20 @@ class StepClock:
         self._marks.append((part, self._now()))
 
     def end(self) -> None:
-        """End the last part, and the step."""
-        self.begin("train")
+        """The step is over, and the device has done all of its work."""
+        self._enter("train")
+        self._marks.append(("", self._now()))
+        if isinstance(self._marks[-1][1], torch.cuda.Event):
+            self._marks[-1][1].synchronize()  # nothing is queued before it any more
 
     def seconds(self) -> dict[str, float]:
-        """Of the step that ended last; the device has done all of its work."""
+        """Of the parts between the last call and the last `end`."""
         marks, self._marks = self._marks, []
-        if marks and isinstance(marks[-1][1], torch.cuda.Event):
-            marks[-1][1].synchronize()  # nothing is queued before it any more
         spent = dict.fromkeys(PARTS, 0.0)
         for (part, began), (_, ended) in zip(marks, marks[1:], strict=False):
-            spent[part] += began.elapsed_time(ended) / 1000 if isinstance(began, torch.cuda.Event) else ended - began
+            if part:
+                seconds = began.elapsed_time(ended) / 1000 if isinstance(began, torch.cuda.Event) else ended - began
+                spent[part] += seconds
         return spent
 
 

@@ -109,7 +109,8 @@ def _train_steps(
         result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
         supply.add(result.sums)
         saver.follow(result.sums)
-        seconds, scores = time.perf_counter() - started, validation.scores(engine, done)
+        seconds = time.perf_counter() - started
+        scores = validation.scores(engine, done)
         report.step(done, result, rate, supply, loader, seconds, scores)
         trace.after(done, last)
 

@@ -2,22 +2,27 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 
+from torch import Tensor
+
+from models.objectives.batch import Batch
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
+from pipeline.config.validation import SPLIT
 from pipeline.loading.evaluation_stream import EvaluationStream
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.sources import Sources
 from pipeline.rank import Rank
 from pipeline.training.engine import Engine
 
-SPLIT = "validation"
+ENDLESS = 1 << 40  # batches: pass after pass, as many as the run asks for
 log = logging.getLogger(__name__)
 
 
 class Validation:
-    """The scores that are due in steps [first_step, last_step). A context manager: workers of its own read ahead.
+    """The scores of a run that goes from `first_step` to `last_step`. A context manager: workers of its own read ahead.
 
     To be made on the main thread before the accelerator is touched, like a Loader. Collective: all ranks call it alike.
     """
@@ -26,16 +31,15 @@ class Validation:
         self, me: Rank, config: TrainingConfig, plan: dict, sources: Sources, first_step: int, last_step: int
     ):  # fmt: skip
         self.me, self.config, self.every, self.last = me, config, config.validation.every_steps, plan["steps"]["steps"]
-        passes = sum(self.is_due(step + 1) for step in range(first_step, last_step)) if self.every else 0
         self.loader = None
-        if not passes:
+        if not self.every or first_step == last_step:
             return
         passes *= 1 + config.guard.max_roll_backs  # which repeat steps
         micro, ranks = config.micro_batch_size, plan["batches"]["world_size"]
         self.stream = EvaluationStream(config, sources, SPLIT, micro * ranks)
         self.loader = Loader(
             self.stream, BatchPlan(micro * ranks, micro, ranks, 1), rank=me.rank, first_step=0,
-            last_step=passes * self.stream.batches, workers=plan["loader_workers"],
+            last_step=ENDLESS, workers=plan["loader_workers"],
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -70,7 +74,7 @@ class Validation:
         self.me.phase = "train"
         return scores
 
-    def _batches(self, engine: Engine):
+    def _batches(self, engine: Engine) -> Iterator[tuple[Batch, Tensor]]:
         """(batch, (B,) whether each row is a sample and no padding) of one pass; as many on every rank."""
         data = self.config.data
         for _ in range(self.stream.batches):

@@ -68,7 +68,7 @@ def test_too_little_memory_is_said_with_the_nearest_encoder_that_fits(home, digi
     from types import SimpleNamespace
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=6 * 2**30))
-    with pytest.raises(InputError, match="GiB are free; the nearest that fits is encoder.name=vit_"):
+    with pytest.raises(InputError, match="GiB are free for each; the nearest that fits is encoder.name=vit_"):
         prepared(home, None, recipe="pretrain_supervised_vit_l16", data=None)
     assert not list((home / "runs").glob("*")) if (home / "runs").exists() else True
 

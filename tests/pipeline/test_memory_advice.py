@@ -1,0 +1,46 @@
+"""Whether a run fits, which stage is the lowest that does, and what to change where it does not."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from flows import requests
+from pipeline.preparation import memory
+from pipeline.preparation.placement import Placement
+
+GPUS = Placement("local", 1, 8, 4, 8)
+
+
+@pytest.fixture
+def large(digits, home):
+    """ViT-L at stage 1 with micro-batches of 64, planned for eight accelerators."""
+    overrides = ["global_batch_size=512", "micro_batch_size=64"]
+    return requests.prepared_training(
+        "pretrain", "pretrain_supervised_vit_l16", data=[str(digits)], placement=GPUS, overrides=overrides,
+        home=home, rehearse="never", model=None,
+    )  # fmt: skip
+
+
+def on_devices_of(monkeypatch, gibibytes: float) -> None:
+    monkeypatch.setattr(memory, "smallest_accelerator_bytes", lambda: int(gibibytes * 2**30 / memory.HEADROOM))
+
+
+def test_what_fits_is_advised_by_the_lowest_stage(large, monkeypatch):
+    need = [memory.needed_bytes(large, GPUS, stage, 64) / 2**30 for stage in range(4)]
+    assert need[0] > need[1] > need[2]
+    for stage in range(3):
+        on_devices_of(monkeypatch, need[stage] + 0.01)
+        assert memory.lowest_stage_that_fits(large, GPUS) == stage
+        assert (memory.memory_shortage(large, GPUS) is None) == (stage < 2)
+    assert "what fits: zero.stage=2, or micro_batch_size=32" in memory.memory_shortage(large, GPUS)
+    on_devices_of(monkeypatch, 6.0)
+    assert "what fits: micro_batch_size=16" in memory.memory_shortage(large, GPUS)
+    on_devices_of(monkeypatch, 1.0)
+    assert "the nearest that fits is encoder.name=vit_" in memory.memory_shortage(large, GPUS)
+
+
+def test_nothing_is_said_of_accelerators_that_nobody_can_ask(large, monkeypatch):
+    monkeypatch.setattr(memory, "smallest_accelerator_bytes", lambda: None)
+    assert memory.lowest_stage_that_fits(large, GPUS) is None and memory.memory_shortage(large, GPUS) is None
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**34))
+    assert memory.available_bytes_per_rank(Placement("local", 1, 2, 1, 0)) == 2**33
