@@ -49,9 +49,7 @@ def step_overhead(rounds: int = 9, steps: int = 150, collectives: int = 500) -> 
         f"{name}, ms over {LOOPS[name][1]}": Goal(added[name].median, bound, at_least=False)
         for name, bound in GOALS.items()
     }
-    rows = [
-        [name, milliseconds(measured[name]).text(3), LOOPS[name][1], added[name].text(3)] for name in measured
-    ]  # fmt: skip
+    rows = [[name, milliseconds(measured[name]).text(3), LOOPS[name][1], added[name].text(3)] for name in measured]
     title = f"One step of a ViT of 55 tensors, {BATCH_SIZE} images of 32 pixels, one process"
     text = table(title, ["loop", "ms CPU per step", "against", "ms added"], rows)
     text += "".join(f"{name}: not measured: {reason}\n" for name, reason in missing.items())

@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from pipeline.shards.index import read_index
+from tests.benchmarks import mfu
 from tests.benchmarks.comm_volume import Case, count, gradient_buckets, least_bytes
 from tests.benchmarks.contestant import Contestant, ContestantError, Round
 from tests.benchmarks.environments import interpreter
 from tests.benchmarks.step_overhead import added_milliseconds, one_round, started
 from tests.benchmarks.training_loops import BATCH_SIZE
+from tests.pipeline.pictures import small_dataset
 from tests.ranks import run_on_ranks
 
 pytestmark = pytest.mark.slow
@@ -44,3 +47,29 @@ def test_a_loop_that_cannot_run_is_named_with_its_reason(tmp_path):
 def test_what_a_loop_adds_is_paired_by_round():
     measured = {"a": [Round(2e-3, 0), Round(5e-3, 0)], "b": [Round(1e-3, 0), Round(4e-3, 0)]}
     assert added_milliseconds(measured, "a", "b") == pytest.approx((BATCH_SIZE, BATCH_SIZE, BATCH_SIZE))
+
+
+@pytest.mark.parametrize(("system", "fed"), [("ours", True), ("plain PyTorch", False)])
+def test_model_flops_are_held_against_a_product_of_the_same_process(system, fed, pictures):
+    case = mfu.Case("vit_ti16", "supervised", 4, system=system, fed=fed)
+    sizes = {"image_size": 32, "patch_size": 16, "depth": 1}
+    speed = run_on_ranks(_measured, 1, case, pictures, sizes)[0]
+    assert speed.images_per_second > 0 and 0 < speed.utilisation
+    assert speed.flops_per_image == 6 * (5 * 12 * 192**2 + 2 * 5**2 * 192 + 4 * 768 * 192 + 192 * 1000)
+
+
+def _measured(case, index, sizes):
+    return mfu.measure(case, 2, 64, index, **sizes)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    small_dataset(folder)
+    return read_index(folder / "dataset")
+
+
+def test_without_a_gpu_model_flops_are_not_claimed(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    text, result = mfu.mfu()
+    assert text.startswith("not measured") and not result["ok"] and "no CUDA GPU" in result["skipped"]
