@@ -10,7 +10,7 @@ from models.build import build_objective
 from models.config import EncoderConfig
 from models.objectives.batch import Batch
 from models.weights import WeightsError, load_encoder_weights
-from pipeline.config.plan import BatchPlan
+from pipeline.config.plan import BatchPlan, StepPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
@@ -59,7 +59,9 @@ def train(me: Rank) -> None:
         module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
         if checkpoint is None and config.initialise_from is not None:
             _initialise(module, config, plan)
-        engine = Engine(module, config, batches, precision=plan["precision"])
+        engine = Engine(
+            module, config, batches, precision=plan["precision"], compile_backend=plan.get("compile_backend")
+        )
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
@@ -132,7 +134,7 @@ def _micro_batches(
 
 def _rate(config: TrainingConfig, plan: dict, step: int) -> float:
     seen = (step + 1) * config.global_batch_size  # the rate of the end of the step: never zero
-    return learning_rate(config.optimizer, seen, plan["steps"]["warmup_samples"], plan["steps"]["samples"])
+    return learning_rate(config.optimizer, seen, StepPlan(**plan["steps"]))
 
 
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:
