@@ -232,7 +232,7 @@ def evaluation_run(
     if "classify-v1" in config.protocols:
         _require_classes(index, sources)
     plan = {
-        "format_version": 1, "stage": "evaluate", **placement.as_plan(), "precision": placement.precision,
+        "format_version": 1, "stage": "evaluate", **placement.as_plan(), "precision": placement.precision("bf16"),
         "data": {"path": str(index.directory), "name": index.directory.name, "fingerprint": index.fingerprint},
         "sources": {name: source.as_dict() for name, source in sources.items()},
     }  # fmt: skip
@@ -291,7 +291,7 @@ def sequence_run(runs: Sequence[RunDirectory], *, profile: str, overrides: Seque
     """Several prepared training runs in one set of processes."""
     chosen, placement = load_profile(profile, split_profile_overrides(overrides)[1])
     config = SequenceConfig(runs=tuple(str(run.path) for run in runs))
-    plan = {"format_version": 1, "stage": "sequence", **placement.as_plan(), "precision": placement.precision}
+    plan = {"format_version": 1, "stage": "sequence", **placement.as_plan(), "precision": placement.precision("bf16")}
     return _write_stage(config, plan, "sequence", None, home, chosen)
 
 

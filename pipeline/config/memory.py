@@ -12,10 +12,10 @@ def state_bytes(parameters: int, stage: int, world_size: int, precision: str, em
     ZeRO's partitions (arXiv:1910.02054, figure 1), and what DeepSpeed 0.19.8 keeps besides: from stage 2 on gradients
     in fp32; at stage 3 a second copy of them, their bucket, and the gathered weights.
     """
-    compute = 2 if precision == "bf16" else 4
+    compute = 4 if precision == "fp32" else 2
     moments_and_average = (8 + 4 * ema) * parameters
     if stage == 0:  # autocast keeps copies of the weights in bf16 from forward to backward
-        return (8 + (2 if precision == "bf16" else 0)) * parameters + moments_and_average
+        return (8 + (0 if precision == "fp32" else 2)) * parameters + moments_and_average
     owned = (moments_and_average + 4 * parameters) // world_size  # with the fp32 master weights
     weights, whole_gradients, own_gradients = compute * parameters, compute * parameters, 4 * parameters // world_size
     if stage == 1:
@@ -28,7 +28,7 @@ def state_bytes(parameters: int, stage: int, world_size: int, precision: str, em
 
 def activation_bytes(encoder: EncoderConfig, objective: ObjectiveConfig, micro_batch_size: int, precision: str) -> int:
     """Bytes kept for backward: about 34 per token and width in two-byte precision (arXiv:2205.05198, equation 2)."""
-    two_bytes = 1 if precision == "bf16" else 2
+    two_bytes = 2 if precision == "fp32" else 1
     tokens = encoder.num_patches + 1
     if not isinstance(objective, MaskedAutoencoderConfig):
         return micro_batch_size * two_bytes * 34 * tokens * encoder.embed_dim * encoder.depth

@@ -31,18 +31,27 @@ def plan_batches(global_batch_size: int, micro_batch_size: int, world_size: int)
 
 
 class StepPlan(NamedTuple):
-    """Length of a run. `warmup_samples` is where the learning rate reaches its peak."""
+    """Length of a run. The learning rate reaches its peak after `warmup_samples`; a constant one then falls over the
+    last `cooldown_samples`."""
 
     samples: int
     steps: int
     warmup_samples: int
+    cooldown_samples: int = 0
 
 
 def plan_steps(config: TrainingConfig, samples_per_epoch: int) -> StepPlan:
     unit, amount = config.length
     in_samples = {"epochs": samples_per_epoch, "steps": config.global_batch_size, "samples": 1}[unit]
     steps = max(1, -(-round(amount * in_samples) // config.global_batch_size))
-    return StepPlan(steps * config.global_batch_size, steps, round(config.optimizer.warmup * in_samples))
+    samples = steps * config.global_batch_size
+    warmup, cooldown = round(config.optimizer.warmup * in_samples), round(config.optimizer.cooldown * in_samples)
+    if cooldown and warmup + cooldown > samples:
+        raise InputError(
+            f"optimizer.cooldown {config.optimizer.cooldown:g} and warmup {config.optimizer.warmup:g} are longer than "
+            f"the run's {amount:g} {unit}; shorten them"
+        )
+    return StepPlan(samples, steps, warmup, cooldown)
 
 
 def count_parameters(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> int:

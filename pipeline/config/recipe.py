@@ -79,7 +79,7 @@ def validate(config_class: type[ConfigT], raw: Mapping[str, Any], source: str) -
 
 def _problem_line(config_class: type[BaseModel], source: str, problem: Mapping[str, Any]) -> str:
     location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "(whole file)"
+    key = ".".join(_without_tags(config_class, location)) or "(whole file)"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         siblings = _fields_at(config_class, location[:-1])
@@ -92,8 +92,21 @@ def _problem_line(config_class: type[BaseModel], source: str, problem: Mapping[s
     return f"{source}: {key}: {message}{shown}"
 
 
+def _without_tags(config_class: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The key as a person writes it: pydantic puts the kind of a union's member between."""
+    return [
+        part
+        for number, part in enumerate(location)
+        if part not in map(_kind_of, _classes_at(config_class, location[:number]))
+    ]
+
+
 def _fields_at(config_class: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of the config found by walking `location` from `config_class`, through unions by `kind`."""
+    return sorted({name for found in _classes_at(config_class, location) for name in found.model_fields})
+
+
+def _classes_at(config_class: type[BaseModel], location: Sequence[str]) -> list[type[BaseModel]]:
+    """The configs found by walking `location` from `config_class`, through unions by `kind`."""
     candidates: list[type[BaseModel]] = [config_class]
     for part in location:
         following: list[type[BaseModel]] = []
@@ -106,7 +119,7 @@ def _fields_at(config_class: type[BaseModel], location: Sequence[str]) -> list[s
             candidates = by_kind or following
         else:  # the tag of a union stands in the location
             candidates = [c for c in candidates if _kind_of(c) == part] or candidates
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
+    return candidates
 
 
 def _kind_of(config_class: type[BaseModel]) -> str | None:

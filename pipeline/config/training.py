@@ -11,7 +11,7 @@ from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.engine import ZeroConfig
 from pipeline.config.guard import GuardConfig
-from pipeline.config.optimizer import OptimizerConfig
+from pipeline.config.optimizer import WHOLE_TENSORS, OptimizerConfig
 from pipeline.config.profiling import ProfilingConfig
 from pipeline.config.validation import ValidationConfig
 
@@ -28,7 +28,7 @@ class TrainingConfig(Config):
     augmentation: AugmentationConfig = AugmentationConfig()
     """From image to input."""
     optimizer: OptimizerConfig
-    """AdamW and its schedule."""
+    """What changes the weights, and its schedule; AdamW unless `kind` says otherwise."""
     zero: ZeroConfig
     """How the training state is spread over ranks."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -49,8 +49,16 @@ class TrainingConfig(Config):
     """Length of the run in optimizer steps."""
     samples: Count | None = None
     """Length of the run in images seen."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Compute precision on an accelerator, over fp32 master weights; a processor without one computes in fp32."""
+    precision: Literal["bf16", "fp32", "fp16"] = "bf16"
+    """Compute precision on an accelerator, over fp32 master weights; a processor without one computes in fp32. fp16
+    scales its loss, and is for accelerators that are slow at bf16."""
+    compile: bool = True
+    """Compile the network (torch.compile) on an accelerator; a processor without one runs it as it is."""
+    activation_checkpointing: bool = False
+    """Keep only the blocks' inputs for backward and compute the rest again: a third more arithmetic, less memory."""
+    deterministic: bool = False
+    """Only kernels that give the same bits on every run, on the same accelerators, versions and world size. Costs
+    speed on accelerators, most in the backward pass of attention; a processor's runs are the same either way."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Exponential moving average of the weights, per step; what is evaluated and registered. 0 is off."""
     seed: CountOrZero = 0
@@ -70,6 +78,15 @@ class TrainingConfig(Config):
         given = [unit for unit in LENGTH_UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
             raise ValueError(f"exactly one of epochs, steps, samples sets the length; given: {given or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_sees_what_it_needs(self) -> "TrainingConfig":
+        if self.optimizer.kind in WHOLE_TENSORS and self.zero.stage:
+            raise ValueError(
+                f"optimizer.kind {self.optimizer.kind} needs the norm of every whole tensor, and zero.stage "
+                f"{self.zero.stage} cuts tensors into parts; set zero.stage to 0, or optimizer.kind to adamw or sgd"
+            )
         return self
 
     @model_validator(mode="after")

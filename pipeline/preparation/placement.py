@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.errors import InputError
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -17,10 +19,15 @@ class Placement:
     def world_size(self) -> int:
         return self.nodes * self.ranks_per_node
 
-    @property
-    def precision(self) -> str:
-        """The precision a recipe's bf16 becomes here."""
-        return "bf16" if self.accelerators_per_node else "fp32"
+    def precision(self, wanted: str) -> str:
+        """The precision that a recipe's becomes here; InputError where it cannot be had."""
+        if wanted == "fp16" and not self.accelerators_per_node:
+            raise InputError("precision: fp16 needs an accelerator, and there is none here; set it to bf16 or fp32")
+        return wanted if self.accelerators_per_node else "fp32"
+
+    def compile_backend(self, wanted: bool) -> str | None:
+        """What compiles the network here, by its name in torch.compile; None: nothing does."""
+        return "inductor" if wanted and self.accelerators_per_node else None
 
     def as_plan(self) -> dict[str, int]:
         return {

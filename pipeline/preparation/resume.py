@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 
-from pipeline.config.plan import plan_batches
+from pipeline.config.plan import plan_batches, plan_steps
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.stages import read_run_config
-from pipeline.config.training import TrainingConfig
+from pipeline.config.training import LENGTH_UNITS, TrainingConfig
 from pipeline.errors import InputError
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.training import dump_config
@@ -14,41 +14,69 @@ from pipeline.preparation.write import write_deepspeed
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 
 CHANGEABLE = (
-    "zero.stage",
-    "micro_batch_size",
-    "checkpoint.",
-    "validation.",
-    "profiling.",
-    "guard.",
-    "budget_gpu_hours",
-    "data.max_damaged",
-    "data.verify",
-    "data.record",
-)
+    "zero.", "compile", "activation_checkpointing", "micro_batch_size", "checkpoint.", "validation.", "profiling.",
+    "guard.", "budget_gpu_hours", "data.max_damaged", "data.verify", "data.record",
+)  # fmt: skip
 
 
 def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, placement: Placement) -> None:
-    """Rewrite config, plan and profile for the next attempt, all or none. Order, global batch and length stay."""
+    """Rewrite config, plan and profile for the next attempt, all or none. Order and global batch stay.
+
+    So does the length, but for a run at a constant rate, which may be made longer before it has begun to cool down.
+    """
     config, plan, settings = read_run_config(run.path), run.plan(), parse_overrides(overrides)
     if not isinstance(config, TrainingConfig):
         raise InputError(f"{run.path}: a run of stage {config.stage} has nothing that may change; start it anew")
     for key in settings:
-        if not key.startswith(CHANGEABLE):
+        if key in LENGTH_UNITS or key == "optimizer.cooldown":
+            _require_extensible(run, config, plan, key)
+        elif not key.startswith(CHANGEABLE):
             raise InputError(
-                f"--set {key}: would change the training; a resumed run may change zero.stage, micro_batch_size, "
-                "checkpoint.*, validation.*, profiling.*, guard.*, budget_gpu_hours, data.max_damaged, data.verify, "
-                "data.record and profile.*"
+                f"--set {key}: would change the training; a resumed run may change zero.*, compile, "
+                "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, profiling.*, guard.*, "
+                "budget_gpu_hours, data.max_damaged, data.verify, data.record and profile.*"
             )
     changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set")
     batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)
-    precision = config.precision if placement.precision == "bf16" else "fp32"
     text = dump_config(changed)
     plan |= placement.as_plan() | {
-        "precision": precision,
+        "precision": placement.precision(config.precision),
+        "compile_backend": placement.compile_backend(changed.compile),
         "batches": batches._asdict(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+    if changed.length != config.length or changed.optimizer != config.optimizer:
+        plan["steps"] = _longer(changed, plan)
+        run.result_file.unlink(missing_ok=True)  # a run that had ended goes on
     write_json(run.plan_file, plan)
     write_deepspeed(run, changed, plan)
     write_atomic(run.profile_file, profile_text)
     write_atomic(run.config_file, text)
+
+
+def _longer(changed: TrainingConfig, plan: dict) -> dict:
+    steps, planned = plan_steps(changed, plan["samples_per_epoch"]), plan["steps"]["steps"]
+    if steps.steps < planned:
+        raise InputError(
+            f"--set {changed.length[0]}: {steps.steps} steps, and this run was planned for {planned}; "
+            "it can be made longer, not shorter"
+        )
+    return steps._asdict()
+
+
+def _require_extensible(run: RunDirectory, config: TrainingConfig, plan: dict, key: str) -> None:
+    schedule, (own_unit, _) = config.optimizer.schedule, config.length
+    if schedule != "constant":
+        raise InputError(
+            f"--set {key}: optimizer.schedule `{schedule}` falls to its end over the length it began with; only a run "
+            "at a constant rate can be made longer: start a new one with initialise_from"
+        )
+    if key in LENGTH_UNITS and key != own_unit:
+        raise InputError(f"--set {key}: the length of this run was given in {own_unit}; extend it in that unit")
+    checkpoint, steps = run.newest_checkpoint(), plan["steps"]
+    cooldown_begins = (steps["samples"] - steps.get("cooldown_samples", 0)) // config.global_batch_size
+    if checkpoint and checkpoint.step > cooldown_begins:
+        raise InputError(
+            f"--set {key}: this run began to cool down at step {cooldown_begins} and is at step {checkpoint.step}; "
+            "start a new one with initialise_from"
+        )

@@ -78,9 +78,9 @@ def prepare_training(
     sources = sources.weighted(config.data.split)
     config = _filled_in(config, sources, model, path)
     samples_per_epoch = _samples_per_epoch(config, sources)
-    if by_hand and "optimizer.warmup" not in settings:
+    if by_hand:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
-        config = _shortened_warmup(config, recipe_unit, samples_per_epoch, notes)
+        config = _shortened_ramps(config, settings, recipe_unit, samples_per_epoch, notes)
     config = _with_validation(config, sources, samples_per_epoch, path)
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
@@ -228,15 +228,23 @@ def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:
     return sum(int(Selection.of(reader, config.data.label_fraction).shard_sizes.sum()) for reader in readers)
 
 
-def _shortened_warmup(config: TrainingConfig, recipe_unit: str, samples_per_epoch: int, notes: list[str]) -> Any:
-    """The recipe's warm-up in the new unit, at most a tenth of a length that was set by hand."""
+def _shortened_ramps(
+    config: TrainingConfig, settings: Mapping[str, Any], recipe_unit: str, samples_per_epoch: int, notes: list[str]
+) -> Any:
+    """The recipe's warm-up and cool-down in the new unit, each at most a tenth of a length that was set by hand."""
     unit, amount = config.length
     in_samples = {"epochs": samples_per_epoch, "steps": config.global_batch_size, "samples": 1}
-    wanted = config.optimizer.warmup * in_samples[recipe_unit] / in_samples[unit]
-    allowed = min(wanted, amount / 10)
-    if allowed < wanted:
-        notes.append(f"warm-up shortened from {wanted:g} to {allowed:g} {unit}: a tenth of the length set by hand")
-    return _with(config, "--set", optimizer__warmup=allowed)
+    allowed = {}
+    for ramp, name in (("warmup", "warm-up"), ("cooldown", "cool-down")):
+        if f"optimizer.{ramp}" in settings:
+            continue
+        wanted = getattr(config.optimizer, ramp) * in_samples[recipe_unit] / in_samples[unit]
+        allowed[f"optimizer__{ramp}"] = min(wanted, amount / 10)
+        if wanted > amount / 10:
+            notes.append(
+                f"{name} shortened from {wanted:g} to {amount / 10:g} {unit}: a tenth of the length set by hand"
+            )
+    return _with(config, "--set", **allowed)
 
 
 def _with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch: int, path: Path) -> Any:
@@ -268,7 +276,7 @@ def training_plan(
     batches = plan_batches(config.global_batch_size, config.micro_batch_size, placement.world_size)
     steps = plan_steps(config, samples_per_epoch)
     num_classes = len(sources.classes or ()) if config.objective.kind == "supervised" else 0
-    precision = config.precision if placement.precision == "bf16" else "fp32"
+    precision = placement.precision(config.precision)
     parameters = count_parameters(config.encoder, config.objective, num_classes)
     ema = config.ema_decay > 0
     return {
@@ -276,6 +284,7 @@ def training_plan(
         "stage": config.stage,
         **placement.as_plan(),
         "precision": precision,
+        "compile_backend": placement.compile_backend(config.compile),
         "batches": batches._asdict(),
         "steps": steps._asdict(),
         "samples_per_epoch": samples_per_epoch,

@@ -70,10 +70,10 @@ def write_deepspeed(run: RunDirectory, config: Any, plan: dict[str, Any]) -> Non
         path.unlink(missing_ok=True)
         return
     dictionary = deepspeed_config(
+        config,
         BatchPlan(**plan["batches"]),
-        config.zero.stage,
         precision=plan["precision"],
-        max_grad_norm=config.optimizer.max_grad_norm,
+        parameters=plan["parameters"],
         cuda=plan["accelerators_per_node"] > 0,
     )
     write_json(path, dictionary)

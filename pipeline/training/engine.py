@@ -14,16 +14,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.build import checkpoint_activations
 from models.objectives.batch import Batch
-from pipeline.config.deepspeed import deepspeed_config
+from pipeline.config.deepspeed import LOSS_SCALE_FLOOR, LOSS_SCALE_START_POWER, deepspeed_config
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
 from pipeline.training.checkpoint import frozen_tensors
 from pipeline.training.clock import StepClock
+from pipeline.training.compilation import compile_in_place, make_leaves
 from pipeline.training.fragments import TrainingState
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.watchdog import long_hang_seconds
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -35,6 +38,7 @@ class StepResult(NamedTuple):
     skipped: bool  # a loss or gradient was not finite, on any rank, and the weights were left alone
     stop: bool  # some rank was asked to stop
     sums: dict[str, float]  # the objective's sums and the counts given, over the global batch
+    loss_scale: float | None = None  # of fp16, after the step
 
 
 class Engine:
@@ -42,24 +46,34 @@ class Engine:
 
     def __init__(
         self, module: nn.Module, config: TrainingConfig, plan: BatchPlan, *, precision: str,
-        enter: Callable[[str], None] = lambda part: None,
+        compile_backend: str | None = None, enter: Callable[[str], None] = lambda part: None,
     ):  # fmt: skip
-        """`enter` is told what the engine begins to do, see `StepClock`."""
+        """`compile_backend`: see `compile_in_place`; None runs the module as it is. `enter`: see `StepClock`."""
         assert all(name in os.environ for name in RANK_VARIABLES), f"a launcher must set {RANK_VARIABLES}"
         self.config, self.plan, self.module, self.stage = config, plan, module, config.zero.stage
-        self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.compute_dtype = DTYPES[precision]
+        if config.deterministic:
+            _be_deterministic()
+        if config.activation_checkpointing:
+            checkpoint_activations(module)
+        if self.stage == 3:
+            make_leaves(module)
         self.frozen = frozen_tensors(module)
-        self.accelerator = _accelerator(plan, config, precision)
+        self.accelerator = _accelerator(module, plan, config, precision)
         assert self.accelerator.num_processes == plan.world_size, "accelerate did not see the whole world"
-        optimizer = build_optimizer(
-            parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer
-        )  # fmt: skip
+        groups = parameter_groups(module, config.optimizer, config.encoder.depth)
+        fused = torch.cuda.is_available() and config.zero.offload_optimizer == "none"
         # The loader is never prepared: its positions are already those of this rank.
+        optimizer = build_optimizer(groups, config.optimizer, fused=fused)
         if self.stage == 0 and plan.world_size == 1:  # nobody to average with: DDP's hooks would be for nothing
             self.wrapped = self.accelerator.prepare_model(module, evaluation_mode=True)
             self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         else:
             self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if self.stage == 0:  # undo accelerate's autocast around forward, which no graph can hold; `step` has its own
+            self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        if compile_backend is not None:
+            compile_in_place(module, self.stage, compile_backend)
         _set_time_out()
         base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
         self.clock = StepClock(self.device, enter)
@@ -111,7 +125,7 @@ class Engine:
                 self.clock.begin("update")
                 if self.accelerator.sync_gradients:
                     norm = self._clip()
-                    if self.stage or math.isfinite(norm):
+                    if self._updates(norm):
                         self.optimizer.step()
                     self.optimizer.zero_grad()
             self.clock.begin("data")
@@ -120,6 +134,11 @@ class Engine:
         skipped = not math.isfinite(norm)
         if not skipped:
             self.state.update_average()
+        elif (scale := self.loss_scale()) is not None and scale <= LOSS_SCALE_FLOOR:
+            raise FloatingPointError(
+                f"the loss scale of fp16 fell to its floor, {LOSS_SCALE_FLOOR}, and the gradient is still not finite; "
+                "set precision to bf16 or fp32, or lower optimizer.learning_rate"
+            )
         result = self._agree(loss_sum / taken, norm, skipped, stop, sums | counts())
         self.clock.end()
         return result
@@ -145,6 +164,16 @@ class Engine:
             dist.all_reduce(packed)
         return dict(zip(names, packed.tolist(), strict=True))
 
+    def loss_scale(self) -> float | None:
+        """What fp16 multiplies the loss by, so that small gradients do not vanish; None in any other precision."""
+        if self.compute_dtype != torch.float16:
+            return None
+        return self.accelerator.scaler.get_scale() if self.stage == 0 else float(self.wrapped.optimizer.loss_scale)
+
+    def _updates(self, norm: float) -> bool:
+        """Whether the optimizer may see this gradient. DeepSpeed and the scaler of fp16 skip by themselves."""
+        return bool(self.stage or self.accelerator.scaler or math.isfinite(norm))
+
     def _clip(self) -> float:
         """The gradient's global norm before clipping. DeepSpeed clips by its own config and only reports here."""
         if self.stage:
@@ -161,13 +190,22 @@ class Engine:
         if self.plan.world_size > 1:
             dist.all_reduce(packed)
         mean_loss, stops, skips, *totals = packed.tolist()
-        return StepResult(mean_loss, norm, skips > 0, stops > 0, dict(zip(names, totals, strict=True)))
+        named = dict(zip(names, totals, strict=True))
+        return StepResult(mean_loss, norm, skips > 0, stops > 0, named, self.loss_scale())
 
 
-def _accelerator(plan: BatchPlan, config: TrainingConfig, precision: str) -> Any:
+def _be_deterministic() -> None:
+    """Before the first kernel runs: cuBLAS reads its variable when it makes its workspace."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what was not written
+
+
+def _accelerator(module: nn.Module, plan: BatchPlan, config: TrainingConfig, precision: str) -> Any:
     from accelerate import Accelerator, DeepSpeedPlugin
     from accelerate.state import AcceleratorState
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs
 
     AcceleratorState._reset_state()  # several runs may follow each other in one process
     cuda = torch.cuda.is_available()
@@ -176,17 +214,16 @@ def _accelerator(plan: BatchPlan, config: TrainingConfig, precision: str) -> Any
     if config.zero.stage == 0:
         return Accelerator(
             cpu=not cuda,
-            mixed_precision="bf16" if precision == "bf16" else "no",
+            mixed_precision="no" if precision == "fp32" else precision,
             gradient_accumulation_steps=plan.gradient_accumulation_steps,
-            kwargs_handlers=[group],
+            kwargs_handlers=[group, GradScalerKwargs(init_scale=2.0**LOSS_SCALE_START_POWER)],
         )
     import deepspeed
 
     if not cuda:  # its only use is inference, and it would need a C++ compiler at run time
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    dictionary = deepspeed_config(
-        plan, config.zero.stage, precision=precision, max_grad_norm=config.optimizer.max_grad_norm, cuda=cuda
-    )
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    dictionary = deepspeed_config(config, plan, precision=precision, parameters=trained, cuda=cuda)
     return Accelerator(
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dictionary, zero3_init_flag=False),
         gradient_accumulation_steps=plan.gradient_accumulation_steps,

@@ -1,8 +1,8 @@
 """Where the fp32 truth of a training state lives under each backend, as named one-dimensional fragments.
 
-A fragment is a slice of one parameter's flat fp32 weight, its two moments and its moving average that this rank
-owns. Fragments know nothing of files; checkpoints are written and read in terms of them, so any world size and any
-ZeRO stage reads what any other wrote. This is the only module that touches DeepSpeed's private attributes, and
+A fragment is a slice of one parameter's flat fp32 weight, its moments and its moving average that this rank owns.
+Fragments know nothing of files; checkpoints are written and read in terms of them, so any world size and any ZeRO
+stage reads what any other wrote. This is the only module that touches DeepSpeed's private attributes, and
 `check_coverage` fails at start-up if they no longer mean what they meant in 0.19.8.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-KINDS = ("fp32", "exp_avg", "exp_avg_sq", "ema")
+from pipeline.training.optimizer import moment_names, reset_moments, updates_of
 
 
 class Fragment(NamedTuple):
@@ -43,8 +43,7 @@ class TrainingState:
         owned = dict.fromkeys(self.trained, 0)
         for fragment in self.fragments:
             owned[fragment.name] += fragment.count
-        flats = self._flats()
-        counts = torch.tensor(list(owned.values()), dtype=torch.int64, device=flats[0].device)
+        counts = torch.tensor(list(owned.values()), dtype=torch.int64, device=next(self.module.parameters()).device)
         if self.stage and dist.is_initialized():
             dist.all_reduce(counts)
         for (name, parameter), count in zip(self.trained.items(), counts.tolist(), strict=True):
@@ -91,7 +90,7 @@ class TrainingState:
         """The flat tensors of this rank by kind: `fragments` index into each list."""
         flats = self._flats()
         kinds = {"fp32": [flat.detach().view(-1) for flat in flats]}
-        for kind in ("exp_avg", "exp_avg_sq"):
+        for kind in moment_names(self.base):
             # A rank has no moments before its first step that was not skipped.
             moments = [self.base.state.get(flat, {}).get(kind) for flat in flats]
             kinds[kind] = [
@@ -105,16 +104,11 @@ class TrainingState:
     @property
     def updates(self) -> int:
         """Steps that changed the weights, which the moments' bias correction counts."""
-        return int(next((state["step"] for state in self.base.state.values() if "step" in state), 0))
+        return updates_of(self.base)
 
     def prepare_moments(self, updates: int) -> None:
         """Make the optimizer's state as it is after `updates`, moments at zero, to be read into."""
-        for flat in self._flats():
-            self.base.state[flat] = {
-                "step": torch.tensor(float(updates)),
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
-            }
+        reset_moments(self.base, self._flats(), updates)
 
     @torch.no_grad()
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:

@@ -41,6 +41,8 @@ class Guard:
 
     def judge(self, step: int, result: StepResult) -> None:
         """Take the result of a step. RollBack after too many bad ones in a row; FloatingPointError after the last."""
+        if result.skipped and result.loss_scale is not None:  # fp16 is finding its scale; the engine knows its floor
+            return
         leap = self._is_leap(result.loss)
         if not result.skipped and not leap:
             self._losses.append(result.loss)

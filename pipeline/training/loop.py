@@ -12,7 +12,7 @@ from models.config import EncoderConfig
 from models.objectives.batch import Batch
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.budget import Budget
-from pipeline.config.plan import BatchPlan
+from pipeline.config.plan import BatchPlan, StepPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
@@ -67,7 +67,10 @@ def train(me: Rank) -> None:
         module = initial_module(config, plan, resumes=checkpoint is not None)
         if checkpoint is not None:
             load_frozen(module, checkpoint)
-        engine = Engine(module, config, batches, precision=plan["precision"], enter=me.enter)
+        engine = Engine(
+            module, config, batches, precision=plan["precision"], compile_backend=plan.get("compile_backend"),
+            enter=me.enter,
+        )  # fmt: skip
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
@@ -142,7 +145,7 @@ def micro_batches_of_step(
 
 def rate_of_step(config: TrainingConfig, plan: dict, step: int) -> float:
     seen = (step + 1) * config.global_batch_size  # the rate of the end of the step: never zero
-    return learning_rate(config.optimizer, seen, plan["steps"]["warmup_samples"], plan["steps"]["samples"])
+    return learning_rate(config.optimizer, seen, StepPlan(**plan["steps"]))
 
 
 def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:

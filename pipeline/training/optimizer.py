@@ -1,11 +1,20 @@
-"""AdamW over parameter groups: no decay where it hurts, and a learning-rate factor per layer."""
+"""Optimizers over parameter groups: no decay where it hurts, and a learning-rate factor per layer."""
 
 import re
+from typing import assert_never
 
 import torch
-from torch import nn
+from timm.optim import Lamb, Lars
+from torch import Tensor, nn
 
-from pipeline.config.optimizer import OptimizerConfig
+from pipeline.config.optimizer import (
+    AdamWConfig,
+    LambConfig,
+    LarsConfig,
+    OptimizerConfig,
+    ScheduledOptimizerConfig,
+    SGDConfig,
+)
 
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 _STEM = ("encoder.patch_embed", "encoder.pos_embed", "encoder.cls_token", "encoder.reg_token", "encoder.norm_pre")
@@ -23,8 +32,8 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(_STEM) else depth + 1
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig, depth: int) -> list[dict]:
-    """Groups for AdamW: every trainable parameter in exactly one, with its `weight_decay` and `learning_rate_scale`."""
+def parameter_groups(model: nn.Module, config: ScheduledOptimizerConfig, depth: int) -> list[dict]:
+    """Every trainable parameter in exactly one group, with the group's `weight_decay` and `learning_rate_scale`."""
     groups: dict[tuple[bool, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -39,6 +48,46 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, depth: int) -> l
     return list(groups.values())
 
 
-def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.AdamW:
-    """The rate is set before every step; see `schedule`."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
+def build_optimizer(groups: list[dict], config: OptimizerConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The rate is set before every step; see `schedule`. Clipping is the engine's alone.
+
+    `fused`: one kernel for all of AdamW or SGD, where the optimizer's state lies on an accelerator.
+    """
+    kernels = {"fused": True} if fused else {"foreach": True}
+    match config:
+        case AdamWConfig():
+            return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, **kernels)
+        case SGDConfig():
+            return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, **kernels)
+        case LambConfig():
+            return Lamb(groups, lr=0.0, betas=config.betas, eps=config.eps, max_grad_norm=None)
+        case LarsConfig():
+            return Lars(groups, lr=0.0, momentum=config.momentum, trust_coeff=config.trust_coefficient)
+        case _:
+            assert_never(config)
+
+
+def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The tensors that the optimizer keeps beside each weight, in its shape."""
+    return ("momentum_buffer",) if "momentum" in optimizer.defaults else ("exp_avg", "exp_avg_sq")
+
+
+def reset_moments(optimizer: torch.optim.Optimizer, weights: list[Tensor], step: int) -> None:
+    """Make the optimizer's state as it is after `step` updates, moments at zero, to be read into."""
+    for weight in weights:
+        optimizer.state[weight] = {name: torch.zeros_like(weight) for name in moment_names(optimizer)}
+    if isinstance(optimizer, torch.optim.AdamW):  # the others count no steps, or count them by group
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                device = weight.device if group["fused"] else "cpu"
+                optimizer.state[weight]["step"] = torch.tensor(float(step), device=device)
+    elif isinstance(optimizer, Lamb):
+        for group in optimizer.param_groups:
+            group["step"] = torch.tensor(float(step))
+
+
+def updates_of(optimizer: torch.optim.Optimizer) -> int:
+    """Steps that the optimizer has taken, which a bias correction counts; 0 where it counts none."""
+    of_weights = (state["step"] for state in optimizer.state.values() if "step" in state)
+    of_groups = (group["step"] for group in optimizer.param_groups if "step" in group)
+    return int(next(of_weights, next(of_groups, 0)))

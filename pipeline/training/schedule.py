@@ -2,20 +2,28 @@
 
 import math
 
-from pipeline.config.optimizer import OptimizerConfig
+from pipeline.config.optimizer import ScheduledOptimizerConfig
+from pipeline.config.plan import StepPlan
 
 
-def learning_rate(config: OptimizerConfig, samples_seen: int, warmup_samples: int, total_samples: int) -> float:
-    """The rate of the step that begins after `samples_seen` images.
+def learning_rate(config: ScheduledOptimizerConfig, samples_seen: int, plan: StepPlan) -> float:
+    """The rate of the step that ends after `samples_seen` images: so it is never zero at the first.
 
-    Linear from zero over `warmup_samples`, then cosine or linear to `end_learning_rate` at `total_samples`. The first
-    step's rate is that of its own end, so it is never zero.
+    Linear from zero over the warm-up, then cosine or linear to `end_learning_rate` at the last sample. A constant
+    schedule keeps its peak until the cool-down, then falls by 1 - sqrt (arXiv:2405.18392, section 3.2).
     """
     peak, end = config.learning_rate, config.end_learning_rate
-    if samples_seen < warmup_samples:
-        return peak * samples_seen / warmup_samples
-    if config.schedule == "constant":
+    if samples_seen < plan.warmup_samples:
+        return peak * samples_seen / plan.warmup_samples
+    falling = plan.cooldown_samples if config.schedule == "constant" else plan.samples - plan.warmup_samples
+    if config.schedule == "constant" and not falling:
         return peak
-    progress = min(1.0, (samples_seen - warmup_samples) / max(1, total_samples - warmup_samples))
-    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    progress = min(1.0, max(0.0, 1 - (plan.samples - samples_seen) / max(1, falling)))
+    match config.schedule:
+        case "cosine":
+            share = 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            share = 1 - progress
+        case "constant":
+            share = 1 - math.sqrt(progress)
     return end + (peak - end) * share

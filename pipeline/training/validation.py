@@ -34,7 +34,6 @@ class Validation:
         self.loader = None
         if not self.every or first_step == last_step:
             return
-        passes *= 1 + config.guard.max_roll_backs  # which repeat steps
         micro, ranks = config.micro_batch_size, plan["batches"]["world_size"]
         self.stream = EvaluationStream(config, sources, SPLIT, micro * ranks)
         self.loader = Loader(

@@ -120,6 +120,26 @@ def test_a_resume_changes_config_plan_profile_and_the_deepspeed_file_together(ho
     assert prepared(home, digits, "profile.ranks_per_node=1", run_dir=str(run.path)).path == run.path  # still its own
 
 
+def test_only_a_run_at_a_constant_rate_is_made_longer(home, digits):
+    from flows.requests import changed_profile
+    from pipeline.preparation.resume import change_run
+
+    falling, constant = prepared(home, digits), prepared(home, digits, "optimizer.schedule=constant")
+    text, placement = changed_profile(constant.profile_file, [])
+    with pytest.raises(InputError, match="`cosine` falls to its end over the length it began with"):
+        change_run(falling, ["steps=30"], text, placement)
+    with pytest.raises(InputError, match="--set epochs: the length of this run was given in steps"):
+        change_run(constant, ["epochs=3"], text, placement)
+    with pytest.raises(InputError, match="--set steps: 10 steps, and this run was planned for 20"):
+        change_run(constant, ["steps=10"], text, placement)
+    constant.result_file.write_text("{}")
+    change_run(constant, ["steps=30", "optimizer.cooldown=5"], text, placement)
+    assert constant.plan()["steps"] == {
+        "samples": 480, "steps": 30, "warmup_samples": 32, "cooldown_samples": 80
+    }  # fmt: skip
+    assert not constant.result_file.exists()
+
+
 def test_another_profile_before_the_first_start_is_taken_and_after_it_refused(home, digits):
     run = prepared(home, digits)
     assert prepared(home, digits, "profile.ranks_per_node=1").plan()["world_size"] == 1

@@ -1,4 +1,4 @@
-"""The real engine on real ranks: every backend trains as plain PyTorch does, and reads what any other wrote."""
+"""The real engine on real ranks: every backend reads what any other wrote, and skips what is not finite."""
 
 import pytest
 
@@ -6,17 +6,6 @@ from tests.pipeline.training.engine_cases import config_of, saved_weights, train
 from tests.ranks import run_on_ranks
 
 STEPS, STOP = 8, 4
-BACKENDS = [
-    (0, 2, 4),
-    (0, 2, 2),
-    (1, 2, 4),
-    (1, 2, 2),
-    (2, 2, 4),
-    (3, 2, 4),
-    (1, 1, 8),
-    (3, 1, 4),
-]  # stage, ranks, micro-batch
-
 pytestmark = pytest.mark.slow
 
 
@@ -33,29 +22,6 @@ def reference():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return tmp_path_factory.mktemp("engine")
-
-
-@pytest.mark.parametrize(("stage", "ranks", "micro_batch"), BACKENDS)
-def test_every_backend_trains_as_plain_pytorch_does(stage, ranks, micro_batch, reference, folders):
-    folder = str(folders / f"{stage}-{ranks}-{micro_batch}")
-    trace = run_on_ranks(train_on_engine, ranks, config_of(stage, micro_batch=micro_batch), STEPS, folder)[0]
-    plain_trace, plain_weights = reference
-    for (loss, norm, skipped), (plain_loss, plain_norm) in zip(trace, plain_trace, strict=True):
-        assert (
-            loss == pytest.approx(plain_loss, abs=2e-6) and norm == pytest.approx(plain_norm, abs=2e-5) and not skipped
-        )
-    assert worst(saved_weights(folder), plain_weights) < 5e-6
-
-
-@pytest.mark.parametrize("layer_decay", [0.75])
-@pytest.mark.parametrize("stage", [1, 3])
-def test_layer_decay_and_no_clipping_agree_with_plain_pytorch(stage, layer_decay, folders):
-    config = config_of(stage, micro_batch=4, clip=0.0, layer_decay=layer_decay)
-    folder = str(folders / f"decay-{stage}")
-    trace = run_on_ranks(train_on_engine, 2, config, STEPS, folder)[0]
-    plain_trace, plain_weights = train_plainly(config, STEPS)
-    assert [loss for loss, *_ in trace] == pytest.approx([loss for loss, _ in plain_trace], abs=2e-6)
-    assert worst(saved_weights(folder), plain_weights) < 5e-6
 
 
 @pytest.mark.parametrize(

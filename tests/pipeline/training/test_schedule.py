@@ -2,15 +2,18 @@
 
 import pytest
 
-from pipeline.config.optimizer import OptimizerConfig
+from pipeline.config.optimizer import AdamWConfig
+from pipeline.config.plan import StepPlan, plan_steps
+from pipeline.config.recipe import load_recipe
+from pipeline.config.training import PretrainConfig
+from pipeline.errors import InputError
 from pipeline.training.optimizer import parameter_groups
 from pipeline.training.schedule import learning_rate
 
 
-def rate(seen: int, schedule: str = "cosine", warmup: int = 100) -> float:
-    return learning_rate(
-        OptimizerConfig(learning_rate=1.0, end_learning_rate=0.1, schedule=schedule), seen, warmup, 1000
-    )
+def rate(seen: int, schedule: str = "cosine", warmup: int = 100, cooldown: int = 0, samples: int = 1000) -> float:
+    config = AdamWConfig(learning_rate=1.0, end_learning_rate=0.1, schedule=schedule)
+    return learning_rate(config, seen, StepPlan(samples, samples // 10, warmup, cooldown))
 
 
 def test_the_rate_rises_linearly_then_falls_to_its_end():
@@ -20,12 +23,33 @@ def test_the_rate_rises_linearly_then_falls_to_its_end():
     assert rate(900, "constant") == 1.0 and rate(0, warmup=0) == 1.0
 
 
+def test_a_constant_rate_cools_down_over_its_last_part_and_is_the_same_before_in_a_longer_run():
+    assert rate(800, "constant", cooldown=200) == 1.0
+    assert rate(850, "constant", cooldown=200) == pytest.approx(0.1 + 0.9 * 0.5)  # 1 - sqrt(1/4)
+    assert rate(1000, "constant", cooldown=200) == pytest.approx(0.1) == rate(1200, "constant", cooldown=200)
+    short, long = (
+        [rate(seen, "constant", 100, 200, samples) for seen in range(0, 801, 10)] for samples in (1000, 5000)
+    )
+    assert short == long
+
+
+def test_a_rate_that_falls_by_itself_has_no_cool_down_and_ramps_fit_into_the_run():
+    with pytest.raises(ValueError, match="cooldown 2 needs schedule: constant; cosine falls by itself"):
+        AdamWConfig(learning_rate=1.0, cooldown=2)
+    settings = ["steps=10", "optimizer.schedule=constant", "optimizer.warmup=4"]
+    config = load_recipe(PretrainConfig, "pretrain_mae_debug", [*settings, "optimizer.cooldown=6"])
+    assert plan_steps(config, 100).cooldown_samples == 6 * config.global_batch_size
+    config = load_recipe(PretrainConfig, "pretrain_mae_debug", [*settings, "optimizer.cooldown=7"])
+    with pytest.raises(InputError, match="optimizer.cooldown 7 and warmup 4 are longer than the run's 10 steps"):
+        plan_steps(config, 100)
+
+
 def test_norms_biases_tokens_and_positions_do_not_decay():
     from models.build import build_objective
     from models.config import EncoderConfig, SupervisedConfig
 
     module = build_objective(SupervisedConfig(), EncoderConfig(name="vit_ti16", depth=2), num_classes=3, seed=0)
-    groups = parameter_groups(module, OptimizerConfig(learning_rate=1.0, layer_decay=0.5), depth=2)
+    groups = parameter_groups(module, AdamWConfig(learning_rate=1.0, layer_decay=0.5), depth=2)
     by_name = {name: p for name, p in module.named_parameters()}
     grouped = {id(p): group for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(by_name)

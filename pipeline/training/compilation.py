@@ -1,0 +1,27 @@
+"""torch.compile in place, without a graph break at any stage, and without a name changed in the module.
+
+Stages 0 to 2 compile the whole module, loss included, as one graph. ZeRO-3 gathers weights in hooks around each module,
+which no graph can hold: there a block is gathered whole, as a leaf, and its inside is one graph; all blocks of a shape
+share it.
+"""
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+
+def make_leaves(module: nn.Module) -> None:
+    """Let ZeRO-3 gather and release each transformer block whole. Before DeepSpeed takes the module."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    set_z3_leaf_modules(module, [Block])
+
+
+def compile_in_place(module: nn.Module, stage: int, backend: str) -> None:
+    """`backend`: as torch.compile names it, e.g. `inductor`. Shapes are static: a training has one."""
+    if stage < 3:
+        module.compile(backend=backend, dynamic=False)
+        return
+    for block in module.modules():
+        if isinstance(block, Block):  # the forward alone: ZeRO's hooks run around it
+            block.forward = torch.compile(block.forward, backend=backend, dynamic=False)
