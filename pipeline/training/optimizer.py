@@ -76,12 +76,10 @@ def reset_moments(optimizer: torch.optim.Optimizer, weights: list[Tensor], step:
     """Make the optimizer's state as it is after `step` updates, moments at zero, to be read into."""
     for weight in weights:
         optimizer.state[weight] = {name: torch.zeros_like(weight) for name in moment_names(optimizer)}
-    if isinstance(optimizer, torch.optim.AdamW):  # the others count no steps, or count them by group
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                device = weight.device if group["fused"] else "cpu"
-                optimizer.state[weight]["step"] = torch.tensor(float(step), device=device)
-    elif isinstance(optimizer, Lamb):
+        if isinstance(optimizer, torch.optim.AdamW):  # the others count no steps, or count them by group
+            device = weight.device if optimizer.defaults["fused"] else "cpu"
+            optimizer.state[weight]["step"] = torch.tensor(float(step), device=device)
+    if isinstance(optimizer, Lamb):
         for group in optimizer.param_groups:
             group["step"] = torch.tensor(float(step))
 
