@@ -2,7 +2,7 @@
 
     step-00000100/rank-00000-of-00002.safetensors   "PARAMETER@START@KIND": fp32, exp_avg, exp_avg_sq, ema
     step-00000100/frozen.safetensors                parameters and buffers that are not trained, whole
-    step-00000100/manifest.json                     step, position, shapes, files with sizes and sha256, config, data
+    step-00000100/manifest.json                     step, position, shapes, files with sizes and checksums, config, data
 
 No pickle, no engine, no world: any machine can read what any other wrote.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from pipeline.errors import FaultError
 from pipeline.run_directory import Checkpoint
 
 FROZEN_FILE = "frozen.safetensors"
+CHECKSUM = "xxh3_128"  # what an entry calls it
+DIGESTS = {CHECKSUM: xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 
 def fragments_header(counts: Mapping[str, int]) -> bytes:
@@ -40,24 +43,24 @@ def fragments_header(counts: Mapping[str, int]) -> bytes:
 
 
 def write_parts(path: Path, parts: Sequence[bytes | memoryview]) -> dict[str, dict[str, Any]]:
-    """Write and fsync one file of `parts`; returns its entry for the manifest: bytes and sha256 by file name.
+    """Write and fsync one file of `parts`; returns its entry for the manifest: bytes and checksum by file name.
 
-    A second thread hashes the same memory meanwhile, so the file is not read again; the two never wait for each other,
-    which on a busy machine costs more than the hashing. FaultError.
+    A second thread hashes the same memory meanwhile, so the file is not read again. FaultError.
     """
     try:
         with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1, "hash") as hasher:
-            hashed = hasher.submit(_sha256, parts)
+            hashed = hasher.submit(_checksum, parts)
             for part in parts:
                 _write_all(file, memoryview(part))
             os.fsync(file.fileno())
-            return {path.name: {"bytes": sum(map(len, parts)), "sha256": hashed.result()}}
+            return {path.name: {"bytes": sum(map(len, parts)), CHECKSUM: hashed.result()}}
     except OSError as error:  # a full or failing disk: earlier checkpoints stand
         raise FaultError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _sha256(parts: Sequence[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
+def _checksum(parts: Sequence[bytes | memoryview]) -> str:
+    """XXH3 of 128 bits: against accidents, at the speed of memory. SHA-256 would take longer than many a disk."""
+    digest = xxhash.xxh3_128()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
@@ -68,9 +71,11 @@ def _write_all(file: io.FileIO, content: memoryview) -> None:
         content = content[file.write(content) :]
 
 
-def sha256_of(path: Path) -> str:
+def is_intact(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file has the bytes that its entry in the manifest promises."""
+    name = CHECKSUM if CHECKSUM in entry else "sha256"  # of checkpoints of old
     with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, DIGESTS[name]).hexdigest() == entry[name]
 
 
 class StoredFragments:

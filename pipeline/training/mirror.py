@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError as StillRunning
 from pathlib import Path
 
 from pipeline.errors import FaultError, InputError
-from pipeline.fragment_files import sha256_of
+from pipeline.fragment_files import is_intact
 from pipeline.run_directory import Checkpoint, RunDirectory
 from pipeline.shards.atomic import replaced_file, sync_directory, write_file
 from pipeline.storage import remote
@@ -75,7 +75,7 @@ class Mirror:
                 raise ValueError(f"{MANIFEST} names {file!r}, which is no plain file name")
             with replaced_file(partial / file) as target:
                 target.writelines(remote.stream(f"{self.url}/{name}/{file}", entry["bytes"]))
-            if sha256_of(partial / file) != entry["sha256"]:
+            if not is_intact(partial / file, entry):
                 raise ValueError(f"{file}: its bytes are not those that were written")
         write_file(partial / MANIFEST, content)
 

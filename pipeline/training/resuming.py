@@ -13,7 +13,7 @@ from pathlib import Path
 from torch.distributed import Store
 
 from pipeline.errors import FaultError, InputError
-from pipeline.fragment_files import sha256_of
+from pipeline.fragment_files import is_intact
 from pipeline.rank import Rank
 from pipeline.run_directory import FORMAT_VERSION, Checkpoint
 from pipeline.training.agreement import in_the_words_of_rank_0
@@ -88,8 +88,8 @@ def _fault(path: Path, entry: dict) -> str | None:
     try:
         if (size := os.path.getsize(path)) != entry["bytes"]:
             return f"{path.name}: {size} bytes, its manifest says {entry['bytes']}"
-        if "sha256" in entry and sha256_of(path) != entry["sha256"]:
-            return f"{path.name}: its bytes are not those that were written (sha256)"
+        if not is_intact(path, entry):
+            return f"{path.name}: its bytes are not those that were written"
     except OSError as error:
         return f"{path.name}: {error.strerror or error}"
     return None

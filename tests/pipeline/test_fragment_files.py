@@ -1,15 +1,15 @@
 """The files of a checkpoint: written whole or loudly not, and one of each format read for ever."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 
 from pipeline.errors import FaultError
-from pipeline.fragment_files import StoredFragments, fragments_header, read_weights, sha256_of, write_parts
+from pipeline.fragment_files import StoredFragments, fragments_header, is_intact, read_weights, write_parts
 from pipeline.run_directory import Checkpoint, verified_manifest
 
 SUMS = {
@@ -26,9 +26,8 @@ def test_a_written_file_is_safetensors_and_has_the_hash_and_size_it_says(tmp_pat
     header = fragments_header({"a@0@fp32": 1_000_000, "é@7@ema": 2_000_000})
     entry = write_parts(tmp_path / "file.safetensors", [header, memoryview(flat.numpy()).cast("B")])
     content = (tmp_path / "file.safetensors").read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    assert entry == {"file.safetensors": {"bytes": len(content), "sha256": digest}}
-    assert sha256_of(tmp_path / "file.safetensors") == digest
+    assert entry == {"file.safetensors": {"bytes": len(content), "xxh3_128": xxhash.xxh3_128(content).hexdigest()}}
+    assert is_intact(tmp_path / "file.safetensors", entry["file.safetensors"])
     tensors = load_file(tmp_path / "file.safetensors")
     assert torch.equal(tensors["a@0@fp32"], flat[:1_000_000]) and torch.equal(tensors["é@7@ema"], flat[1_000_000:])
 
@@ -43,7 +42,7 @@ def test_a_full_disk_is_a_fault_that_names_the_file():
 @pytest.mark.parametrize("directory", FORMATS, ids=lambda path: path.parent.name)
 def test_a_checkpoint_of_every_format_loads(directory):
     checkpoint = Checkpoint(directory, verified_manifest(directory))
-    assert all(sha256_of(directory / name) == entry["sha256"] for name, entry in checkpoint.manifest["files"].items())
+    assert all(is_intact(directory / name, entry) for name, entry in checkpoint.manifest["files"].items())
     stored, sums = StoredFragments(checkpoint), {}
     for name, shape in checkpoint.manifest["shapes"].items():
         for kind in ("fp32", "exp_avg", "exp_avg_sq", "ema"):
