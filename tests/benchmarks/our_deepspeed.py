@@ -9,6 +9,4 @@ from pipeline.config.training import TrainingConfig
 
 def our_deepspeed_config(config: TrainingConfig, *, world_size: int, parameters: int) -> dict[str, Any]:
     plan = plan_batches(config.global_batch_size, config.micro_batch_size, world_size)
-    return deepspeed_config(
-        plan, config.zero.stage, precision="fp32", max_grad_norm=config.optimizer.max_grad_norm, cuda=False
-    )
+    return deepspeed_config(config, plan, precision="fp32", parameters=parameters, cuda=False)

@@ -17,8 +17,9 @@ from tests.ranks import run_on_ranks
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("stage", "accumulation", "psi"), [(0, 1, 2), (1, 1, 2), (1, 2, 2), (2, 2, 3)])
+@pytest.mark.parametrize(("stage", "accumulation", "psi"), [(0, 1, 2), (1, 1, 3), (1, 2, 3), (2, 2, 5)])
 def test_gradients_and_weights_are_counted_as_they_lie_on_the_wire(stage, accumulation, psi):
+    """Of a small network, whose gradients are reduced to all ranks and not to their owners."""
     case = Case("ours", stage, accumulation=accumulation, small=True)
     traffic = run_on_ranks(count, 2, case, 1)[0]
     assert traffic.wire_bytes() == pytest.approx(4 * psi * traffic.parameters, rel=0.02)  # a small network is padded

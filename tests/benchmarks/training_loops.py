@@ -20,7 +20,7 @@ import torch
 
 from models.build import build_objective
 from models.objectives.batch import Batch
-from pipeline.config.plan import BatchPlan
+from pipeline.config.plan import BatchPlan, training_flops
 from pipeline.config.training import PretrainConfig
 from pipeline.loading.loader import RawBatch, to_device
 from pipeline.rank import Rank
@@ -96,18 +96,28 @@ def prepared(raw: RawBatch) -> Batch:
 def ours(turns: Any, workspace: Path, stage: int) -> None:
     """The product's own loop, with its ledger, log and meters."""
     from pipeline.training.engine import Engine
+    from pipeline.training.guard import Guard
     from pipeline.training.loop import _train_steps
     from pipeline.training.report import log_to_stdout
+    from pipeline.training.saving import Saver
     from pipeline.training.supply import Supply
+    from pipeline.training.validation import Validation
 
     config, batches = micro_config(stage), BatchPlan(BATCH_SIZE, BATCH_SIZE, 1, 1)
     run = RunDirectory(workspace / f"run-{stage}")
     me = Rank(run, run.attempt(1).make(), rank=0, local_rank=0, world_size=1)
     log_to_stdout(me)
     steps = {"steps": FOR_EVER, "samples": FOR_EVER * BATCH_SIZE, "warmup_samples": 0}
-    plan = {"batches": batches._asdict(), "steps": steps, "precision": "fp32", "loader_workers": 0}
+    plan = {
+        "batches": batches._asdict(), "steps": steps, "precision": "fp32", "loader_workers": 0, "nodes": 1,
+        "training_flops_per_image": training_flops(config.encoder, config.objective, CLASSES),
+    }  # fmt: skip
     engine = Engine(micro_module(config), config, batches, precision="fp32")
-    _train_steps(me, config, plan, engine, turns, Supply(config, {}), 0, FOR_EVER)
+    validation = Validation(me, config, plan, None, 0, FOR_EVER)  # none: there is no split
+    _train_steps(
+        me, config, plan, engine, turns, Supply(config, {}), validation, Guard(config.guard),
+        Saver(me, config, plan, engine), 0, FOR_EVER,
+    )  # fmt: skip
 
 
 def bare(turns: Any, workspace: Path, stage: int) -> None:
