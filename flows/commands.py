@@ -283,6 +283,7 @@ def reconcile_command(directory: str | None, say: Say) -> int:
     from flows.home import tracking_uri
     from pipeline.registry.locate import require_tracking_server
     from pipeline.registry.tracking import Mirror
+    from pipeline.registry.writers import writers_of
 
     home, launcher = home_directory(directory), LocalLauncher()
     require_tracking_server(tracking_uri(home))
@@ -296,6 +297,8 @@ def reconcile_command(directory: str | None, say: Say) -> int:
         mirror.forward()
         if state != "running":
             mirror.finish(statuses[state])
+            for writer in writers_of(run):
+                writer.finish()
         say(f"{run.path.name}: {state}, MLflow says {statuses[state]}")
     return EXIT_DONE
 

@@ -22,6 +22,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.rehearsal import verdict as rehearsal_verdict
 from pipeline.registry.tracking import Mirror
+from pipeline.registry.writers import writers_of
 from pipeline.run_directory import RunDirectory, read_json, write_json
 
 POLL_SECONDS = 0.3
@@ -159,11 +160,15 @@ def _duration(hours: float) -> str:
 
 
 class _Forwarder:
-    """Forwards the ledger from a thread of its own, so that a slow server never delays what a person sees."""
+    """Forwards the ledger from a thread of its own, so that a slow server never delays what a person sees.
+
+    To MLflow, and to the writers that the run's config names.
+    """
 
     def __init__(self, run: RunDirectory, home: Path, report: Report):
         self.mirror = Mirror(run, tracking_uri(home), home)
-        self.report, self.warned, self.ended = report, False, threading.Event()
+        self.writers = writers_of(run)
+        self.report, self.warned, self.ended = report, set[str](), threading.Event()
         self.enabled = run.plan()["stage"] in MIRRORED
         self.thread = threading.Thread(target=self._run, daemon=True)
         if self.enabled:
@@ -171,7 +176,9 @@ class _Forwarder:
 
     def _run(self) -> None:
         while not self.ended.wait(FORWARD_SECONDS):
-            self._guarded(self.mirror.forward)
+            self._guarded(self._destination, self.mirror.forward)
+            for writer in self.writers:
+                self._guarded(type(writer).__name__, writer.forward)
 
     def finish(self, code: int, result: dict[str, Any]) -> None:
         if not self.enabled:
@@ -187,20 +194,23 @@ class _Forwarder:
             for model, scored in metrics.items()
             for key, value in scored.items()
         }
-        self._guarded(lambda: self.mirror.finish(status, metrics=scores, tags=tags))
+        self._guarded(self._destination, lambda: self.mirror.finish(status, metrics=scores, tags=tags))
+        for writer in self.writers:
+            self._guarded(type(writer).__name__, writer.finish)
 
-    def _guarded(self, forward: Callable[[], Any]) -> None:
+    @property
+    def _destination(self) -> str:
+        return f"MLflow at {self.mirror.tracking_uri}"
+
+    def _guarded(self, destination: str, forward: Callable[[], Any]) -> None:
         """Tracking never ends a run: what could not be sent is sent later by `vit reconcile` or the next attempt."""
         try:
             forward()
         except Exception as error:  # MLflow raises whatever its store and its HTTP library raise
-            if not self.warned:
-                self.warned = True
+            if destination not in self.warned:
+                self.warned.add(destination)
                 first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self.report(
-                    f"MLflow at {self.mirror.tracking_uri} could not be written, the ledger keeps everything: "
-                    f"{first_line[:160]}"
-                )
+                self.report(f"{destination} could not be written, the ledger keeps everything: {first_line[:160]}")
 
 
 @contextlib.contextmanager

@@ -63,6 +63,9 @@ class TrainingConfig(Config):
     """Exponential moving average of the weights, per step; what is evaluated and registered. 0 is off."""
     seed: CountOrZero = 0
     """Of initial weights, sample order, augmentation and masks."""
+    writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the ledger is shown beside MLflow: event files in RUN/tensorboard, or Weights & Biases; each is an extra of
+    the project that must be installed."""
     log_every_steps: Count = 10
     """Steps between progress lines; the ledger holds every step."""
     budget_gpu_hours: Positive | None = None

@@ -15,7 +15,7 @@ from pipeline.run_directory import RunDirectory, write_atomic, write_json
 
 CHANGEABLE = (
     "zero.", "compile", "activation_checkpointing", "micro_batch_size", "checkpoint.", "validation.", "profiling.",
-    "guard.", "budget_gpu_hours", "data.max_damaged", "data.verify", "data.record",
+    "guard.", "budget_gpu_hours", "writers", "data.max_damaged", "data.verify", "data.record",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
             raise InputError(
                 f"--set {key}: would change the training; a resumed run may change zero.*, compile, "
                 "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, profiling.*, guard.*, "
-                "budget_gpu_hours, data.max_damaged, data.verify, data.record and profile.*"
+                "budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
             )
     changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set")
     batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)

@@ -21,6 +21,7 @@ from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
+from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
 from pipeline.shards.order import bytes_at_a_time, default_lanes, default_window_shards
 from pipeline.shards.reader import node_readers
@@ -128,6 +129,7 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
     data = config.data
     if config.augmentation.region_decode:
         require_turbojpeg()
+    require_packages(config.writers)
     mean, std = (
         getattr(data, what) or (getattr(model, what) if model else None) or sources.pixel_statistics(what)
         for what in ("mean", "std")

@@ -4,7 +4,6 @@ The trainer never talks to MLflow; the controller forwards. A cursor file makes 
 points are dropped by MLflow itself, so an outage or a killed controller loses nothing and doubles nothing.
 """
 
-import json
 import logging
 import os
 import re
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.recipe import read_yaml
-from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.registry.ledger_cursor import LedgerCursor, metrics_of
+from pipeline.run_directory import RunDirectory, read_json
 
 KEY_TAG = "vit.run_key"
 BATCH = 1000  # metrics per request, MLflow's limit
@@ -51,26 +51,15 @@ class Mirror:
 
     def __init__(self, run: RunDirectory, tracking_uri: str, home: Path):
         self.run, self.tracking_uri, self.home = run, tracking_uri, home
-        self.cursor_file = run.path / "forwarded.json"
+        self.cursor = LedgerCursor(run, "forwarded.json")
         self.client: Any = None
         self.run_id: str | None = None
 
     def forward(self) -> None:
         """Send what the ledgers hold beyond the cursor."""
         self._open()
-        cursor = read_json(self.cursor_file) or {"offsets": {}, "last_step": -1}
-        for number in range(1, self.run.last_attempt() + 1):
-            name = f"{number:02d}"
-            ledger = self.run.attempt(number).ledger
-            offset = cursor["offsets"].get(name, 0)
-            if not ledger.is_file() or ledger.stat().st_size <= offset:
-                continue
-            lines, offset = _whole_lines(ledger, offset)
-            fresh = [line for line in lines if line["step"] > cursor["last_step"]]
-            self._send(fresh)
-            cursor["offsets"][name] = offset
-            cursor["last_step"] = max([cursor["last_step"], *(line["step"] for line in fresh)])
-            write_json(self.cursor_file, cursor | {"run_id": self.run_id})
+        for lines in self.cursor.fresh():
+            self._send(lines)
 
     def finish(self, status: str, metrics: dict[str, float] | None = None, tags: dict[str, str] | None = None) -> None:
         """Forward the rest, write final metrics, tags and the files that a person looks at, and set the status."""
@@ -125,20 +114,10 @@ class Mirror:
         metrics = [
             Metric(key, value, int(line["time"] * 1000), line["step"])
             for line in lines
-            for key, value in line.items()
-            if "/" in key
+            for key, value in metrics_of(line).items()
         ]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
-
-
-def _whole_lines(ledger: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Parsed lines from a byte offset on, and the offset after the last whole one."""
-    with open(ledger, "rb") as file:
-        file.seek(offset)
-        content = file.read()
-    end = content.rfind(b"\n") + 1
-    return [json.loads(line) for line in content[:end].splitlines()], offset + end
 
 
 def _allowed(key: str) -> str:
