@@ -16,6 +16,7 @@ from flows import requests
 from flows.home import home_directory
 from flows.jobs import MIRRORED, STOP_GRACE_SECONDS, Conclusion, conclude, control, stop_on_interrupt
 from flows.progress import ingest_progress, ingest_words
+from pipeline.budget import hours_of
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import (
     apply_overrides,
@@ -221,7 +222,8 @@ def runs_command(directory: str | None, say: Say) -> int:
         run = RunDirectory(path.parent)
         newest = run.newest_checkpoint()
         step = f"step {newest.step}" if newest else "no checkpoint"
-        say(f"{run.path.name:<48} {run_state(run, launcher):<10} {step}")
+        hours = hours_of(run)
+        say(f"{run.path.name:<48} {run_state(run, launcher):<10} {step:<16} {hours:.3g} rank-hours")
     return EXIT_DONE
 
 

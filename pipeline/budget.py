@@ -16,9 +16,9 @@ def rank_hours(attempt: Attempt) -> float:
     return sum((beat["time"] - beat.get("started", beat["time"])) * len(beat["ranks"]) for beat in beats) / 3600
 
 
-def hours_before(run: RunDirectory, attempt: Attempt) -> float:
-    """Rank-hours of the attempts before this one."""
-    return sum(rank_hours(run.attempt(number)) for number in range(1, attempt.number))
+def hours_of(run: RunDirectory, *, before: int | None = None) -> float:
+    """Rank-hours of all attempts, or of those `before` one of them."""
+    return sum(rank_hours(run.attempt(number)) for number in range(1, before or run.last_attempt() + 1))
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Budget:
     def of(cls, run: RunDirectory, attempt: Attempt, hours: float | None, world_size: int) -> "Budget":
         """InputError where the attempts before have left nothing of it."""
         beat = read_json(attempt.path / "heartbeat" / "node-000") or {}
-        before = 0.0 if hours is None else hours_before(run, attempt)
+        before = 0.0 if hours is None else hours_of(run, before=attempt.number)
         if hours is not None and before >= hours:
             raise InputError(
                 f"{run.config_file}: budget_gpu_hours: {hours:g} and {before:.3g} are used; to go on say "
