@@ -4,6 +4,7 @@ A rank that hangs makes its peers wait in a collective, so that most ranks that 
 behind all others is the cause. Torch-free; the ranks' own part is `progress`, and faulthandler on DUMP_SIGNAL.
 """
 
+import datetime
 import os
 import re
 import signal
@@ -29,6 +30,11 @@ def hang_seconds() -> float:
 def long_hang_seconds() -> float:
     """How long it may take to start, to compile in its first step, to save or to validate."""
     return max(3 * hang_seconds(), 300.0)
+
+
+def collective_time_out() -> datetime.timedelta:
+    """How long a rank waits for its peers before it takes them for lost: longer than its supervisor does."""
+    return datetime.timedelta(seconds=long_hang_seconds() + 60)
 
 
 class Watchdog:

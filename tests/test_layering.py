@@ -19,6 +19,9 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
     "shards": {"errors", "storage"},
     "views": {"errors", "config", "shards"},
     "loading": {"errors", "config", "parenthood", "shards", "storage", "views"},
+    # and what training leans on
+    "telemetry": {"config", "rank", "run_directory"},
+    "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage"},
 }
 
 

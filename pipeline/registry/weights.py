@@ -10,8 +10,8 @@ from torch import Tensor
 from models.config import EncoderConfig
 from models.encoder import build_encoder
 from models.weights import WeightsError, load_encoder_weights
+from pipeline.checkpoints.files import read_weights
 from pipeline.errors import InputError
-from pipeline.fragment_files import read_weights
 from pipeline.registry.locate import ModelSource, source_from_dict
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 

@@ -4,7 +4,6 @@ Kept in our own hands, because the libraries' versions proved wrong or weak: the
 moving average, checkpoints and time-outs. The DeepSpeed dictionary is a pure function, never "auto".
 """
 
-import datetime
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -16,15 +15,15 @@ from torch import Tensor, nn
 
 from models.build import checkpoint_activations
 from models.objectives.batch import Batch
+from pipeline.checkpoints.checkpoint import frozen_tensors
+from pipeline.checkpoints.fragments import TrainingState
 from pipeline.config.deepspeed import LOSS_SCALE_FLOOR, LOSS_SCALE_START_POWER, deepspeed_config
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
-from pipeline.training.checkpoint import frozen_tensors
-from pipeline.training.clock import StepClock
+from pipeline.telemetry.clock import StepClock
 from pipeline.training.compilation import compile_in_place, make_leaves
-from pipeline.training.fragments import TrainingState
 from pipeline.training.optimizer import build_optimizer, parameter_groups
-from pipeline.watchdog import long_hang_seconds
+from pipeline.watchdog import collective_time_out
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -240,11 +239,6 @@ def _begin_update_with_step(wrapped: Any, clock: StepClock) -> None:
         return step(*arguments, **options)
 
     wrapped.step = marked_step
-
-
-def collective_time_out() -> datetime.timedelta:
-    """How long a rank waits for its peers before it takes them for lost: longer than its supervisor does."""
-    return datetime.timedelta(seconds=long_hang_seconds() + 60)
 
 
 def _set_time_out() -> None:

@@ -12,25 +12,26 @@ from models.config import EncoderConfig
 from models.objectives.batch import Batch
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.budget import Budget
+from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
+from pipeline.checkpoints.resuming import newest_intact_checkpoint
+from pipeline.checkpoints.retention import require_room
 from pipeline.config.plan import BatchPlan, StepPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
+from pipeline.meeting import open_store
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import write_json
-from pipeline.training.agreement import open_agreed_sources, open_store
-from pipeline.training.checkpoint import load_checkpoint, load_frozen
+from pipeline.telemetry.ledger import SampleRecorder
+from pipeline.telemetry.profiling import StepTrace
+from pipeline.training.agreement import open_agreed_sources
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, RollBack
-from pipeline.training.ledger import SampleRecorder
-from pipeline.training.profiling import StepTrace
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
-from pipeline.training.resuming import newest_intact_checkpoint
-from pipeline.training.retention import require_room
 from pipeline.training.roll_back import roll_back
 from pipeline.training.saving import Saver
 from pipeline.training.schedule import learning_rate

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from models.objectives.batch import Batch
+from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
 from pipeline.config.plan import plan_batches
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
@@ -23,10 +24,9 @@ from pipeline.loading.sources import open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank
 from pipeline.run_directory import Checkpoint, RunDirectory
+from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.training.agreement import require_planned_data
-from pipeline.training.checkpoint import load_checkpoint, load_frozen
 from pipeline.training.engine import Engine, StepResult
-from pipeline.training.ledger import SampleRecorder
 from pipeline.training.loop import initial_module, micro_batches_of_step, rate_of_step
 from pipeline.training.supply import Supply
 

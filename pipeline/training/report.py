@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pipeline.config.training import TrainingConfig
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
-from pipeline.training.clock import PARTS
+from pipeline.telemetry.clock import PARTS
+from pipeline.telemetry.ledger import Ledger
+from pipeline.telemetry.speed import SpeedMeter
+from pipeline.telemetry.stragglers import Stragglers
 from pipeline.training.engine import Engine, StepResult
-from pipeline.training.ledger import Ledger
 from pipeline.training.saving import CHECKPOINT
-from pipeline.training.speed import SpeedMeter
-from pipeline.training.stragglers import Stragglers
 from pipeline.training.supply import DAMAGED, Supply
 from pipeline.words import bytes_in_words, duration_in_words
 

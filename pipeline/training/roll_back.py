@@ -8,11 +8,11 @@ import numpy as np
 import torch.distributed as dist
 from torch import nn
 
+from pipeline.checkpoints.checkpoint import load_checkpoint
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
 from pipeline.run_directory import RolledBack, write_atomic, write_json
 from pipeline.shards.order import pass_over
-from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.guard import RollBack
 from pipeline.training.supply import Supply

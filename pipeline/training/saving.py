@@ -16,14 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.checkpoints.cadence import Cadence
+from pipeline.checkpoints.checkpoint import Snapshot, commit, partial_directory, write_share, write_weights
+from pipeline.checkpoints.mirror import CheckpointMirror
+from pipeline.checkpoints.retention import Best, prune_checkpoints
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError
 from pipeline.rank import Rank
-from pipeline.training.cadence import Cadence
-from pipeline.training.checkpoint import Snapshot, commit, partial_directory, write_share, write_weights
 from pipeline.training.engine import Engine
-from pipeline.training.mirror import Mirror
-from pipeline.training.retention import Best, prune_checkpoints
 from pipeline.training.supply import Supply
 
 CHECKPOINT = "checkpoint_"  # what the names of `counts` begin with
@@ -51,7 +51,7 @@ class Saver:
         self._is_time = self._awaited = False
         if me.is_first:
             log.info("checkpoints: %s", self.config.interval_in_words(plan["nodes"]))
-        self._mirror = Mirror(self.config.mirror, me.run) if self.config.mirror and me.is_first else None
+        self._mirror = CheckpointMirror(self.config.mirror, me.run) if self.config.mirror and me.is_first else None
         if self._mirror and (newest := me.run.newest_checkpoint()):
             self._mirror.copy(newest)  # unless it is there: the attempt before may have been killed while it copied
 

@@ -28,12 +28,12 @@ import torch.distributed.checkpoint as dcp
 
 from models.build import build_objective
 from models.objectives.batch import Batch
+from pipeline.checkpoints.checkpoint import Snapshot, commit, load_checkpoint, partial_directory, write_share
+from pipeline.checkpoints.resuming import faults_of_share
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
 from pipeline.run_directory import RunDirectory, write_json
-from pipeline.training.checkpoint import Snapshot, commit, load_checkpoint, partial_directory, write_share
 from pipeline.training.engine import Engine
-from pipeline.training.resuming import faults_of_share
 from tests.benchmarks.report import Figure, Goal, main, table, verdict
 
 MEMORY = Path("/dev/shm")

@@ -8,12 +8,12 @@ import torch
 
 from models.build import build_objective
 from models.objectives.batch import Batch
+from pipeline.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoints.files import read_weights
 from pipeline.config import deepspeed
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
-from pipeline.fragment_files import read_weights
 from pipeline.run_directory import RunDirectory, verified_manifest, write_json
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from models.objectives.batch import Batch
+from pipeline.checkpoints.checkpoint import save_checkpoint
 from pipeline.config import deepspeed
 from pipeline.config.plan import StepPlan, plan_batches
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.training import PretrainConfig
 from pipeline.run_directory import RunDirectory, write_json
-from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.schedule import learning_rate

@@ -125,7 +125,7 @@ def train_while_writing(folder: str) -> dict[str, object]:
 
 def max_difference(training: Training, checkpoint, expected: dict[str, list[torch.Tensor]]) -> float:
     """Of the fragments that a checkpoint has for this rank from those in `expected`."""
-    from pipeline.fragment_files import StoredFragments
+    from pipeline.checkpoints.files import StoredFragments
 
     stored, differences = StoredFragments(checkpoint), [0.0]
     for fragment in training.engine.state.fragments:

@@ -173,7 +173,8 @@ def test_a_stop_while_ranks_wait_for_one_another_is_heard(pictures, tmp_path):
 
 
 def _wait_for_the_other(path: str) -> str:
-    from pipeline.training.agreement import open_store, require_same_plan
+    from pipeline.meeting import open_store
+    from pipeline.training.agreement import require_same_plan
 
     run, rank = RunDirectory(path), int(os.environ["RANK"])
     me = Rank(run, run.attempt(1).make(), rank, rank, 3)  # the third never comes

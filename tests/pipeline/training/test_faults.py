@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from pipeline.checkpoints.files import read_weights
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT
-from pipeline.fragment_files import read_weights
 from pipeline.run_directory import RunDirectory
 from tests.pipeline.training.runs import new_run, recorded
 from tests.pipeline.training.supervised import Fault, end, fail, hang, kill, supervise

@@ -14,9 +14,9 @@ from models.config import EncoderConfig, MaskedAutoencoderConfig, SupervisedConf
 from models.objectives.batch import Batch
 from pipeline.config.plan import training_flops
 from pipeline.run_directory import RunDirectory
-from pipeline.training.clock import PARTS, StepClock
-from pipeline.training.speed import SpeedMeter, peak_of_device, peak_of_name
-from pipeline.training.stragglers import WINDOWS, Stragglers
+from pipeline.telemetry.clock import PARTS, StepClock
+from pipeline.telemetry.speed import SpeedMeter, peak_of_device, peak_of_name
+from pipeline.telemetry.stragglers import WINDOWS, Stragglers
 from pipeline.words import bytes_in_words, duration_in_words
 from tests.pipeline.pictures import small_dataset
 from tests.pipeline.training.test_validation import ledger_of, new_run, this_rank

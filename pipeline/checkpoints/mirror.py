@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from pathlib import Path
 
+from pipeline.checkpoints.files import is_intact
 from pipeline.errors import FaultError, InputError
-from pipeline.fragment_files import is_intact
 from pipeline.run_directory import Checkpoint, RunDirectory
 from pipeline.shards.atomic import replaced_file, sync_directory, write_file
 from pipeline.storage import remote
@@ -22,7 +22,7 @@ LAST_COPY_SECONDS = 300.0  # how long the end of a run waits for its last copy
 log = logging.getLogger(__name__)
 
 
-class Mirror:
+class CheckpointMirror:
     """Copies checkpoints of one run to `url`/<name of the run>. A copy that fails is told, and stops nothing."""
 
     def __init__(self, url: str, run: RunDirectory):

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.training.optimizer import moment_names, reset_moments, updates_of
+from pipeline.checkpoints.moments import moment_names, reset_moments, updates_of
 
 
 class Fragment(NamedTuple):

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.checkpoints.files import FROZEN_FILE, StoredFragments, fragments_header, read_weights, write_parts
+from pipeline.checkpoints.fragments import TrainingState
 from pipeline.errors import FaultError
-from pipeline.fragment_files import FROZEN_FILE, StoredFragments, fragments_header, read_weights, write_parts
 from pipeline.run_directory import FORMAT_VERSION, Attempt, Checkpoint, RunDirectory, read_json, write_json
 from pipeline.shards.atomic import sync_directory, write_file
-from pipeline.training.fragments import TrainingState
 
 
 class Snapshot:

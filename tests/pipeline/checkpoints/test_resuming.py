@@ -33,8 +33,8 @@ def run(tmp_path) -> RunDirectory:
 
 def found_on_ranks(path: str) -> tuple[int | str | None, str]:
     """The step, or the error, that each rank finds, and what it logs."""
-    from pipeline.training.agreement import open_store
-    from pipeline.training.resuming import newest_intact_checkpoint
+    from pipeline.checkpoints.resuming import newest_intact_checkpoint
+    from pipeline.meeting import open_store
 
     run, rank, world_size = RunDirectory(path), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     me, said = Rank(run, run.attempt(1), rank, rank, world_size), io.StringIO()

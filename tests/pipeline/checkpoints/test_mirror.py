@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoints.mirror import CheckpointMirror
 from pipeline.errors import InputError
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 from pipeline.storage import remote
-from pipeline.training.mirror import Mirror
 from tests.pipeline.conftest import forget_clients
 
 SAVED = Path(__file__).parents[2] / "golden" / "checkpoint_format_1" / "step-00000004"
@@ -49,14 +49,14 @@ def saved(run: RunDirectory, step: int) -> Checkpoint:
 
 
 def test_copies_come_back_into_an_empty_run_directory_and_the_newest_that_is_whole_is_taken(url, run):
-    mirror = Mirror(url, run)
+    mirror = CheckpointMirror(url, run)
     for step in (4, 8, 12):
         mirror.copy(saved(run, step))
     mirror.remove(["step-00000004"])
     mirror.wait()
     assert sorted(remote.names_in(mirror.url)) == ["step-00000008", "step-00000012"]
     shutil.rmtree(run.checkpoints)
-    assert Mirror(url, run).fetch_newest() == run.checkpoints / "step-00000012"
+    assert CheckpointMirror(url, run).fetch_newest() == run.checkpoints / "step-00000012"
     for name in ("manifest.json", *verified_manifest(SAVED)["files"]):
         if name != "manifest.json":
             assert (run.checkpoints / "step-00000012" / name).read_bytes() == (SAVED / name).read_bytes()
@@ -64,11 +64,11 @@ def test_copies_come_back_into_an_empty_run_directory_and_the_newest_that_is_who
 
     remote.remove(f"{mirror.url}/step-00000012/manifest.json")  # as if it had never been completed
     shutil.rmtree(run.checkpoints)
-    assert Mirror(url, run).fetch_newest().name == "step-00000008"
+    assert CheckpointMirror(url, run).fetch_newest().name == "step-00000008"
 
 
 def test_a_copy_that_was_changed_is_passed_over(url, run, tmp_path):
-    mirror = Mirror(url, run)
+    mirror = CheckpointMirror(url, run)
     for step in (4, 8):
         mirror.copy(saved(run, step))
     mirror.wait()
@@ -78,19 +78,19 @@ def test_a_copy_that_was_changed_is_passed_over(url, run, tmp_path):
     (tmp_path / "changed").write_bytes(content)
     remote.upload(tmp_path / "changed", f"{mirror.url}/step-00000008/{name}")
     shutil.rmtree(run.checkpoints)
-    assert Mirror(url, run).fetch_newest().name == "step-00000004"
+    assert CheckpointMirror(url, run).fetch_newest().name == "step-00000004"
 
 
 def test_a_mirror_that_cannot_be_written_stops_nothing_and_says_so(run, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("VIT_STORAGE_PATIENCE_SECONDS", "0.5")
     (tmp_path / "file").write_text("in the way")
-    mirror = Mirror(f"file://{tmp_path / 'file'}", run)
+    mirror = CheckpointMirror(f"file://{tmp_path / 'file'}", run)
     mirror.copy(saved(run, 4))
     mirror.wait()
     assert "not up to date, training goes on" in caplog.text
 
 
 def test_an_empty_mirror_has_nothing_and_credentials_are_refused(url, run):
-    assert Mirror(url, run).fetch_newest() is None
+    assert CheckpointMirror(url, run).fetch_newest() is None
     with pytest.raises(InputError, match="must not carry credentials"):
-        Mirror("s3://key:secret@bucket/x", run)
+        CheckpointMirror("s3://key:secret@bucket/x", run)

@@ -8,8 +8,8 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
+from pipeline.checkpoints.files import StoredFragments, fragments_header, is_intact, read_weights, write_parts
 from pipeline.errors import FaultError
-from pipeline.fragment_files import StoredFragments, fragments_header, is_intact, read_weights, write_parts
 from pipeline.run_directory import Checkpoint, verified_manifest
 
 SUMS = {

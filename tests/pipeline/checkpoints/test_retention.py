@@ -6,11 +6,11 @@ from collections import namedtuple
 
 import pytest
 
+from pipeline.checkpoints.cadence import FIRST_SECONDS, LONGEST_SECONDS, Cadence, best_interval_seconds
+from pipeline.checkpoints.retention import prune_checkpoints, require_room
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory, write_json
-from pipeline.training.cadence import FIRST_SECONDS, LONGEST_SECONDS, Cadence, best_interval_seconds
-from pipeline.training.retention import prune_checkpoints, require_room
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from torch.distributed import Store
 
+from pipeline.checkpoints.files import is_intact
+from pipeline.checkpoints.mirror import CheckpointMirror
 from pipeline.errors import FaultError, InputError
-from pipeline.fragment_files import is_intact
+from pipeline.meeting import in_the_words_of_rank_0
 from pipeline.rank import Rank
 from pipeline.run_directory import FORMAT_VERSION, Checkpoint
-from pipeline.training.agreement import in_the_words_of_rank_0
-from pipeline.training.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def _names_or_fault(me: Rank, mirror: str | None) -> tuple[list[str], str | None
     """The checkpoints there are, newest first; or why the mirror, which may have some, could not be asked."""
     try:
         if mirror and not me.run.checkpoint_directories():
-            Mirror(mirror, me.run).fetch_newest()
+            CheckpointMirror(mirror, me.run).fetch_newest()
     except (FaultError, InputError, OSError) as error:
         return [], f"checkpoint.mirror {mirror}: {error}"
     return [directory.name for directory in me.run.checkpoint_directories()], None
