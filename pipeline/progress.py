@@ -9,7 +9,7 @@ from typing import NamedTuple
 STEP_PHASES = ("train", "data", "forward", "backward", "update")
 LONG_PHASES = ("start", "model", "checkpoint", "roll back", "validation", "finish")
 PHASES = (*STEP_PHASES, *LONG_PHASES)
-_WORDS = struct.Struct("=qqq")
+_WORDS = struct.Struct("=qqqq")
 
 
 class Position(NamedTuple):
@@ -18,6 +18,7 @@ class Position(NamedTuple):
     count: int
     step: int  # the step it makes, from 0; -1 before the first
     phase: str  # "" for one that is not watched
+    first_step: int = -1  # that it made; -1 before
 
     @property
     def in_words(self) -> str:
@@ -31,7 +32,7 @@ class Progress:
     def __init__(self, path: Path | None = None):
         self._phase = "start"
         self._words = memoryview(_mapped(path) if path else bytearray(_WORDS.size)).cast("q")
-        self._words[1], self._words[2] = -1, PHASES.index("start")
+        self._words[1], self._words[2], self._words[3] = -1, PHASES.index("start"), -1
 
     @property
     def phase(self) -> str:
@@ -49,6 +50,8 @@ class Progress:
 
     @step.setter
     def step(self, step: int) -> None:
+        if self._words[3] < 0:
+            self._words[3] = step
         self._words[1] = step
 
 
@@ -61,7 +64,7 @@ def _mapped(path: Path) -> mmap.mmap:
 def read_position(path: Path) -> Position | None:
     """Where the rank is that writes `path`; None before it has begun to."""
     try:
-        count, step, phase = _WORDS.unpack(path.read_bytes())
+        count, step, phase, first_step = _WORDS.unpack(path.read_bytes())
     except (OSError, struct.error):
         return None
-    return Position(count, step, PHASES[phase] if phase >= 0 else "")
+    return Position(count, step, PHASES[phase] if phase >= 0 else "", first_step)

@@ -44,7 +44,6 @@ class Watchdog:
         self.attempt, self._looked = attempt, now
         self.positions = dict.fromkeys(ranks, Position(0, -1, "start"))
         self._since = dict.fromkeys(ranks, now)  # it was first seen there
-        self._first_step: dict[int, int] = {}
 
     def look(self, now: float) -> None:
         """Take note of where every rank is."""
@@ -54,8 +53,6 @@ class Watchdog:
             position = read_position(self.attempt.progress(rank)) or before
             self._since[rank] = now if position != before else self._since[rank] + paused
             self.positions[rank] = position
-            if position.step >= 0:
-                self._first_step.setdefault(rank, position.step)
 
     def hung(self, alive: Collection[int], now: float) -> bool:
         """Whether the rank behind all others has been where it is for longer than that may take."""
@@ -66,7 +63,7 @@ class Watchdog:
         position = self.positions[rank]
         if not position.phase:
             return float("inf")
-        compiles = position.step <= self._first_step.get(rank, position.step)
+        compiles = position.step <= position.first_step
         return long_hang_seconds() if compiles or position.phase in LONG_PHASES else hang_seconds()
 
     def verdict(self, pids: Mapping[int, int], now: float) -> str:

@@ -17,7 +17,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.cadence import Cadence
-from pipeline.checkpoints.checkpoint import Snapshot, commit, partial_directory, write_share, write_weights
+from pipeline.checkpoints.checkpoint import (
+    Snapshot,
+    commit,
+    facts_of_run,
+    partial_directory,
+    write_share,
+    write_weights,
+)
 from pipeline.checkpoints.mirror import CheckpointMirror
 from pipeline.checkpoints.retention import Best, prune_checkpoints
 from pipeline.config.training import TrainingConfig
@@ -164,16 +171,9 @@ class Saver:
         return f"step {self._facts['step']} was not saved, earlier checkpoints stand: rank {rank}: {reasons[rank]}"
 
     def _facts_of(self, done: int, supply: Supply) -> dict[str, Any]:
-        config = self.engine.config
         return {
             "step": done,
             "updates": self.engine.state.updates,
             **copy.deepcopy(supply.state(done)),  # it is written when later steps have counted on
-            "stage": config.stage,
-            "encoder": config.encoder.model_dump(),
-            "objective": config.objective.model_dump(),
-            "num_classes": self.plan["num_classes"],
-            "ema": config.ema_decay > 0,
-            "data_fingerprint": self.plan["data"]["fingerprint"],
-            "config_sha256": self.plan["config_sha256"],
+            **facts_of_run(self.engine.config, self.plan),
         }

@@ -1,10 +1,11 @@
-"""A real S3-compatible server on loopback, a dataset in it, and a flaky proxy in front of it."""
+"""Datasets for the tests: small pictures, and a real S3-compatible server on loopback behind a flaky proxy."""
 
 import importlib.util
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +93,11 @@ def forget_clients() -> None:
 
     S3FileSystem.clear_instance_cache()
     remote._obstore_stores.clear()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """108 pictures in 12 shards of 9: an epoch is 9 batches of 12."""
+    directory = tmp_path_factory.mktemp("pictures")
+    small_dataset(directory, per_class=54, samples_per_shard=9, splits="folders", split_fractions={"train": 1.0})
+    return directory / "dataset"

@@ -45,7 +45,7 @@ def test_progress_is_read_as_it_was_written_and_only_known_phases_are_watched(tm
     progress = Progress(tmp_path / "rank")
     assert read_position(tmp_path / "rank") == Position(0, -1, "start")
     progress.phase, progress.step = "forward", 6
-    assert read_position(tmp_path / "rank") == Position(1, 6, "forward")
+    assert read_position(tmp_path / "rank") == Position(1, 6, "forward", 6)
     progress.phase = "evaluate one of many"
     assert progress.phase == "evaluate one of many" and read_position(tmp_path / "rank").phase == ""
     assert read_position(tmp_path / "none") is None
