@@ -4,8 +4,10 @@ Kept in our own hands, because the libraries' versions proved wrong or weak: the
 moving average, checkpoints and time-outs. The DeepSpeed dictionary is a pure function, never "auto".
 """
 
+import importlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -217,8 +219,7 @@ def _accelerator(module: nn.Module, plan: BatchPlan, config: TrainingConfig, pre
             gradient_accumulation_steps=plan.gradient_accumulation_steps,
             kwargs_handlers=[group, GradScalerKwargs(init_scale=2.0**LOSS_SCALE_START_POWER)],
         )
-    import deepspeed
-
+    deepspeed = _deepspeed_without_mlflow()
     if not cuda:  # its only use is inference, and it would need a C++ compiler at run time
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -239,6 +240,19 @@ def _begin_update_with_step(wrapped: Any, clock: StepClock) -> None:
         return step(*arguments, **options)
 
     wrapped.step = marked_step
+
+
+def _deepspeed_without_mlflow() -> Any:
+    """DeepSpeed's autotuning imports MLflow where it is installed: three seconds of the start of every rank."""
+    loaded = sys.modules.get("mlflow")
+    sys.modules["mlflow"] = None
+    try:
+        return importlib.import_module("deepspeed")
+    finally:
+        if loaded is None:
+            del sys.modules["mlflow"]
+        else:
+            sys.modules["mlflow"] = loaded
 
 
 def _set_time_out() -> None:
