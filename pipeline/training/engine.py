@@ -53,6 +53,8 @@ class Engine:
         assert all(name in os.environ for name in RANK_VARIABLES), f"a launcher must set {RANK_VARIABLES}"
         self.config, self.plan, self.module, self.stage = config, plan, module, config.zero.stage
         self.compute_dtype = DTYPES[precision]
+        if self.stage:
+            _import_deepspeed()
         if config.deterministic:
             _be_deterministic()
         if config.activation_checkpointing:
@@ -219,7 +221,8 @@ def _accelerator(module: nn.Module, plan: BatchPlan, config: TrainingConfig, pre
             gradient_accumulation_steps=plan.gradient_accumulation_steps,
             kwargs_handlers=[group, GradScalerKwargs(init_scale=2.0**LOSS_SCALE_START_POWER)],
         )
-    deepspeed = _deepspeed_without_mlflow()
+    import deepspeed
+
     if not cuda:  # its only use is inference, and it would need a C++ compiler at run time
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -242,17 +245,15 @@ def _begin_update_with_step(wrapped: Any, clock: StepClock) -> None:
     wrapped.step = marked_step
 
 
-def _deepspeed_without_mlflow() -> Any:
-    """DeepSpeed's autotuning imports MLflow where it is installed: three seconds of the start of every rank."""
-    loaded = sys.modules.get("mlflow")
+def _import_deepspeed() -> None:
+    """Without MLflow, which DeepSpeed's autotuning imports where it is installed: three seconds of every rank's start."""
+    kept = {name: sys.modules[name] for name in ("mlflow",) if name in sys.modules}
     sys.modules["mlflow"] = None
     try:
-        return importlib.import_module("deepspeed")
+        importlib.import_module("deepspeed")
     finally:
-        if loaded is None:
-            del sys.modules["mlflow"]
-        else:
-            sys.modules["mlflow"] = loaded
+        del sys.modules["mlflow"]
+        sys.modules.update(kept)
 
 
 def _set_time_out() -> None:
