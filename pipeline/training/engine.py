@@ -246,7 +246,7 @@ def _begin_update_with_step(wrapped: Any, clock: StepClock) -> None:
 
 
 def _import_deepspeed() -> None:
-    """Without MLflow, which DeepSpeed's autotuning imports where it is installed: three seconds of every rank's start."""
+    """Without MLflow, which its autotuning imports where it is installed: three seconds of the start of every rank."""
     kept = {name: sys.modules[name] for name in ("mlflow",) if name in sys.modules}
     sys.modules["mlflow"] = None
     try:
