@@ -107,6 +107,11 @@ class Ours:
         write_share(self.snapshot, self.frozen, partial_directory(self.run, attempt, 1))
         self.checkpoint = commit(self.run, attempt, self.state, 1, {"step": 1})
 
+    def clear(self) -> None:
+        """Remove what the last save left, as the others' directories are: a run replaces none."""
+        if self.checkpoint is not None:
+            shutil.rmtree(self.checkpoint.directory)
+
     def raw_write(self, directory: Path) -> None:
         with open(directory / "raw", "wb", buffering=0) as file:
             for start in range(0, self.num_bytes, PIECE_BYTES):
@@ -152,6 +157,8 @@ def measured(ours: Ours, contestants: dict[str, Callable], place: Path, rounds: 
         for name in names[number % len(names) :] + names[: number % len(names)]:
             directory = place / "round"
             directory.mkdir()
+            if name == "ours":
+                ours.clear()
             taken = seconds(saved_and_synced, works[name], directory)
             shutil.rmtree(directory)
             if number:
