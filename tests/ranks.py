@@ -2,10 +2,11 @@
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from pipeline.launch import free_port
 
 PRELOAD = ["torch", "timm", "deepspeed", "accelerate", "deepspeed.runtime.zero.muon.muon_optimizer",
            "pipeline.training.loop"]  # fmt: skip
@@ -35,7 +36,7 @@ def start_on_ranks(function: Callable[..., Any], world_size: int, *arguments: An
     """The processes that run `function(*arguments)` on every rank, and the queue of (rank, (ok, answer))."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    queue, port = context.Queue(), _free_port()
+    queue, port = context.Queue(), free_port()
     ranks = [
         context.Process(target=_rank, args=(function, rank, world_size, port, arguments, queue))
         for rank in range(world_size)
@@ -60,9 +61,3 @@ def _rank(function, rank: int, world_size: int, port: int, arguments: tuple, que
     queue.close()
     queue.join_thread()
     os._exit(0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

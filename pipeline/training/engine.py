@@ -161,8 +161,12 @@ class Engine:
                 sums = outcome.sums | {"loss": (outcome.losses.double() * counted).sum(), "count": counted.sum()}
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0) + value.double()
-        names = sorted(totals)
-        packed = torch.stack([totals[name] for name in names])
+        return self.add_up(totals)
+
+    def add_up(self, numbers: Mapping[str, Any]) -> dict[str, float]:
+        """Each number's sum over all ranks, which give the same names. One collective."""
+        names = sorted(numbers)
+        packed = torch.stack([torch.as_tensor(numbers[n], dtype=torch.float64, device=self.device) for n in names])
         if self.plan.world_size > 1:
             dist.all_reduce(packed)
         return dict(zip(names, packed.tolist(), strict=True))
@@ -187,14 +191,10 @@ class Engine:
 
     def _agree(self, loss: Tensor, norm: float, skipped: bool, stop: bool, sums: dict[str, Any]) -> StepResult:
         """Loss, stop and skip flags and sums in one collective."""
-        names = sorted(sums)
-        pack = [loss / self.plan.world_size, float(stop), float(skipped), *(sums[name] for name in names)]
-        packed = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in pack])
-        if self.plan.world_size > 1:
-            dist.all_reduce(packed)
-        mean_loss, stops, skips, *totals = packed.tolist()
-        named = dict(zip(names, totals, strict=True))
-        return StepResult(mean_loss, norm, skips > 0, stops > 0, named, self.loss_scale())
+        agreed = {"step/loss": loss / self.plan.world_size, "step/stop": float(stop), "step/skipped": float(skipped)}
+        totals = self.add_up(agreed | sums)
+        mean_loss, stops, skips = (totals.pop(name) for name in agreed)
+        return StepResult(mean_loss, norm, skips > 0, stops > 0, totals, self.loss_scale())
 
 
 def _be_deterministic() -> None:

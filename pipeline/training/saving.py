@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.cadence import Cadence
@@ -97,7 +96,7 @@ class Saver:
         while self._facts is not None:
             if self._task is not None:
                 self._task.exception()  # waits; `follow` raises it on all ranks
-            self.follow(self._added_up(self.counts()))
+            self.follow(self.engine.add_up(self.counts()))
 
     def counts(self) -> dict[str, float]:
         """How far this rank is with the save under way, for `Engine.step` to add up."""
@@ -153,12 +152,6 @@ class Saver:
 
     def _partial(self, step: int) -> Path:
         return partial_directory(self.me.run, self.me.attempt, step)
-
-    def _added_up(self, counts: Mapping[str, float]) -> dict[str, float]:
-        packed = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.engine.device)
-        if self.me.world_size > 1:
-            dist.all_reduce(packed)
-        return dict(zip(counts, packed.tolist(), strict=True))
 
     def _reason(self) -> str:
         """What went wrong first, by rank. Collective, once, when some rank has failed."""

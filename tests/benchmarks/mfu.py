@@ -12,7 +12,6 @@ Needs a CUDA GPU of about 80 GB, and 15 minutes:
 
 import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from models.build import build_objective
 from models.objectives.batch import Batch
 from pipeline.config.plan import plan_batches, training_flops
 from pipeline.config.training import PretrainConfig
+from pipeline.launch import free_port
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
 from pipeline.shards.index import DatasetIndex
@@ -113,9 +113,7 @@ def in_own_process(*arguments: Any) -> Speed:
 
 def measure(case: Case, steps: int, side: int, index: DatasetIndex, **encoder: Any) -> Speed:
     """Train `steps` steps of a case; `encoder` changes its size."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     config = case_config(case, index, encoder)
     plan = plan_batches(case.batch_size, case.batch_size, 1)

@@ -22,6 +22,7 @@ from models.build import build_objective
 from models.objectives.batch import Batch
 from pipeline.config.plan import BatchPlan, training_flops
 from pipeline.config.training import PretrainConfig
+from pipeline.launch import free_port
 from pipeline.loading.loader import RawBatch, to_device
 from pipeline.rank import Rank
 from pipeline.run_directory import RunDirectory
@@ -207,7 +208,7 @@ def answer(stream: Any, **content: object) -> None:
 def serve(name: str, workspace: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
-    os.environ |= ALONE | {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(_free_port())}
+    os.environ |= ALONE | {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(free_port())}
     torch.set_num_threads(1)
     loop, _, stage = name.partition("-")
     try:
@@ -215,14 +216,6 @@ def serve(name: str, workspace: Path) -> None:
     except Exception as error:
         answer(answers, error=" ".join(f"{type(error).__name__}: {error}".split())[:200])
         raise
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

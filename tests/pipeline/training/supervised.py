@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import launch
 from pipeline.run_directory import Attempt, RunDirectory
-from tests.ranks import PRELOAD, _free_port
+from tests.ranks import PRELOAD
 
 STAGES = {"sequence": "pipeline.training.sequence:train_all"}
 
@@ -84,7 +84,7 @@ def supervise(run: RunDirectory, *faults: Fault, environment: dict[str, str] = {
 
 
 def _start(run: RunDirectory, plan: dict, attempt: Attempt, faults: tuple[Fault, ...]) -> dict[int, PoolRank]:
-    context, port = multiprocessing.get_context("forkserver"), _free_port()
+    context, port = multiprocessing.get_context("forkserver"), launch.free_port()
     context.set_forkserver_preload(PRELOAD)
     ranks = {}
     for rank in range(plan["ranks_per_node"]):
