@@ -9,6 +9,7 @@ import math
 
 FIRST_SECONDS = 120.0  # the first checkpoint comes early: it proves the disk, and measures what a save costs
 LONGEST_SECONDS = 1800.0
+WRITING_SHARE = 0.1  # of the time, at most, is spent on writing: disk and network have other users
 
 
 def best_interval_seconds(cost: float, between_failures: float) -> float:
@@ -34,9 +35,6 @@ class Cadence:
         self._last = now
 
     def measured(self, stall_seconds: float, seconds: float) -> None:
-        """What a save cost: training waited `stall_seconds`, and it was committed `seconds` after it began.
-
-        The interval is no shorter than the writing, or training would wait for that too.
-        """
+        """What a save cost: training waited `stall_seconds`, and it was committed `seconds` after it began."""
         best = best_interval_seconds(stall_seconds, self.between_failures)
-        self.interval_seconds = min(max(best, seconds), LONGEST_SECONDS)
+        self.interval_seconds = min(max(best, seconds / WRITING_SHARE), LONGEST_SECONDS)

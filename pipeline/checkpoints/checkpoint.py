@@ -1,6 +1,6 @@
 """Saving and loading a training state: each rank writes the fragments it owns, a manifest commits them.
 
-Saving has three parts, so that training waits for the first alone: `Snapshot.take` copies the state into host memory,
+Saving has three parts, so that training waits for none of them: a Snapshot copies the state into host memory,
 `write_share` writes this rank's files and their sidecar, and `commit`, on rank 0 when all have written, checks the
 sidecars, writes manifest.json last and renames. All is written to `step-N.attempt-A.partial`; the commit checks that
 attempt A is still the current one before it renames, so a cut-off node cannot harm a newer attempt.
@@ -17,49 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.checkpoints.files import FROZEN_FILE, StoredFragments, fragments_header, read_weights, write_parts
+from pipeline.checkpoints.files import FROZEN_FILE, StoredFragments, rank_file, read_weights, write_parts
 from pipeline.checkpoints.fragments import TrainingState
+from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError
 from pipeline.run_directory import FORMAT_VERSION, Attempt, Checkpoint, RunDirectory, read_json, write_json
 from pipeline.shards.atomic import sync_directory, write_file
-
-
-class Snapshot:
-    """A copy of this rank's fragments in host memory, laid out as they lie in its file and used for every save.
-
-    The memory is allocated and touched once, here: a copy into fresh memory takes ten times as long. With CUDA it is
-    pinned. Under plain data parallel every rank holds all fragments and takes a part of them.
-    """
-
-    def __init__(self, state: TrainingState, rank: int, world_size: int):
-        self.state, self.rank, self.world_size = state, rank, world_size
-        fragments = state.fragments if state.stage else state.fragments[rank::world_size]
-        self._places = [(fragment, kind) for fragment in fragments for kind in state.tensors()]
-        counts = {f"{fragment.name}@{fragment.start}@{kind}": fragment.count for fragment, kind in self._places}
-        counts = counts or {"@empty": 1}
-        self._header = fragments_header(counts)
-        self._buffer = torch.zeros(sum(counts.values()), pin_memory=torch.cuda.is_available())
-
-    @torch.no_grad()
-    def take(self) -> None:
-        """Copy the state as it is now. When this returns, training may go on."""
-        tensors, end = self.state.tensors(), 0
-        for fragment, kind in self._places:
-            start, end = end, end + fragment.count
-            source = tensors[kind][fragment.flat].narrow(0, fragment.offset, fragment.count)
-            self._buffer[start:end].copy_(source, non_blocking=True)
-        if self._buffer.is_pinned():
-            torch.cuda.synchronize()
-
-    def write(self, directory: Path) -> dict[str, dict[str, Any]]:
-        """The file of this rank, and its entry for the manifest. FaultError."""
-        path = directory / rank_file(self.rank, self.world_size)
-        return write_parts(path, [self._header, memoryview(self._buffer.numpy()).cast("B")])
-
-
-def rank_file(rank: int, world_size: int) -> str:
-    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -168,7 +132,7 @@ def save_checkpoint(
 ) -> Path:  # fmt: skip
     """Save the state and wait until it is committed; for what saves once. Collective: every rank must call it."""
     snapshot = Snapshot(state, rank, world_size)
-    snapshot.take()
+    snapshot.lend()
     write_share(snapshot, frozen, partial_directory(run, attempt, facts["step"]))
     if world_size > 1:
         dist.barrier()

@@ -11,12 +11,11 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
@@ -29,6 +28,10 @@ from pipeline.run_directory import Checkpoint
 FROZEN_FILE = "frozen.safetensors"
 CHECKSUM = "xxh3_128"  # what an entry calls it
 DIGESTS = {CHECKSUM: xxhash.xxh3_128, "sha256": hashlib.sha256}
+
+
+def rank_file(rank: int, world_size: int) -> str:
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def fragments_header(counts: Mapping[str, int]) -> bytes:
@@ -78,6 +81,26 @@ def is_intact(path: Path, entry: Mapping[str, Any]) -> bool:
         return hashlib.file_digest(file, DIGESTS[name]).hexdigest() == entry[name]
 
 
+class _Piece(NamedTuple):
+    """Elements [start, start + count) of a parameter, at `offset` bytes of a file."""
+
+    start: int
+    count: int
+    file: io.FileIO
+    offset: int
+
+    def read(self, first: int, target: Tensor) -> None:
+        """Fill `target`, contiguous fp32, with elements from `first` of the piece: where it lies, if on the host."""
+        host = target if target.device.type == "cpu" else torch.empty(target.shape)
+        content, offset = memoryview(host.detach().numpy()).cast("B"), self.offset + 4 * first
+        while content:
+            read = os.preadv(self.file.fileno(), [content], offset)
+            assert read, f"{self.file.name}: ends at byte {offset}"
+            content, offset = content[read:], offset + read
+        if host is not target:
+            target.copy_(host)
+
+
 class StoredFragments:
     """The fragments of one checkpoint, found by parameter and kind; tensors are read only where they are asked for.
 
@@ -89,13 +112,14 @@ class StoredFragments:
         self.directory = checkpoint.directory
         names = [name for name in checkpoint.manifest["files"] if name != FROZEN_FILE]
         self._unopened = sorted(names, key=lambda name: name != first)[::-1]
-        self._pieces: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
+        self._pieces: dict[tuple[str, str], list[_Piece]] = {}
 
     def _open_next(self) -> None:
-        for key, tensor in mapped_tensors(self.directory / self._unopened.pop()).items():
+        file = open(self.directory / self._unopened.pop(), "rb", buffering=0)
+        for key, (offset, count) in _places(file).items():
             if key.count("@") == 2:
                 parameter, start, kind = key.split("@")
-                self._pieces.setdefault((parameter, kind), []).append((int(start), tensor))
+                self._pieces.setdefault((parameter, kind), []).append(_Piece(int(start), count, file, offset))
 
     def has(self, kind: str) -> bool:
         """Whether the checkpoint has this kind: of one parameter, then of all."""
@@ -108,10 +132,10 @@ class StoredFragments:
         end, found, seen = start + target.numel(), 0, 0
         while True:
             pieces = self._pieces.get((name, kind), [])
-            for piece_start, piece in pieces[seen:]:
-                low, high = max(start, piece_start), min(end, piece_start + piece.numel())
+            for piece in pieces[seen:]:
+                low, high = max(start, piece.start), min(end, piece.start + piece.count)
                 if low < high:
-                    target[low - start : high - start].copy_(piece[low - piece_start : high - piece_start])
+                    piece.read(low - piece.start, target[low - start : high - start])
                     found += high - low
             seen = len(pieces)
             if found >= target.numel() or not self._unopened:
@@ -120,19 +144,16 @@ class StoredFragments:
         assert found == target.numel(), f"{self.directory}: {name} {kind}: {found} of {target.numel()} elements"
 
 
-def mapped_tensors(path: Path) -> dict[str, Tensor]:
-    """The fp32 tensors of a safetensors file, flat, mapped into memory: a copy reads them, with nothing in between."""
-    with open(path, "rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # tensors know no memory that is read-only
-    data = 8 + int.from_bytes(content[:8], "little")
-    tensors = {}
-    for key, entry in json.loads(content[8:data]).items():
+def _places(file: io.FileIO) -> dict[str, tuple[int, int]]:
+    """Where each tensor of a safetensors file of fp32 lies: the offset of its bytes, and its number of elements."""
+    size = int.from_bytes(file.read(8), "little")
+    places = {}
+    for key, entry in json.loads(file.read(size)).items():
         if key != "__metadata__":
-            assert entry["dtype"] == "F32", f"{path}: {key} is {entry['dtype']}"
+            assert entry["dtype"] == "F32", f"{file.name}: {key} is {entry['dtype']}"
             begin, end = entry["data_offsets"]
-            count = (end - begin) // 4
-            tensors[key] = torch.frombuffer(content, dtype=torch.float32, count=count, offset=data + begin)
-    return tensors
+            places[key] = (8 + size + begin, (end - begin) // 4)
+    return places
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

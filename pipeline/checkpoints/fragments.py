@@ -106,14 +106,14 @@ class TrainingState:
         """Steps that changed the weights, which the moments' bias correction counts."""
         return updates_of(self.base)
 
-    def prepare_moments(self, updates: int) -> None:
-        """Make the optimizer's state as it is after `updates`, moments at zero, to be read into."""
-        reset_moments(self.base, self._flats(), updates)
+    def prepare_moments(self, updates: int, *, zero: bool = False) -> None:
+        """Make the optimizer's state as it is after `updates`, its moments at `zero` or yet to be read."""
+        reset_moments(self.base, self._flats(), updates, zero=zero)
 
     @torch.no_grad()
     def begin_from(self, weights: Mapping[str, Tensor]) -> None:
         """Take whole weights by name, without moments, as before the first step. Collective under ZeRO."""
-        self.prepare_moments(0)
+        self.prepare_moments(0, zero=True)
         flats = self._flats()
         for fragment in self.fragments:
             part = weights[fragment.name].detach().flatten().narrow(0, fragment.start, fragment.count)

@@ -10,10 +10,16 @@ def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     return ("momentum_buffer",) if "momentum" in optimizer.defaults else ("exp_avg", "exp_avg_sq")
 
 
-def reset_moments(optimizer: torch.optim.Optimizer, weights: list[Tensor], step: int) -> None:
-    """Make the optimizer's state as it is after `step` updates, moments at zero, to be read into."""
+@torch.no_grad()
+def reset_moments(optimizer: torch.optim.Optimizer, weights: list[Tensor], step: int, *, zero: bool) -> None:
+    """Make the optimizer's state as it is after `step` updates, its moments at `zero` or yet to be read."""
     for weight in weights:
-        optimizer.state[weight] = {name: torch.zeros_like(weight) for name in moment_names(optimizer)}
+        state = optimizer.state[weight]
+        for name in moment_names(optimizer):
+            if name not in state:
+                state[name] = torch.zeros_like(weight)
+            elif zero:
+                state[name].zero_()
         if isinstance(optimizer, torch.optim.AdamW):  # the others count no steps, or count them by group
             device = weight.device if optimizer.defaults["fused"] else "cpu"
             optimizer.state[weight]["step"] = torch.tensor(float(step), device=device)

@@ -42,9 +42,14 @@ def peak_of_name(name: str) -> float | None:
 
 
 class _Step(NamedTuple):
-    seconds: float
+    """Seconds of one step."""
+
+    whole: float
     waited: float  # for the loader
-    parts: Mapping[str, float]
+    data: float
+    forward: float
+    backward: float
+    update: float
 
 
 class SpeedMeter:
@@ -62,31 +67,33 @@ class SpeedMeter:
 
     def add(self, seconds: float, waited: float, parts: Mapping[str, float]) -> None:
         """`parts` are seconds by the parts of a step; see StepClock."""
-        self.recent.append(_Step(seconds, waited, parts))
+        self.recent.append(_Step(seconds, waited, **parts))
 
     def own_seconds(self, steps: int) -> float:
         """This rank's own time per step until it meets the others, mean of the last `steps`."""
         last = list(self.recent)[-steps:]
-        return sum(step.parts["data"] + step.parts["forward"] for step in last) / len(last)
+        return sum(step.data + step.forward for step in last) / len(last)
 
-    def step_seconds(self) -> float:
-        return sum(step.seconds for step in self.recent) / len(self.recent)
+    def means(self) -> _Step:
+        return _Step(*(sum(column) / len(self.recent) for column in zip(*self.recent, strict=True)))
 
     def figures(self, step: int) -> dict[str, float]:
         """For the ledger. `perf/mfu` only where the device's peak is known."""
-        mean = self.step_seconds() or 1e-9
-        speed = self.images_per_step / mean
+        mean = self.means()
+        whole = mean.whole or 1e-9
+        speed = self.images_per_step / whole
         figures = {
             "perf/images_per_second": round(speed, 2),
-            "perf/step_seconds": round(mean, 4),
-            "perf/last_step_seconds": round(self.recent[-1].seconds, 4),
+            "perf/step_seconds": round(whole, 4),
+            "perf/last_step_seconds": round(self.recent[-1].whole, 4),
             "perf/peak_memory_bytes": peak_memory_bytes(),
-            "perf/data_wait_share": round(sum(step.waited for step in self.recent) / len(self.recent) / mean, 4),
-            "perf/seconds_left": round((self.last_step - step) * mean, 1),
+            "perf/data_wait_share": round(mean.waited / whole, 4),
+            "perf/seconds_left": round((self.last_step - step) * whole, 1),
+            "perf/data_seconds": round(mean.data, 5),
+            "perf/forward_seconds": round(mean.forward, 5),
+            "perf/backward_seconds": round(mean.backward, 5),
+            "perf/update_seconds": round(mean.update, 5),
         }
-        for part in self.recent[-1].parts:
-            seconds = sum(step.parts[part] for step in self.recent) / len(self.recent)
-            figures[f"perf/{part}_seconds"] = round(seconds, 5)
         if self.peak is not None:
             figures["perf/mfu"] = round(speed * self.flops_per_image / (self.ranks * self.peak), 4)
         return figures

@@ -28,6 +28,7 @@ from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.watchdog import collective_time_out
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LOSS, STOP, SKIPPED = "step/loss", "step/stop", "step/skipped"  # beside an objective's own sums
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -80,8 +81,9 @@ class Engine:
         _set_time_out()
         base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
         self.clock = StepClock(self.device, enter)
+        self.before_change: Callable[[], None] = lambda: None  # called before anything changes the weights or moments
         if self.stage:
-            _begin_update_with_step(self.wrapped, self.clock)
+            self._mark_update()
         if self.stage == 0 and self.accelerator.scaler is None:
             self.optimizer = base  # accelerate's wrapper searches the disk for a package at every step
         self.parameters = list(module.parameters())
@@ -108,8 +110,7 @@ class Engine:
         self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
         if not self.module.training:  # DeepSpeed's engine says that it is, also after `eval`; and `train` visits all
             self.wrapped.train()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        sums: dict[str, Any] = {}
+        totals: dict[str, Tensor] = {}
         norm = math.nan
         taken = 0
         self.clock.begin("data")
@@ -120,16 +121,14 @@ class Engine:
                 with self.accelerator.autocast():
                     outcome = self.wrapped(batch)
                 self.clock.begin("backward")
-                # A loss that is not finite makes the gradient so, on every rank, however it came about: x * 0 is NaN.
-                self.accelerator.backward(outcome.loss * (1 + 0 * outcome.loss.detach()))
-                loss_sum += outcome.loss.detach().double()
-                for name, value in outcome.sums.items():
-                    sums[name] = sums.get(name, 0) + value.detach().double()
+                _spread_to_gradient(outcome.loss)
+                self.accelerator.backward(outcome.loss)
+                _add({LOSS: outcome.loss} | outcome.sums, totals)
                 self.clock.begin("update")
                 if self.accelerator.sync_gradients:
                     norm = self._clip()
                     if self._updates(norm):
-                        self.optimizer.step()
+                        self._update()
                     self.optimizer.zero_grad()
             self.clock.begin("data")
         self.clock.begin("update")
@@ -142,7 +141,7 @@ class Engine:
                 f"the loss scale of fp16 fell to its floor, {LOSS_SCALE_FLOOR}, and the gradient is still not finite; "
                 "set precision to bf16 or fp32, or lower optimizer.learning_rate"
             )
-        result = self._agree(loss_sum / taken, norm, skipped, stop, sums | counts())
+        result = self._agree(norm, skipped, stop, totals | counts())
         self.clock.end()
         return result
 
@@ -153,29 +152,49 @@ class Engine:
         Collective: every rank gives as many batches, each with a (B,) bool that is false where a row only pads.
         """
         self.wrapped.eval()
-        totals: dict[str, Any] = {}
+        self.before_change()
+        totals: dict[str, Tensor] = {}
         with self.state.averaged():
             for batch, counted in batches:
                 with self.accelerator.autocast():
                     outcome = self.wrapped(batch)
-                sums = outcome.sums | {"loss": (outcome.losses.double() * counted).sum(), "count": counted.sum()}
-                for name, value in sums.items():
-                    totals[name] = totals.get(name, 0) + value.double()
+                losses = outcome.losses.double() * counted
+                _add(outcome.sums | {"loss": losses.sum(), "count": counted.sum()}, totals)
         return self.add_up(totals)
 
     def add_up(self, numbers: Mapping[str, Any]) -> dict[str, float]:
         """Each number's sum over all ranks, which give the same names. One collective."""
-        names = sorted(numbers)
-        packed = torch.stack([torch.as_tensor(numbers[n], dtype=torch.float64, device=self.device) for n in names])
+        tensors = {name: numbers[name] for name in sorted(numbers) if isinstance(numbers[name], Tensor)}
+        others = {name: numbers[name] for name in sorted(numbers) if name not in tensors}
+        packed = torch.tensor([*others.values()], dtype=torch.float64, device=self.device)
+        if tensors:
+            packed = torch.cat([packed, torch.stack([*tensors.values()])])
         if self.plan.world_size > 1:
             dist.all_reduce(packed)
-        return dict(zip(names, packed.tolist(), strict=True))
+        return dict(zip([*others, *tensors], packed.tolist(), strict=True))
 
     def loss_scale(self) -> float | None:
         """What fp16 multiplies the loss by, so that small gradients do not vanish; None in any other precision."""
         if self.compute_dtype != torch.float16:
             return None
         return self.accelerator.scaler.get_scale() if self.stage == 0 else float(self.wrapped.optimizer.loss_scale)
+
+    def _mark_update(self) -> None:
+        """accelerate calls DeepSpeed's `step` from within `backward`: that is where the update begins."""
+        step = self.wrapped.step
+
+        def marked_step(*arguments: Any, **options: Any) -> Any:
+            self.clock.begin("update")
+            self.before_change()
+            return step(*arguments, **options)
+
+        self.wrapped.step = marked_step
+
+    def _update(self) -> None:
+        """Under DeepSpeed it has happened, within `backward`."""
+        if not self.stage:
+            self.before_change()
+        self.optimizer.step()
 
     def _updates(self, norm: float) -> bool:
         """Whether the optimizer may see this gradient. DeepSpeed and the scaler of fp16 skip by themselves."""
@@ -189,12 +208,24 @@ class Engine:
         limit = self.config.optimizer.max_grad_norm
         return torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf).item()
 
-    def _agree(self, loss: Tensor, norm: float, skipped: bool, stop: bool, sums: dict[str, Any]) -> StepResult:
-        """Loss, stop and skip flags and sums in one collective."""
-        agreed = {"step/loss": loss / self.plan.world_size, "step/stop": float(stop), "step/skipped": float(skipped)}
-        totals = self.add_up(agreed | sums)
-        mean_loss, stops, skips = (totals.pop(name) for name in agreed)
-        return StepResult(mean_loss, norm, skips > 0, stops > 0, totals, self.loss_scale())
+    def _agree(self, norm: float, skipped: bool, stop: bool, sums: Mapping[str, Any]) -> StepResult:
+        """Loss, stop and skip flags and the other sums in one collective."""
+        totals = self.add_up({STOP: float(stop), SKIPPED: float(skipped), **sums})
+        loss_sum, stops, skips = (totals.pop(name) for name in (LOSS, STOP, SKIPPED))
+        micro_batches = self.plan.world_size * self.plan.gradient_accumulation_steps
+        return StepResult(loss_sum / micro_batches, norm, skips > 0, stops > 0, totals, self.loss_scale())
+
+
+def _spread_to_gradient(loss: Tensor) -> None:
+    """A loss that is not finite makes the gradient so, on every rank, however it came about: 0 times it is NaN."""
+    value = loss.detach()
+    loss.register_hook(lambda gradient: torch.add(gradient, value, alpha=0))
+
+
+def _add(values: Mapping[str, Tensor], totals: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        value = value.detach().double()
+        totals[name] = totals[name] + value if name in totals else value
 
 
 def _be_deterministic() -> None:
@@ -232,17 +263,6 @@ def _accelerator(module: nn.Module, plan: BatchPlan, config: TrainingConfig, pre
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         kwargs_handlers=[group],
     )
-
-
-def _begin_update_with_step(wrapped: Any, clock: StepClock) -> None:
-    """accelerate calls DeepSpeed's `step` from within `backward`: that is where the update begins."""
-    step = wrapped.step
-
-    def marked_step(*arguments: Any, **options: Any) -> Any:
-        clock.begin("update")
-        return step(*arguments, **options)
-
-    wrapped.step = marked_step
 
 
 def _import_deepspeed() -> None:

@@ -103,10 +103,11 @@ def _train_steps(
     report, trace = Report(me, config, plan, engine, first, last), StepTrace(me, config.profiling)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)
+    steps = StepPlan(**plan["steps"])
     me.phase = "train"
     for step in range(first, last):
         me.step, started, done = step, time.perf_counter(), step + 1
-        rate = rate_of_step(config, plan, step)
+        rate = rate_of_step(config, steps, step)
         trace.before(done)
         micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
         stop = me.stop_requested or budget.is_spent
@@ -144,9 +145,9 @@ def micro_batches_of_step(
         yield batch
 
 
-def rate_of_step(config: TrainingConfig, plan: dict, step: int) -> float:
+def rate_of_step(config: TrainingConfig, steps: StepPlan, step: int) -> float:
     seen = (step + 1) * config.global_batch_size  # the rate of the end of the step: never zero
-    return learning_rate(config.optimizer, seen, StepPlan(**plan["steps"]))
+    return learning_rate(config.optimizer, seen, steps)
 
 
 def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:

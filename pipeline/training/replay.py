@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from models.objectives.batch import Batch
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
-from pipeline.config.plan import plan_batches
+from pipeline.config.plan import StepPlan, plan_batches
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
@@ -86,7 +86,7 @@ def replay(run: RunDirectory, number: int) -> Replayed:
             given = micro_batches_of_step(me, config, engine, loader, supply, SampleRecorder(me.attempt, rank, False))
             if me.step == step:
                 given = _told(given, engine, module, loader, samples)
-            result = engine.step(given, rate_of_step(config, plan, me.step), stop=False)
+            result = engine.step(given, rate_of_step(config, StepPlan(**plan["steps"]), me.step), stop=False)
     samples = sorted(_of_all_ranks(samples), key=lambda sample: sample.badness, reverse=True)
     return Replayed(begin, result, samples, _ledger_line(run, number, first=rolled_back))
 

@@ -41,7 +41,7 @@ class Report:
         self.meter.add(seconds, supply.seconds_waited(), self.clock.seconds())
         every = self.config.log_every_steps
         if done % every == 0:
-            slow_ranks = self.stragglers.of_window(self.meter.own_seconds(every), self.meter.step_seconds())
+            slow_ranks = self.stragglers.of_window(self.meter.own_seconds(every), self.meter.means().whole)
         if self.ledger is None:
             return
         figures = self.meter.figures(done)

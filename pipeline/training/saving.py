@@ -16,16 +16,10 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline.checkpoints.cadence import Cadence
-from pipeline.checkpoints.checkpoint import (
-    Snapshot,
-    commit,
-    facts_of_run,
-    partial_directory,
-    write_share,
-    write_weights,
-)
+from pipeline.checkpoints.checkpoint import commit, facts_of_run, partial_directory, write_share, write_weights
 from pipeline.checkpoints.mirror import CheckpointMirror
 from pipeline.checkpoints.retention import Best, prune_checkpoints
+from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError
 from pipeline.rank import Rank
@@ -41,6 +35,7 @@ class Saver:
     """Saves the state of `engine` at the cadence of `checkpoint`. Collective: all ranks make and call it alike.
 
     All ranks are in the same of three states: nothing is being saved, all write, or rank 0 commits what all wrote.
+    Training goes on while the state is copied, until a step is about to change it: see Snapshot.
     Where `checkpoint.every_steps` is not set, rank 0's clock says for all when it is time.
     """
 
@@ -48,11 +43,12 @@ class Saver:
         """The checkpoint whose validation is `best` stays on disk; see `save`."""
         self.me, self.config, self.plan, self.engine, self.best = me, config.checkpoint, plan, engine, best
         self._snapshot = Snapshot(engine.state, me.rank, me.world_size)
+        engine.before_change = self._snapshot.hold
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._task: Future | None = None  # this rank's part of the save under way
         self._facts: dict[str, Any] | None = None  # of the save under way
         self._committing = False
-        self._started = self._stall = 0.0
+        self._started = self._begun = 0.0
         self._cadence = Cadence(self.config.hours_between_failures, plan["nodes"], time.monotonic())
         self._is_time = self._awaited = False
         if me.is_first:
@@ -81,14 +77,14 @@ class Saver:
             log.info("step %d is still being written: training waits for it", self._facts["step"])
         self.finish()
         self._started = time.perf_counter()
-        self._snapshot.take()
-        self._stall = time.perf_counter() - self._started
+        self._awaited = wait or self._is_last(done)
+        self._snapshot.lend() if self._awaited else self._snapshot.take()
         self._facts = self._facts_of(done, supply) | ({"validation": dict(validation)} if validation else {})
         self._cadence.saved(time.monotonic())
-        self._awaited = wait or self._is_last(done)
         self._begin(write_share, self._snapshot, self.engine.frozen, self._partial(done))
         if self._awaited:
             self.finish()
+        self._begun = time.perf_counter() - self._started
         self.me.phase = phase
 
     def finish(self) -> None:
@@ -126,28 +122,27 @@ class Saver:
     def _commit(self) -> None:
         checkpoint = commit(self.me.run, self.me.attempt, self.engine.state, self.me.world_size, self._facts)
         seconds = time.perf_counter() - self._started
-        log.info(
-            "saved %s: training waited %.2f s, complete in %.1f s", checkpoint.directory.name, self._stall, seconds
-        )
+        waited = seconds if self._awaited else self._begun + self._snapshot.seconds_waited()
+        log.info("saved %s: training waited %.2f s, complete in %.1f s", checkpoint.directory.name, waited, seconds)
         if self.config.weights_every_steps and checkpoint.step % self.config.weights_every_steps == 0:
             write_weights(checkpoint, self.me.run.weights / checkpoint.directory.name)
         removed = prune_checkpoints(self.me.run, self.config, self.best)
-        self._tell_interval(seconds)
+        self._tell_interval(waited, seconds)
         if self._mirror:
             self._mirror.copy(checkpoint)
             self._mirror.remove(removed)
             if self._awaited:
                 self._mirror.wait()
 
-    def _tell_interval(self, seconds: float) -> None:
+    def _tell_interval(self, waited: float, seconds: float) -> None:
         """Take the next interval from what this save cost, and say so where it changes by much."""
         before = self._cadence.interval_seconds
-        self._cadence.measured(self._stall, seconds)
+        self._cadence.measured(waited, seconds)
         interval = self._cadence.interval_seconds
         if self.config.every_steps is None and not 0.5 < interval / before < 2:
             log.info(
                 "checkpoints every %.0f minutes from here on: a save costs %.2f s of training, and a failure is to be "
-                "expected every %.0f hours", interval / 60, self._stall, self._cadence.between_failures / 3600,
+                "expected every %.0f hours", interval / 60, waited, self._cadence.between_failures / 3600,
             )  # fmt: skip
 
     def _partial(self, step: int) -> Path:

@@ -2,8 +2,10 @@
 
 One process holds a ViT and AdamW's moments behind the real engine at ZeRO stage 1 (0.5 GB of fp32).
 In turn, round by round: raw bytes, ours with its checksums, and the peers with the same tensors or their own engine,
-every file fsynced. Then ours and raw again in memory (/dev/shm), where no disk hides what they compute. `stall` is the
-copy that an asynchronous save makes training wait for. Reads come from the page cache, for all alike. About 4 minutes:
+every file fsynced. Then ours and raw again in memory (/dev/shm), where no disk hides what they compute. `stall` is what
+training waits for an asynchronous save, with steps of a small batch around it; `copy` what the same bytes take a
+processor, all of which would be waited for if the copy did not run beside the next forward and backward. Reads come
+from the page cache, for all alike, into tensors that are there. About 4 minutes:
 
     uv run python -m tests.benchmarks.checkpoint
 """
@@ -28,8 +30,9 @@ import torch.distributed.checkpoint as dcp
 
 from models.build import build_objective
 from models.objectives.batch import Batch
-from pipeline.checkpoints.checkpoint import Snapshot, commit, load_checkpoint, partial_directory, write_share
+from pipeline.checkpoints.checkpoint import commit, load_checkpoint, partial_directory, write_share
 from pipeline.checkpoints.resuming import faults_of_share
+from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
 from pipeline.run_directory import RunDirectory, write_json
@@ -47,6 +50,8 @@ def checkpoint(rounds: int = 3, memory_rounds: int = 5, width: int = 512, depth:
         contestants = peers(engine)
         ours = Ours(engine, Path(disk) / "run")
         on_disk = measured(ours, contestants, Path(disk), rounds)
+        waiting = [ours.stall() for _ in range(rounds)]
+        on_disk |= {name: [waited[name] for waited in waiting] for name in waiting[0]}
         reads = {"raw": ours.raw_read, "ours": ours.restore, "ours, verifying alone": ours.verify}
         reading = {name: [seconds(read) for _ in range(rounds)] for name, read in reads.items()}
     in_memory: dict[str, list[float]] = {}
@@ -81,9 +86,13 @@ def stepped_engine(width: int, depth: int) -> Engine:
     })  # fmt: skip
     module = build_objective(config.objective, config.encoder, num_classes=10, seed=0)
     engine = Engine(module, config, plan_batches(2, 2, 1), precision="fp32")
+    take_step(engine)
+    return engine
+
+
+def take_step(engine: Engine) -> None:
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([1, 2]), torch.arange(2))
     engine.step([batch], 1e-3, stop=False)
-    return engine
 
 
 class Ours:
@@ -95,17 +104,24 @@ class Ours:
         write_json(self.run.job_file, {"attempt": 1})
         self.snapshot = Snapshot(engine.state, 0, 1)
         self.checkpoint = None
-        self.stall_seconds = 0.0
+        self.engine = engine
         flats = [flat for kind in engine.state.tensors().values() for flat in kind]
         self.num_bytes = 4 * sum(flat.numel() for flat in flats)
         self.content = memoryview(torch.rand(self.num_bytes // 4).numpy()).cast("B")
 
     def save(self) -> None:
-        attempt, started = self.run.attempt(1), time.perf_counter()
-        self.snapshot.take()
-        self.stall_seconds = time.perf_counter() - started
+        attempt = self.run.attempt(1)
+        self.snapshot.lend()
         write_share(self.snapshot, self.frozen, partial_directory(self.run, attempt, 1))
         self.checkpoint = commit(self.run, attempt, self.state, 1, {"step": 1})
+
+    def stall(self) -> dict[str, float]:
+        """Seconds that training waits for the copy, and that the copy takes when nothing is beside it."""
+        self.engine.before_change = self.snapshot.hold
+        waited = seconds(self.snapshot.take)
+        take_step(self.engine)
+        waited += self.snapshot.seconds_waited()
+        return {"stall": waited, "copy": seconds(self.snapshot._copy_on_host)}
 
     def clear(self) -> None:
         """Remove what the last save left, as the others' directories are: a run replaces none."""
@@ -151,7 +167,7 @@ def measured(ours: Ours, contestants: dict[str, Callable], place: Path, rounds: 
     Each round begins one further on: a disk is faster for who comes first.
     """
     works = {"raw": ours.raw_write, "ours": lambda to: ours.save()} | contestants
-    times: dict[str, list[float]] = {name: [] for name in ("raw", "ours", "stall", *contestants)}
+    times: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -163,8 +179,6 @@ def measured(ours: Ours, contestants: dict[str, Callable], place: Path, rounds: 
             shutil.rmtree(directory)
             if number:
                 times[name].append(taken)
-        if number:
-            times["stall"].append(ours.stall_seconds)
     return times
 
 

@@ -4,11 +4,15 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
+import pytest
 import torch
 
+from models.objectives.batch import Batch
+from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.config.plan import plan_batches
 from pipeline.errors import FaultError
 from pipeline.rank import Rank
@@ -24,7 +28,7 @@ LAST = 100
 class Training:
     """Steps of the tiny ViT with a saver, as the loop makes them."""
 
-    def __init__(self, folder: str, *, attempt: int = 1, **checkpoint):
+    def __init__(self, folder: str, *, attempt: int = 1, stage: int = 1, **checkpoint):
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         run = RunDirectory(folder)
         self.me = Rank(run, run.attempt(attempt), self.rank, self.rank, self.world_size)
@@ -32,7 +36,7 @@ class Training:
         if self.rank == 0:
             write_json(run.job_file, {"attempt": attempt})
         changes = {"checkpoint": {"every_steps": LAST} | checkpoint}
-        config = config_of(1, micro_batch=4)
+        config = config_of(stage, micro_batch=4)
         self.config = type(config).model_validate(config.model_dump() | changes)
         plan = plan_batches(GLOBAL_BATCH, 4, self.world_size)
         self.engine = Engine(module_of(self.config), self.config, plan, precision="fp32")
@@ -47,12 +51,14 @@ class Training:
         self.new_saver = lambda **options: saving.Saver(self.me, self.config, facts, self.engine, **options)
         self.saver = self.new_saver()
 
-    def steps(self, count: int = 1) -> None:
+    def own_batch(self, step: int) -> Batch:
         share = GLOBAL_BATCH // self.world_size
+        rows = slice(self.rank * share, (self.rank + 1) * share)
+        return Batch(*(None if tensor is None else tensor[rows] for tensor in global_batch(step)))
+
+    def steps(self, count: int = 1) -> None:
         for _ in range(count):
-            mine = type(global_batch(0))(*(
-                None if t is None else t[self.rank * share : (self.rank + 1) * share] for t in global_batch(self.done)
-            ))  # fmt: skip
+            mine = self.own_batch(self.done)
             counts = lambda: self.supply.counts() | self.saver.counts()  # noqa: E731
             result = self.engine.step([mine], 1e-3, stop=False, counts=counts)
             self.done += 1
@@ -120,6 +126,34 @@ def train_while_writing(folder: str) -> dict[str, object]:
     except FaultError as error:
         found["cut-off attempt"] = str(error)
     found["newest"] = run.newest_checkpoint().step
+    return found
+
+
+def change_while_copying(folder: str, stage: int) -> dict[str, object]:
+    """A step, then a validation by the moving average, each begun before a slow copy of the state is through."""
+    training, found = Training(folder, stage=stage), {}
+    batch = training.own_batch(0)
+    copy = Snapshot._copy_on_host
+
+    def slowly(snapshot):
+        time.sleep(0.5)
+        copy(snapshot)
+
+    training.steps(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Snapshot, "_copy_on_host", slowly)
+        for change in ("step", "validation"):
+            before = training.state()
+            began = time.perf_counter()
+            training.save()
+            found[f"{change}, save"] = time.perf_counter() - began
+            if change == "step":
+                training.steps()
+            else:
+                training.engine.evaluate([(batch, torch.ones(len(batch.images), dtype=torch.bool))])
+            found[f"{change}, waited"] = training.saver._snapshot.seconds_waited()
+            training.saver.finish()
+            found[change] = max_difference(training, training.me.run.newest_checkpoint(), before)
     return found
 
 

@@ -20,6 +20,14 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_a_failed_write_ends_
         assert "attempt 1 was replaced by attempt 2; it may not commit" in found["cut-off attempt"]
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_state_changes_only_when_its_copy_is_through(stage, tmp_path):
+    for found in run_on_ranks(saver_cases.change_while_copying, 2, str(tmp_path), stage):
+        assert found["step"] == found["validation"] == 0.0
+        assert found["step, save"] < 0.4 and found["validation, save"] < 0.4  # training does not wait for the copy
+        assert found["step, waited"] > 0.05 and found["validation, waited"] > 0.05  # only the change does
+
+
 def test_ranks_killed_between_writing_and_commit_leave_the_checkpoint_before(tmp_path):
     ranks, _queue = start_on_ranks(saver_cases.die_before_the_commit, 2, str(tmp_path))
     for process in ranks:
