@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.memory import activation_bytes, checkpoint_bytes, state_bytes
+from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
@@ -280,7 +280,8 @@ def training_plan(
     num_classes = len(sources.classes or ()) if config.objective.kind == "supervised" else 0
     precision = placement.precision(config.precision)
     parameters = count_parameters(config.encoder, config.objective, num_classes)
-    ema = config.ema_decay > 0
+    memory = [rank_memory(config, batches, parameters, stage=stage, precision=precision) for stage in range(4)]
+    checkpoint = checkpoint_bytes(config, parameters)
     return {
         "format_version": 1,
         "stage": config.stage,
@@ -296,18 +297,7 @@ def training_plan(
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "parameters": parameters,
         "training_flops_per_image": training_flops(config.encoder, config.objective, num_classes),
-        "memory_bytes_per_rank": {
-            f"stage {stage}": planned_bytes(config, stage, config.micro_batch_size, parameters, placement, precision)
-            for stage in range(4)
-        },
-        "host_bytes_per_rank": PROCESS_BYTES + checkpoint_bytes(parameters, ema) // placement.world_size,
-        "checkpoint_bytes": checkpoint_bytes(parameters, ema),
+        "memory_bytes_per_rank": {f"stage {stage}": one.device for stage, one in enumerate(memory)},
+        "host_bytes_per_rank": PROCESS_BYTES + checkpoint // placement.world_size + memory[config.zero.stage].host,
+        "checkpoint_bytes": checkpoint,
     }
-
-
-def planned_bytes(
-    config: TrainingConfig, stage: int, micro_batch_size: int, parameters: int, placement: Placement, precision: str
-) -> int:
-    """Bytes of a rank's training state and activations at a ZeRO stage and micro-batch."""
-    state = state_bytes(parameters, stage, placement.world_size, precision, config.ema_decay > 0)
-    return state + activation_bytes(config.encoder, config.objective, micro_batch_size, precision)

@@ -55,6 +55,8 @@ def train_plainly(config: PretrainConfig, steps: int) -> tuple[list[tuple[float,
     """The reference: one process, plain PyTorch, the whole global batch at once."""
     module = module_of(config)
     optimizer = build_optimizer(parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer)
+    for group in optimizer.param_groups:
+        group["fused"] = False  # torch's plain loop over tensors
     trace = []
     for step in range(steps):
         for group in optimizer.param_groups:

@@ -76,6 +76,8 @@ def train_plainly(config: PretrainConfig) -> Training:
     """One process, plain PyTorch, the whole global batch at once."""
     module = module_of(config)
     optimizer = build_optimizer(parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer)
+    for group in optimizer.param_groups:
+        group["fused"] = False  # torch's plain loop over tensors
     average = {name: p.detach().clone() for name, p in module.named_parameters()}
     losses, norms, rates = [], [], []
     for step in range(config.steps):
