@@ -36,7 +36,7 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
                 "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, profiling.*, guard.*, "
                 "budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
             )
-    changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set")
+    changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set", settings.keys())
     batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)
     text = dump_config(changed)
     plan |= placement.as_plan() | {

@@ -56,6 +56,11 @@ def test_a_length_set_by_hand_shortens_the_warm_up_and_says_so(home, digits):
     assert any("warm-up shortened" in note for note in plan["notes"])
 
 
+def test_a_kind_set_by_hand_says_what_it_left_out(home, digits):
+    run = prepared(home, digits, "steps=10", "optimizer.kind=sgd", recipe="pretrain_mae_vit_s16")
+    assert any("--set optimizer.kind=sgd: left out" in note for note in run.plan()["notes"])
+
+
 def test_a_run_of_years_on_a_processor_is_rehearsed_and_one_of_minutes_is_not(home, digits, monkeypatch):
     monkeypatch.setattr("cluster.profile.accelerators_here", lambda: 0)
     assert prepared(home, digits, recipe="pretrain_mae_vit_s16").plan()["rehearsal"]

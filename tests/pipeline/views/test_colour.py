@@ -6,7 +6,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torchvision.transforms import functional
 
-from pipeline.config.recipe import load_recipe, read_yaml, recipe_names, recipe_path
+from pipeline.config.recipe import read_yaml, recipe_names, recipe_path
 from pipeline.config.training import AugmentationConfig, PretrainConfig
 from pipeline.errors import InputError
 from pipeline.shards.decoding import ImageFault
@@ -20,6 +20,7 @@ from pipeline.views.colour import (
     turn_hue,
 )
 from tests.pipeline.photographs import photographs
+from tests.recipes import load_recipe
 
 PHOTO = photographs()[1].resize((96, 64))
 
