@@ -46,12 +46,27 @@ def plan_steps(config: TrainingConfig, samples_per_epoch: int) -> StepPlan:
     steps = max(1, -(-round(amount * in_samples) // config.global_batch_size))
     samples = steps * config.global_batch_size
     warmup, cooldown = round(config.optimizer.warmup * in_samples), round(config.optimizer.cooldown * in_samples)
-    if cooldown and warmup + cooldown > samples:
+    if warmup > samples - (config.optimizer.schedule != "constant"):  # the others are at their end at the last step
+        raise InputError(
+            f"optimizer.warmup {config.optimizer.warmup:g}: the run's {amount:g} {unit} end before the learning rate "
+            "reaches its peak; shorten it"
+        )
+    if warmup + cooldown > samples:
         raise InputError(
             f"optimizer.cooldown {config.optimizer.cooldown:g} and warmup {config.optimizer.warmup:g} are longer than "
             f"the run's {amount:g} {unit}; shorten them"
         )
-    return StepPlan(samples, steps, warmup, cooldown)
+    plan = StepPlan(samples, steps, warmup, cooldown)
+    require_traced_steps(config, plan)
+    return plan
+
+
+def require_traced_steps(config: TrainingConfig, plan: StepPlan) -> None:
+    """InputError where the run ends before the steps that are to be traced."""
+    if config.profiling.steps and config.profiling.steps[0] > plan.steps:
+        raise InputError(
+            f"profiling.steps {list(config.profiling.steps)}: the run ends at step {plan.steps}; say earlier ones"
+        )
 
 
 def count_parameters(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> int:

@@ -61,6 +61,11 @@ def test_a_kind_set_by_hand_says_what_it_left_out(home, digits):
     assert any("--set optimizer.kind=sgd: left out" in note for note in run.plan()["notes"])
 
 
+def test_a_rehearsal_is_not_held_to_ramps_and_traces_of_the_full_run(home, digits):
+    settings = ["optimizer.warmup=30", "profiling.steps=[100, 102]"]
+    assert prepared(home, digits, *settings, recipe="pretrain_mae_vit_s16", rehearse="always").plan()["rehearsal"]
+
+
 def test_a_run_of_years_on_a_processor_is_rehearsed_and_one_of_minutes_is_not(home, digits, monkeypatch):
     monkeypatch.setattr("cluster.profile.accelerators_here", lambda: 0)
     assert prepared(home, digits, recipe="pretrain_mae_vit_s16").plan()["rehearsal"]

@@ -1,5 +1,6 @@
 """Recipes, overrides and plans: every problem in one line with what would be right."""
 
+import re
 
 import pytest
 
@@ -137,3 +138,26 @@ def test_a_length_in_any_unit_becomes_whole_steps(length, steps):
         ["optimizer.warmup=0", *([] if length.startswith("steps") else ["steps=null"]), length],
     )
     assert plan_steps(config, 160).steps == steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            ["optimizer.warmup=30"],
+            "optimizer.warmup 30: the run's 20 steps end before the learning rate reaches its peak",
+        ),
+        (["optimizer.warmup=20"], "optimizer.warmup 20: the run's 20 steps end before"),
+        (["optimizer.warmup=21", "optimizer.schedule=constant"], "optimizer.warmup 21: the run's 20 steps end before"),
+        (["profiling.steps=[100, 120]"], "profiling.steps [100, 120]: the run ends at step 20; say earlier ones"),
+    ],
+)
+def test_what_would_never_come_into_effect_is_refused(settings, line):
+    config = load_recipe(PretrainConfig, "pretrain_mae_debug", settings)
+    with pytest.raises(InputError, match=re.escape(line)):
+        plan_steps(config, 160)
+
+
+@pytest.mark.parametrize("settings", [["optimizer.warmup=19"], ["optimizer.warmup=20", "optimizer.schedule=constant"]])
+def test_a_peak_that_is_reached_at_all_is_planned(settings):
+    assert plan_steps(load_recipe(PretrainConfig, "pretrain_mae_debug", settings), 160).steps == 20
