@@ -19,7 +19,7 @@ class CheckpointConfig(Config):
     """Mean time between failures of one node, in hours; of a job it is that over its nodes. The default is the rate of
     Llama 3's 54 days on 16,384 GPUs, 3.8 per 1,000 days of a node. Lower it where jobs are preempted."""
     keep: Count = 2
-    """Newest checkpoints that stay on disk."""
+    """Newest checkpoints that stay on disk; beside them the best, and the last before a constant rate cools down."""
     keep_every_steps: CountOrZero = 0
     """The state after every so many steps is saved and stays for ever. 0 is off."""
     weights_every_steps: CountOrZero = 0

@@ -39,6 +39,11 @@ class StepPlan(NamedTuple):
     warmup_samples: int
     cooldown_samples: int = 0
 
+    @property
+    def cooldown_begins(self) -> int:
+        """The step after which a constant rate falls; the last where it does not."""
+        return (self.samples - self.cooldown_samples) * self.steps // self.samples
+
 
 def plan_steps(config: TrainingConfig, samples_per_epoch: int) -> StepPlan:
     unit, amount = config.length
@@ -61,12 +66,12 @@ def plan_steps(config: TrainingConfig, samples_per_epoch: int) -> StepPlan:
     return plan
 
 
-def require_traced_steps(config: TrainingConfig, plan: StepPlan) -> None:
-    """InputError where the run ends before the steps that are to be traced."""
-    if config.profiling.steps and config.profiling.steps[0] > plan.steps:
-        raise InputError(
-            f"profiling.steps {list(config.profiling.steps)}: the run ends at step {plan.steps}; say earlier ones"
-        )
+def require_traced_steps(config: TrainingConfig, plan: StepPlan, first_step: int = 0) -> None:
+    """InputError where a run that goes on from `first_step` makes none of the steps that are to be traced."""
+    first, last = config.profiling.steps or (1, plan.steps)
+    if first > plan.steps or last <= first_step:
+        begins = f"goes on from step {first_step} and " if first_step else ""
+        raise InputError(f"profiling.steps [{first}, {last}]: the run {begins}ends at step {plan.steps}; say others")
 
 
 def count_parameters(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> int:

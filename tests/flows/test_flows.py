@@ -150,6 +150,36 @@ def test_only_a_run_at_a_constant_rate_is_made_longer(home, digits):
     assert not constant.result_file.exists()
 
 
+def test_a_run_that_has_begun_to_cool_down_goes_on_from_before(home, digits, caplog):
+    from flows.requests import changed_profile
+    from pipeline.preparation.resume import change_run
+
+    run = prepared(home, digits, "optimizer.schedule=constant", "optimizer.cooldown=5")  # of 20 steps
+    text, placement = changed_profile(run.profile_file, [])
+    for step in (16, 20):
+        committed(run, step)
+    with pytest.raises(InputError, match="begins to fall after step 15, and the oldest checkpoint is of step 16"):
+        change_run(run, ["steps=40"], text, placement)
+    for step in (12, 15):
+        committed(run, step)
+    change_run(run, ["checkpoint.keep=3"], text, placement)
+    assert run.newest_checkpoint().step == 20 and run.plan()["steps"]["steps"] == 20
+    change_run(run, ["steps=40"], text, placement)
+    assert [one.step for one in run.committed_checkpoints()] == [15, 12] and run.plan()["steps"]["steps"] == 40
+    assert "made longer from step 15" in caplog.text
+    assert {path.name for path in run.checkpoints.glob("*.cooled")} == {"step-00000016.cooled", "step-00000020.cooled"}
+    change_run(run, ["optimizer.cooldown=27"], text, placement)  # falls after step 13
+    assert run.newest_checkpoint().step == 12
+    with pytest.raises(InputError, match=r"profiling.steps \[3, 5\]: the run goes on from step 12 and ends at step 40"):
+        change_run(run, ["profiling.steps=[3, 5]"], text, placement)
+
+
+def committed(run: RunDirectory, step: int) -> None:
+    directory = run.checkpoints / f"step-{step:08d}"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text(json.dumps({"step": step, "files": {}}))
+
+
 def test_another_profile_before_the_first_start_is_taken_and_after_it_refused(home, digits):
     run = prepared(home, digits)
     assert prepared(home, digits, "profile.ranks_per_node=1").plan()["world_size"] == 1

@@ -149,7 +149,7 @@ def test_a_length_in_any_unit_becomes_whole_steps(length, steps):
         ),
         (["optimizer.warmup=20"], "optimizer.warmup 20: the run's 20 steps end before"),
         (["optimizer.warmup=21", "optimizer.schedule=constant"], "optimizer.warmup 21: the run's 20 steps end before"),
-        (["profiling.steps=[100, 120]"], "profiling.steps [100, 120]: the run ends at step 20; say earlier ones"),
+        (["profiling.steps=[100, 120]"], "profiling.steps [100, 120]: the run ends at step 20; say others"),
     ],
 )
 def test_what_would_never_come_into_effect_is_refused(settings, line):
