@@ -1,6 +1,6 @@
 """What every config is built from: a frozen base without unknown keys, and the numbers its fields hold.
 
-A number is finite and at most 10^12, so that what is computed from two of them overflows nowhere.
+A number is finite and at most 10^12, and a size at most 10^6, so that no product of the two overflows 63 bits.
 """
 
 from typing import Annotated, Any
