@@ -49,13 +49,15 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
         "batches": batches._asdict(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+    steps = before = StepPlan(**plan["steps"])
+    if is_longer := changed.length != config.length or changed.optimizer != config.optimizer:
+        steps = _longer(changed, plan)
     if any(key.startswith("profiling") for key in settings):
         newest = run.newest_checkpoint()
-        require_traced_steps(changed, StepPlan(**plan["steps"]), newest.step if newest else 0)
-    if changed.length != config.length or changed.optimizer != config.optimizer:
-        longer = _longer(changed, plan)
-        _go_back_to_constant_rate(run, min(StepPlan(**plan["steps"]).cooldown_begins, longer.cooldown_begins))
-        plan["steps"] = longer._asdict()
+        require_traced_steps(changed, steps, newest.step if newest else 0)
+    if is_longer:
+        _go_back_to_constant_rate(run, min(before.cooldown_begins, steps.cooldown_begins))
+        plan["steps"] = steps._asdict()
         run.result_file.unlink(missing_ok=True)  # a run that had ended goes on
     write_json(run.plan_file, plan)
     write_deepspeed(run, changed, plan)

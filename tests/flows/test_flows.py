@@ -172,6 +172,7 @@ def test_a_run_that_has_begun_to_cool_down_goes_on_from_before(home, digits, cap
     assert run.newest_checkpoint().step == 12
     with pytest.raises(InputError, match=r"profiling.steps \[3, 5\]: the run goes on from step 12 and ends at step 40"):
         change_run(run, ["profiling.steps=[3, 5]"], text, placement)
+    change_run(run, ["steps=50", "profiling.steps=[45, 46]"], text, placement)
 
 
 def committed(run: RunDirectory, step: int) -> None:
