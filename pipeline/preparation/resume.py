@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.config.plan import StepPlan, plan_batches, plan_steps, require_traced_steps
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
@@ -31,15 +31,7 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
     config, plan, settings = read_run_config(run.path), run.plan(), parse_overrides(overrides)
     if not isinstance(config, TrainingConfig):
         raise InputError(f"{run.path}: a run of stage {config.stage} has nothing that may change; start it anew")
-    for key in settings:
-        if key in LENGTH_UNITS or key == "optimizer.cooldown":
-            _require_extensible(config, key)
-        elif not key.startswith(CHANGEABLE):
-            raise InputError(
-                f"--set {key}: would change the training; a resumed run may change zero.*, compile, "
-                "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, profiling.*, guard.*, "
-                "budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
-            )
+    _require_changeable(config, settings)
     changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set", settings.keys())
     batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)
     text = dump_config(changed)
@@ -73,6 +65,18 @@ def _longer(changed: TrainingConfig, plan: dict) -> StepPlan:
             "it can be made longer, not shorter"
         )
     return steps
+
+
+def _require_changeable(config: TrainingConfig, keys: Iterable[str]) -> None:
+    for key in keys:
+        if key in LENGTH_UNITS or key == "optimizer.cooldown":
+            _require_extensible(config, key)
+        elif not key.startswith(CHANGEABLE):
+            raise InputError(
+                f"--set {key}: would change the training; a resumed run may change zero.*, compile, "
+                "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, profiling.*, guard.*, "
+                "budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
+            )
 
 
 def _require_extensible(config: TrainingConfig, key: str) -> None:
