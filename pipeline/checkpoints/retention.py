@@ -4,8 +4,9 @@ import shutil
 from typing import Literal
 
 from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.config.plan import StepPlan
 from pipeline.errors import InputError
-from pipeline.run_directory import Checkpoint, RunDirectory
+from pipeline.run_directory import Checkpoint, RunDirectory, read_json
 
 Best = tuple[str, Literal["max", "min"]]  # a metric of the manifest's `validation`, and which of two is better
 
@@ -20,6 +21,19 @@ def best_checkpoint(checkpoints: list[Checkpoint], best: Best | None) -> Checkpo
     return max(scored, key=lambda one: (sign * one.manifest["validation"][name], one.step), default=None)
 
 
+def _step_plan(run: RunDirectory) -> StepPlan | None:
+    plan = read_json(run.plan_file)
+    return StepPlan(**plan["steps"]) if plan else None
+
+
+def _last_at_constant_rate(run: RunDirectory, newest_first: list[Checkpoint]) -> Checkpoint | None:
+    """The one that a run which cools down can be made longer from; None of any other run."""
+    plan = _step_plan(run)
+    if plan is None or not plan.cooldown_samples:
+        return None
+    return next((one for one in newest_first if one.step <= plan.cooldown_begins), None)
+
+
 def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | None = None) -> list[str]:
     """Remove what need not stay, and what killed attempts left; the names of the checkpoints removed. Rank 0 only.
 
@@ -28,7 +42,7 @@ def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | 
     committed, every = run.committed_checkpoints(), config.keep_every_steps
     kept = {one.directory for one in committed[: config.keep]}
     kept |= {one.directory for one in committed if every and one.step % every == 0}
-    kept |= {one.directory for one in [best_checkpoint(committed, best)] if one}
+    kept |= {one.directory for one in (best_checkpoint(committed, best), _last_at_constant_rate(run, committed)) if one}
     removed = [one.directory for one in committed if one.directory not in kept]
     for directory in removed:
         going = directory.rename(directory.with_name(f"{directory.name}.removed.partial"))  # a kill leaves no half
@@ -42,7 +56,9 @@ def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | 
 
 def require_room(run: RunDirectory, config: CheckpointConfig, checkpoint_bytes: int, best: Best | None = None) -> None:
     """InputError where the disk cannot hold the checkpoints that stay, and the one being written."""
-    count = config.keep + 1 + (best is not None)
+    plan = _step_plan(run)
+    cools = plan is not None and plan.cooldown_samples > 0
+    count = config.keep + 1 + (best is not None) + cools
     held = sum(entry["bytes"] for one in run.committed_checkpoints() for entry in one.manifest["files"].values())
     needed, free = count * checkpoint_bytes - held, shutil.disk_usage(run.path).free
     if needed > free:

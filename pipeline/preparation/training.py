@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
-from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
+from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.config.validation import SPLIT
 from pipeline.errors import InputError
@@ -73,8 +73,9 @@ def prepare_training(
     raw, by_hand = _replace_length(raw, settings)
     if given := [key for key in settings if key.startswith("data.sources")]:
         raise InputError(f"--set {given[0]}: filled in by --data; say --data PATH, or --data PATH=WEIGHT several times")
-    raw.setdefault("data", {})["sources"] = [{"path": str(index.directory)} for index in sources.indexes]
-    config = validate(CONFIGS[stage], apply_overrides(raw, settings), path.name)
+    raw = apply_overrides(raw, {"data.sources": [{"path": str(index.directory)} for index in sources.indexes]})
+    config, left_out = resolve(CONFIGS[stage], raw, settings, path.name)
+    notes += left_out
     sources.require_split(config.data.split, path.name)
     sources = sources.weighted(config.data.split)
     config = _filled_in(config, sources, model, path)

@@ -56,6 +56,16 @@ def test_a_length_set_by_hand_shortens_the_warm_up_and_says_so(home, digits):
     assert any("warm-up shortened" in note for note in plan["notes"])
 
 
+def test_a_kind_set_by_hand_says_what_it_left_out(home, digits):
+    run = prepared(home, digits, "steps=10", "optimizer.kind=sgd", recipe="pretrain_mae_vit_s16")
+    assert any("--set optimizer.kind=sgd: left out" in note for note in run.plan()["notes"])
+
+
+def test_a_rehearsal_is_not_held_to_ramps_and_traces_of_the_full_run(home, digits):
+    settings = ["optimizer.warmup=30", "profiling.steps=[100, 102]"]
+    assert prepared(home, digits, *settings, recipe="pretrain_mae_vit_s16", rehearse="always").plan()["rehearsal"]
+
+
 def test_a_run_of_years_on_a_processor_is_rehearsed_and_one_of_minutes_is_not(home, digits, monkeypatch):
     monkeypatch.setattr("cluster.profile.accelerators_here", lambda: 0)
     assert prepared(home, digits, recipe="pretrain_mae_vit_s16").plan()["rehearsal"]
@@ -138,6 +148,37 @@ def test_only_a_run_at_a_constant_rate_is_made_longer(home, digits):
         "samples": 480, "steps": 30, "warmup_samples": 32, "cooldown_samples": 80
     }  # fmt: skip
     assert not constant.result_file.exists()
+
+
+def test_a_run_that_has_begun_to_cool_down_goes_on_from_before(home, digits, caplog):
+    from flows.requests import changed_profile
+    from pipeline.preparation.resume import change_run
+
+    run = prepared(home, digits, "optimizer.schedule=constant", "optimizer.cooldown=5")  # of 20 steps
+    text, placement = changed_profile(run.profile_file, [])
+    for step in (16, 20):
+        committed(run, step)
+    with pytest.raises(InputError, match="begins to fall after step 15, and the oldest checkpoint is of step 16"):
+        change_run(run, ["steps=40"], text, placement)
+    for step in (12, 15):
+        committed(run, step)
+    change_run(run, ["checkpoint.keep=3"], text, placement)
+    assert run.newest_checkpoint().step == 20 and run.plan()["steps"]["steps"] == 20
+    change_run(run, ["steps=40"], text, placement)
+    assert [one.step for one in run.committed_checkpoints()] == [15, 12] and run.plan()["steps"]["steps"] == 40
+    assert "made longer from step 15" in caplog.text
+    assert {path.name for path in run.checkpoints.glob("*.cooled")} == {"step-00000016.cooled", "step-00000020.cooled"}
+    change_run(run, ["optimizer.cooldown=27"], text, placement)  # falls after step 13
+    assert run.newest_checkpoint().step == 12
+    with pytest.raises(InputError, match=r"profiling.steps \[3, 5\]: the run goes on from step 12 and ends at step 40"):
+        change_run(run, ["profiling.steps=[3, 5]"], text, placement)
+    change_run(run, ["steps=50", "profiling.steps=[45, 46]"], text, placement)
+
+
+def committed(run: RunDirectory, step: int) -> None:
+    directory = run.checkpoints / f"step-{step:08d}"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text(json.dumps({"step": step, "files": {}}))
 
 
 def test_another_profile_before_the_first_start_is_taken_and_after_it_refused(home, digits):

@@ -9,6 +9,7 @@ import pytest
 from pipeline.checkpoints.cadence import FIRST_SECONDS, LONGEST_SECONDS, Cadence, best_interval_seconds
 from pipeline.checkpoints.retention import prune_checkpoints, require_room
 from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.config.plan import StepPlan
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory, write_json
 
@@ -40,6 +41,17 @@ def test_the_newest_every_nth_and_the_best_stay(run):
     assert steps(run) == [60, 50, 30]
     prune_checkpoints(run, CheckpointConfig(keep=1), ("not measured", "min"))
     assert steps(run) == [60]
+
+
+def test_the_last_before_the_rate_falls_stays_for_a_longer_run(run, monkeypatch):
+    write_json(run.plan_file, {"steps": StepPlan(1000, 100, 0, cooldown_samples=650)._asdict()})  # falls after step 35
+    for step in (10, 20, 30, 40, 50, 60):
+        commit(run, step)
+    prune_checkpoints(run, CheckpointConfig(keep=2))
+    assert steps(run) == [60, 50, 30]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(100, 100, 0))
+    with pytest.raises(InputError, match="for 4 checkpoints"):
+        require_room(run, CheckpointConfig(keep=2), 10)
 
 
 def test_what_does_not_verify_counts_for_nothing_and_what_was_left_behind_goes(run):

@@ -35,5 +35,5 @@ def test_chosen_steps_are_traced_on_every_rank_with_what_they_exchange(tmp_path)
 
 def test_a_range_that_ends_before_it_begins_is_refused(tmp_path):
     small_dataset(tmp_path, per_class=5, splits="hash", split_fractions={"train": 1.0})
-    with pytest.raises(InputError, match=r"profiling: steps is \[first, last\], and 5 is after 4"):
+    with pytest.raises(InputError, match=r"--set profiling.steps: steps is \[first, last\], and 5 is after 4"):
         new_run(tmp_path, str(tmp_path / "dataset"), "mae", "profiling.steps=[5, 4]")
