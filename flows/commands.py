@@ -36,7 +36,7 @@ from pipeline.preparation.resume import change_run
 from pipeline.preparation.training import PreparedRun
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
-from pipeline.words import bytes_in_words, duration_in_words
+from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
 Say = Callable[..., None]
 
@@ -223,7 +223,7 @@ def runs_command(directory: str | None, say: Say) -> int:
         newest = run.newest_checkpoint()
         step = f"step {newest.step}" if newest else "no checkpoint"
         hours = hours_of(run)
-        say(f"{run.path.name:<48} {run_state(run, launcher):<10} {step:<16} {hours:.3g} rank-hours")
+        say(f"{run.path.name:<48} {run_state(run, launcher):<10} {step:<16} {number_in_words(hours)} rank-hours")
     return EXIT_DONE
 
 

@@ -24,6 +24,7 @@ from pipeline.preparation.rehearsal import verdict as rehearsal_verdict
 from pipeline.registry.tracking import Mirror
 from pipeline.registry.writers import writers_of
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
 POLL_SECONDS = 0.3
 FORWARD_SECONDS = 5.0
@@ -144,19 +145,14 @@ def _last_line(path: Path) -> str:
 def rehearsal_message(result: dict[str, Any]) -> str:
     """The verdict of a rehearsal and the cost of the run it stands for, in one line."""
     return (
-        f"rehearsal ok: stopped and resumed, {result['images_per_second']:.3g} images/s, "
-        f"{result['peak_memory_bytes_per_rank'] / 2**30:.1f} GiB per process "
-        f"(planned {result['planned_memory_bytes_per_rank'] / 2**30:.1f}); "
+        f"rehearsal ok: stopped and resumed, {number_in_words(result['images_per_second'])} images/s, "
+        f"{bytes_in_words(result['peak_memory_bytes_per_rank'])} per process "
+        f"(planned {bytes_in_words(result['planned_memory_bytes_per_rank'])}); "
         f"the full run of {result['full_run_samples']:,} images "
         f"({result['full_run_steps']:,} steps, on {result['full_run_on']}) "
-        f"would take {_duration(result['full_run_hours'])} here, {result['full_run_device_hours']:,.0f} device-hours"
+        f"would take {duration_in_words(3600 * result['full_run_hours'])} here, "
+        f"{number_in_words(result['full_run_device_hours'])} device-hours"
     )
-
-
-def _duration(hours: float) -> str:
-    if hours < 48:
-        return f"{hours:.1f} hours"
-    return f"{hours / 24:,.0f} days" if hours < 24 * 730 else f"{hours / 8766:,.1f} years"
 
 
 class _Forwarder:

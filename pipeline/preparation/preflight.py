@@ -32,7 +32,7 @@ def _writing(path: Path) -> list[str]:
         return [f"{path}: the run directory cannot be written: {error.strerror}; choose another --run-dir"]
     free = shutil.disk_usage(path).free
     if free < LEAST_FREE_BYTES:
-        return [f"{path}: its disk is full, {bytes_in_words(free)} are free; remove something, or see `vit clean`"]
+        return [f"{path}: its disk is full, {bytes_in_words(free)} are free; free some, or choose another --run-dir"]
     return []
 
 
