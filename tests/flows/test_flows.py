@@ -231,7 +231,7 @@ def test_a_plan_says_in_words_whether_the_run_would_be_input_bound(home, digits)
     code = plan_command("pretrain_mae_debug", [str(digits)], "local", settings, str(home), lines.append)
     (said,) = [line for line in lines if line.startswith("data ")]
     assert code == 0
-    assert re.search(r"the loader gives [\d,]+ images/s here with 1 worker per rank, the model can take roughly", said)
+    assert re.search(r"the loader gives [\d,.]+ images/s here with 1 worker per rank, the model can take roughly", said)
     assert ": not input-bound" in said or ": input-bound; raise profile.loader_workers" in said
 
 
