@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.job import Job, JobRequest, JobState, Launcher
 from cluster.local import LocalLauncher
+from cluster.profile import accelerators_here
 from flows.home import tracking_uri
 from flows.progress import LedgerTail
 from pipeline.config.recipe import read_yaml
@@ -60,7 +61,7 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
     if (done := _already_done(run)) is not None:
         report(f"{run.path.name} is already done; nothing to do")
         return done
-    require_ready(run)
+    require_ready(run, accelerators_here())
     if plan.get("rehearsal"):
         report(
             f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, "
