@@ -37,9 +37,12 @@ def plan_lines(prepared: PreparedRun, profile: str, lowest_stage: int | None) ->
 
 def _placement_in_words(plan: dict[str, Any]) -> str:
     devices = "an accelerator each" if plan["accelerators_per_node"] else "no accelerator"
-    workers = f"{plan['loader_workers']} loader workers each"
-    nodes = f"{plan['nodes']} node{'s' if plan['nodes'] > 1 else ''}"
-    return f"{nodes} x {plan['ranks_per_node']} ranks, {devices}, {workers}"
+    nodes, ranks = _counted(plan["nodes"], "node"), _counted(plan["ranks_per_node"], "rank")
+    return f"{nodes} x {ranks}, {devices}, {_counted(plan['loader_workers'], 'loader worker')} each"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _memory_lines(prepared: PreparedRun, lowest_stage: int | None) -> list[str]:

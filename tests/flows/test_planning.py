@@ -103,4 +103,5 @@ def test_what_a_person_should_know_is_said_once(plan, probe):
     said = plan("precision=bf16", "steps=20")
     assert said["note"] == "no accelerator here: computing in fp32"
     assert said["data"].splitlines()[0] == "a shard is slow" and len(said["data"].splitlines()) == 2
+    assert said["recipe"].startswith("pretrain_mae_debug on digits; profile local: 1 node x 2 ranks, no accelerator, ")
     assert said["length"] == "20 steps = 0.222 epochs of 1,442 images: 320 images seen"
