@@ -7,6 +7,7 @@ from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.plan import StepPlan
 from pipeline.errors import InputError
 from pipeline.run_directory import Checkpoint, RunDirectory, read_json
+from pipeline.words import bytes_in_words
 
 Best = tuple[str, Literal["max", "min"]]  # a metric of the manifest's `validation`, and which of two is better
 
@@ -63,7 +64,7 @@ def require_room(run: RunDirectory, config: CheckpointConfig, checkpoint_bytes: 
     needed, free = count * checkpoint_bytes - held, shutil.disk_usage(run.path).free
     if needed > free:
         raise InputError(
-            f"{run.checkpoints}: {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB needed for {count} checkpoints "
-            f"of {checkpoint_bytes / 2**30:.2f} GiB (checkpoint.keep={config.keep}, and one being written); free some "
+            f"{run.checkpoints}: {bytes_in_words(free)} free, {bytes_in_words(needed)} needed for {count} checkpoints "
+            f"of {bytes_in_words(checkpoint_bytes)} (checkpoint.keep={config.keep}, and one being written); free some "
             "space, lower checkpoint.keep, or give a run directory on a larger disk"
         )

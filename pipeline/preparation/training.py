@@ -23,9 +23,8 @@ from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
 from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
-from pipeline.shards.order import bytes_at_a_time, default_lanes, default_window_shards
-from pipeline.shards.reader import node_readers
-from pipeline.storage.cache import node_cache
+from pipeline.shards.order import default_lanes, default_window_shards
+from pipeline.shards.reader import cache_shortage, node_readers
 from pipeline.storage.location import Location, is_remote
 from pipeline.views.turbojpeg import require_turbojpeg
 
@@ -200,19 +199,12 @@ def _note_unshuffled(config: TrainingConfig, sources: Sources, notes: list[str])
 
 def _note_small_cache(config: TrainingConfig, sources: Sources, placement: Placement, notes: list[str]) -> None:
     """Of a run on this machine; InputError where the cache's own settings are wrong."""
-    if placement.profile != "local" or not any(is_remote(index.directory) for index in sources.indexes):
+    if placement.profile != "local":
         return
-    cache, lanes = node_cache(), config.data.lanes
-    needed = sum(
-        bytes_at_a_time([shard.bytes for shard in shards], lanes, source.window_shards or config.data.window_shards)
-        for source, shards in zip(config.data.sources, sources.shards(config.data.split), strict=True)
-    )
-    if cache is not None and needed > cache.limit_bytes:
-        notes.append(
-            f"the shard cache {cache.directory} may hold {cache.limit_bytes / 2**30:.3g} GiB and {lanes} lanes read "
-            f"{needed / 2**30:.3g} GiB at a time: samples will be read one by one, slowly; raise "
-            "VIT_SHARD_CACHE_BYTES, or lower data.window_shards or data.lanes"
-        )
+    readers, cache = node_readers(sources.indexes, config.data.split)
+    windows = [source.window_shards or config.data.window_shards for source in config.data.sources]
+    if (shortage := cache_shortage(readers, windows, config.data.lanes, cache)) is not None:
+        notes.append(shortage)
 
 
 def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:

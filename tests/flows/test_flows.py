@@ -13,6 +13,7 @@ import yaml
 
 from flows import requests
 from flows.commands import plan_command
+from flows.jobs import rehearsal_message
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
@@ -236,6 +237,18 @@ with prefect_server(home):
 """
 
 
+def test_a_rehearsal_says_in_words_what_the_full_run_costs():
+    said = rehearsal_message({
+        "images_per_second": 0.0123, "peak_memory_bytes_per_rank": 3 * 2**30, "planned_memory_bytes_per_rank": 2**29,
+        "full_run_samples": 1_281_167, "full_run_steps": 313, "full_run_on": "this dataset",
+        "full_run_hours": 28_933.3, "full_run_device_hours": 57_866.6,
+    })  # fmt: skip
+    assert said == (
+        "rehearsal ok: stopped and resumed, 0.0123 images/s, 3.00 GiB per process (planned 512.0 MiB); the full run of "
+        "1,281,167 images (313 steps, on this dataset) would take 3 y 109 d here, 57,867 device-hours"
+    )
+
+
 @pytest.mark.slow
 def test_flows_refuse_rehearse_and_train_on_a_real_server(home, digits):
     environment = os.environ | {"VIT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "ERROR"}
@@ -259,7 +272,7 @@ def test_a_plan_says_in_words_whether_the_run_would_be_input_bound(home, digits)
     code = plan_command("pretrain_mae_debug", [str(digits)], "local", settings, str(home), lines.append)
     (said,) = [line for line in lines if line.startswith("data ")]
     assert code == 0
-    assert re.search(r"the loader gives [\d,]+ images/s here with 1 worker per rank, the model can take roughly", said)
+    assert re.search(r"the loader gives [\d,.]+ images/s here with 1 worker per rank, the model can take roughly", said)
     assert ": not input-bound" in said or ": input-bound; raise profile.loader_workers" in said
 
 

@@ -71,7 +71,7 @@ def test_a_disk_without_room_is_named_before_the_first_step(run, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     config = CheckpointConfig(keep=2)
     require_room(run, config, 10)
-    with pytest.raises(InputError, match=r"checkpoints: 0.00 GiB free, .* for 3 checkpoints .*lower checkpoint.keep"):
+    with pytest.raises(InputError, match=r"checkpoints: 0.0 MiB free, .* for 3 checkpoints .*lower checkpoint.keep"):
         require_room(run, config, 11)
     with pytest.raises(InputError, match="for 4 checkpoints"):
         require_room(run, config, 10, ("accuracy", "max"))

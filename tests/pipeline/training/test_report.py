@@ -17,7 +17,7 @@ from pipeline.run_directory import RunDirectory
 from pipeline.telemetry.clock import PARTS, StepClock
 from pipeline.telemetry.speed import SpeedMeter, peak_of_device, peak_of_name
 from pipeline.telemetry.stragglers import WINDOWS, Stragglers
-from pipeline.words import bytes_in_words, duration_in_words
+from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 from tests.pipeline.pictures import small_dataset
 from tests.pipeline.training.test_validation import ledger_of, new_run, this_rank
 from tests.ranks import run_on_ranks
@@ -84,10 +84,15 @@ def test_the_parts_of_a_step_add_up_to_it():
 
 
 def test_sizes_and_durations_are_told_in_two_units_at_most():
-    assert [duration_in_words(seconds) for seconds in (0, 45.4, 200, 3600, 8000, 108000, 59.7)] == [
-        "0 s", "45 s", "3 min 20 s", "1 h", "2 h 13 min", "1 d 6 h", "1 min",
+    assert [duration_in_words(seconds) for seconds in (0, 45.4, 200, 3600, 8000, 108000, 59.7, 4e9)] == [
+        "0 s", "45 s", "3 min 20 s", "1 h", "2 h 13 min", "1 d 6 h", "1 min", "126 y 274 d",
     ]  # fmt: skip
     assert bytes_in_words(512 * 2**20) == "512.0 MiB" and bytes_in_words(3.25 * 2**30) == "3.25 GiB"
+
+
+def test_numbers_are_told_in_three_digits_and_without_an_exponent():
+    told = [number_in_words(number) for number in (0, 3.15e-05, 0.0123, 0.35, 12.34, 99.96, 1050.4, 2.5e7)]
+    assert told == ["0", "less than 0.01", "0.0123", "0.35", "12.3", "100", "1,050", "25,000,000"]
 
 
 def test_a_rank_is_named_once_it_was_slow_for_several_windows_in_a_row():
