@@ -1,7 +1,6 @@
 """The training loop of pretraining and fine-tuning: straight code, whichever the objective and the backend."""
 
 import logging
-import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -106,7 +105,8 @@ def _train_steps(
     steps = StepPlan(**plan["steps"])
     me.phase = "train"
     for step in range(first, last):
-        me.step, started, done = step, time.perf_counter(), step + 1
+        me.step, done = step, step + 1
+        report.meter.begin()
         rate = rate_of_step(config, steps, step)
         trace.before(done)
         micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
@@ -114,9 +114,9 @@ def _train_steps(
         result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
         supply.add(result.sums)
         saver.follow(result.sums)
-        seconds = time.perf_counter() - started
+        report.meter.end()
         scores = validation.scores(engine, done)
-        report.step(done, result, rate, supply, loader, seconds, scores)
+        report.step(done, result, rate, supply, loader, scores)
         trace.after(done, last)
 
         guard.judge(step, result)

@@ -14,7 +14,7 @@ from pipeline.rank import Rank
 from pipeline.telemetry.clock import PARTS
 from pipeline.telemetry.ledger import Ledger
 from pipeline.telemetry.speed import SpeedMeter
-from pipeline.telemetry.stragglers import Stragglers
+from pipeline.telemetry.stragglers import Stragglers, window_steps
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.saving import CHECKPOINT
 from pipeline.training.supply import DAMAGED, Supply
@@ -34,14 +34,14 @@ class Report:
         self.stragglers = Stragglers(me.rank, me.world_size, engine.device)
 
     def step(
-        self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, seconds: float,
-        scores: Mapping[str, float],
-    ) -> None:  # fmt: skip
-        """Tell of the step that took the run to `done` steps, in `seconds`, and of the state's `scores` if any."""
-        self.meter.add(seconds, supply.seconds_waited(), self.clock.seconds())
-        every = self.config.log_every_steps
-        if done % every == 0:
-            slow_ranks = self.stragglers.of_window(self.meter.own_seconds(every), self.meter.means().whole)
+        self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, scores: Mapping[str, float]
+    ) -> None:
+        """Tell of the step that took the run to `done` steps, as `meter` has it, and of the state's `scores` if any."""
+        self.meter.add(supply.seconds_waited(), self.clock.seconds())
+        every, window = self.config.log_every_steps, window_steps(self.config.log_every_steps)
+        slow_ranks: list[str] = []
+        if done % window == 0:
+            slow_ranks = self.stragglers.of_window(self.meter.own_seconds(window), self.meter.means().whole)
         if self.ledger is None:
             return
         figures = self.meter.figures(done)
@@ -50,9 +50,8 @@ class Report:
         )  # fmt: skip
         if done % every == 0 or done in (self.first + 1, self.last):
             log.info(progress_words(done, self.last, result, rate, figures))
-        if done % every == 0:
-            for line in slow_ranks:
-                log.warning(line)
+        for line in slow_ranks:
+            log.warning(line)
         if done in (min(self.first + WARM_STEPS, self.last), self.last):
             log.info(supply.in_words(loader, figures, self.plan))
 
@@ -132,7 +131,8 @@ def progress_words(
     return (
         f"step {step}/{last}  loss {result.loss:.4f}  gradient norm {result.gradient_norm:.3f}  rate {rate:.3g}  "
         f"{figures['perf/images_per_second']:.1f} images/s{mfu}  "
-        f"{1000 * figures['perf/step_seconds']:.3g} ms a step ({parts})  "
+        f"{1000 * figures['perf/step_seconds']:.3g} ms a step ({parts}) and "
+        f"{1000 * figures['perf/between_steps_seconds']:.3g} between steps  "
         f"data wait {100 * figures['perf/data_wait_share']:.0f} %  "
         f"{bytes_in_words(figures['perf/peak_memory_bytes'])}  {duration_in_words(figures['perf/seconds_left'])} left"
         + ("  (skipped)" if result.skipped else "")
