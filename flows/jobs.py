@@ -18,12 +18,15 @@ from cluster.local import LocalLauncher
 from flows.home import tracking_uri
 from flows.progress import LedgerTail
 from pipeline.config.recipe import read_yaml
+from pipeline.config.stages import read_run_config
+from pipeline.config.training import TrainingConfig
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.rehearsal import verdict as rehearsal_verdict
 from pipeline.registry.tracking import Mirror
 from pipeline.registry.writers import writers_of
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.training.start_table import start_table
 
 POLL_SECONDS = 0.3
 FORWARD_SECONDS = 5.0
@@ -67,6 +70,9 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
         )
     for note in plan.get("notes", ()):
         report(f"note: {note}")
+    if isinstance(config := read_run_config(run.path), TrainingConfig):
+        for line in start_table(config, plan):
+            report(line)
     launcher: Launcher = LocalLauncher()
     cancelled = cancelled or threading.Event()
     forwarder = _Forwarder(run, home, report)

@@ -46,6 +46,7 @@ def train(me: Rank) -> None:
     """Train the run of `me.run` from its newest checkpoint, or from the start, to its last step. Collective."""
     log_to_stdout(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
+    log_start(config, plan)
     batches = BatchPlan(**plan["batches"])
     require_room(me.run, config.checkpoint, plan["checkpoint_bytes"], config.validation.best_metric)
 
@@ -74,7 +75,6 @@ def train(me: Rank) -> None:
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
-        log_start(config, plan, first_step)
 
         # 3. Steps, until the last; after too many bad ones again from before them, without their samples.
         guard = Guard(config.guard, len(supply.rolled_back))

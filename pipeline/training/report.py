@@ -17,6 +17,7 @@ from pipeline.telemetry.speed import SpeedMeter
 from pipeline.telemetry.stragglers import Stragglers, window_steps
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.saving import CHECKPOINT
+from pipeline.training.start_table import start_table
 from pipeline.training.supply import DAMAGED, Supply
 from pipeline.words import bytes_in_words, duration_in_words
 
@@ -78,34 +79,9 @@ def log_to_stdout(me: Rank) -> None:
     logging.getLogger("pipeline").setLevel(level)
 
 
-def log_start(config: TrainingConfig, plan: dict, first_step: int) -> None:
-    for line in start_table(config, plan, first_step):
+def log_start(config: TrainingConfig, plan: dict) -> None:
+    for line in start_table(config, plan):
         log.info(line)
-
-
-def start_table(config: TrainingConfig, plan: dict, first_step: int) -> list[str]:
-    """What is trained on what, for how long and how: a line each."""
-    batches, steps, data = plan["batches"], plan["steps"], plan["data"]
-    classes = f", {plan['num_classes']:,} classes" if plan["num_classes"] else ""
-    warmup = steps["warmup_samples"] // config.global_batch_size
-    epochs = steps["samples"] / plan["samples_per_epoch"]
-    going_on = f", going on at step {first_step:,}" if first_step else ""
-    every = config.validation.every_steps
-    return [
-        f"model       {config.encoder.name}, {config.objective.kind}: {plan['parameters'] / 1e6:.4g} M parameters, "
-        f"{plan['training_flops_per_image'] / 1e9:.4g} GFLOP per image",
-        f"images      {plan['samples_per_epoch']:,} of {data['name']}{classes}, "
-        f"{' x '.join(map(str, config.encoder.input_size))} pixels",
-        f"batch       {batches['global_batch_size']:,} = {batches['world_size']} ranks x "
-        f"{batches['micro_batch_size']} images x {batches['gradient_accumulation_steps']} accumulated",
-        f"length      {steps['steps']:,} steps = {epochs:.4g} epochs = {steps['samples']:,} images{going_on}",
-        f"engine      ZeRO stage {config.zero.stage}, {plan['precision']}, clip "
-        f"{config.optimizer.max_grad_norm or 'off'}, moving average {config.ema_decay or 'off'}",
-        f"rate        {config.optimizer.learning_rate:.3g}, warm-up {warmup:,} steps, then "
-        f"{config.optimizer.schedule} to {config.optimizer.end_learning_rate:.3g}",
-        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}",
-        f"validation  {f'every {every:,} steps' if every else 'off'}",
-    ]
 
 
 def result_of(me: Rank, config: TrainingConfig, plan: dict) -> dict:

@@ -12,11 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.build import build_objective
 from models.config import EncoderConfig, MaskedAutoencoderConfig, SupervisedConfig
 from models.objectives.batch import Batch
-from pipeline.config.plan import training_flops
+from pipeline.config.plan import plan_steps, training_flops
+from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
+from pipeline.config.training import PretrainConfig
 from pipeline.run_directory import RunDirectory
 from pipeline.telemetry.clock import PARTS, StepClock
 from pipeline.telemetry.speed import SpeedMeter, peak_of_device, peak_of_name
 from pipeline.telemetry.stragglers import WINDOWS, Stragglers, window_steps
+from pipeline.training.start_table import start_table
 from pipeline.words import bytes_in_words, duration_in_words
 from tests.pipeline.pictures import small_dataset
 from tests.pipeline.training.test_validation import ledger_of, new_run, this_rank
@@ -140,6 +143,44 @@ def test_ranks_are_compared_over_ten_steps_at_least_and_whole_lines_of_the_log()
     assert [window_steps(every) for every in (1, 2, 7, 10, 50)] == [10, 10, 14, 10, 50]
 
 
+def table_of(*settings: str) -> dict[str, str]:
+    """What the start table says of the debug recipe with `settings`, by the word that a line begins with."""
+    overrides = parse_overrides(("zero.stage=0", "validation.every_steps=0", "checkpoint.every_steps=10", *settings))
+    raw = read_yaml(recipe_path("pretrain_mae_debug")) | {"epochs": None, "samples": None}
+    config = validate(PretrainConfig, apply_overrides(raw, overrides), "test")
+    plan = {
+        "batches": {"global_batch_size": config.global_batch_size, "world_size": 1, "micro_batch_size": 2,
+                    "gradient_accumulation_steps": 8},
+        "steps": plan_steps(config, 1000)._asdict(), "data": {"name": "birds"}, "num_classes": 0, "nodes": 1,
+        "samples_per_epoch": 1000, "parameters": 1, "training_flops_per_image": 1, "checkpoint_bytes": 2**20,
+        "precision": "fp32", "compile_backend": "inductor" if "compile=true" in settings else None,
+    }  # fmt: skip
+    return {word: words for word, words in (line.split(maxsplit=1) for line in start_table(config, plan))}
+
+
+def test_the_table_says_what_trains_and_what_is_on():
+    plain = table_of()
+    assert plain["engine"] == "ddp, fp32" and "budget" not in plain
+    assert plain["optimizer"].startswith("adamw, clip off") and plain["rate"].endswith("then cosine to 0")
+    assert plain["checkpoint"] == "1.0 MiB, every 10 steps" and plain["validation"] == "off"
+    assert plain["guard"] == "5 bad steps in a row are gone back over, at most 2 times"
+    settings = ["zero.stage=2", "zero.offload_optimizer=cpu", "compile=true", "activation_checkpointing=true"]
+    settings += ["deterministic=true"]
+    assert table_of(*settings)["engine"] == (
+        "ZeRO stage 2, optimizer offloaded to the cpu, fp32, compiled by inductor, activations computed again, "
+        "deterministic"
+    )
+    told = table_of(
+        "optimizer.kind=lamb", "optimizer.max_grad_norm=1", "optimizer.schedule=constant", "validation.every_steps=5",
+        "budget_gpu_hours=12", "guard.spike_threshold=20",
+    )  # fmt: skip
+    assert told["optimizer"].startswith("lamb, clip 1.0") and told["rate"].endswith("then constant")
+    assert told["checkpoint"] == "1.0 MiB, every 10 steps, and at every validation"
+    assert told["budget"] == "12 GPU-hours" and "a leap of the loss by 20 deviations" in told["guard"]
+    cooling = table_of("optimizer.schedule=constant", "optimizer.cooldown=3", "optimizer.end_learning_rate=1e-5")
+    assert cooling["rate"].endswith("then constant, and over the last 3 steps down to 1e-05")
+
+
 def train_with_a_slow_rank(run_path: str) -> None:
     from pipeline.training.loop import train
     from pipeline.training.supply import Supply
@@ -171,6 +212,7 @@ def test_a_run_tells_its_table_its_progress_and_which_rank_holds_it_up(stage, tm
                   "30 steps = 9.73 epochs = 360 images", "warm-up 2 steps, then cosine", "step 30/30  loss",
                   "saved step-00000030", "validation at step 8: loss", "0 s left"):  # fmt: skip
         assert words in told, words
+    assert told.splitlines()[0].partition(" ")[2].startswith("model  ")
     assert told.count("holds up the others") == 1 and "rank 1 on" in told and "the other needs" in told
     assert "MFU" not in told or torch.cuda.is_available()
     lines = ledger_of(run)
