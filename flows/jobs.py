@@ -83,6 +83,8 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
     if plan.get("rehearsal") and code == EXIT_DONE:
         write_json(run.result_file, read_json(run.result_file) | rehearsal_verdict(run))
     result = read_json(run.result_file) or {}
+    if best := result.get("best"):
+        report(f"best: {best['metric']} {best['value']:.4f} at step {best['step']:,}: {best['directory']}")
     forwarder.finish(code, result)
     return Conclusion(code, reason, run, result)
 

@@ -8,9 +8,11 @@ import logging
 import sys
 from collections.abc import Mapping
 
+from pipeline.checkpoints.retention import Best, best_checkpoint
 from pipeline.config.training import TrainingConfig
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
+from pipeline.run_directory import Checkpoint
 from pipeline.telemetry.clock import PARTS
 from pipeline.telemetry.ledger import Ledger
 from pipeline.telemetry.speed import SpeedMeter
@@ -86,16 +88,26 @@ def log_start(config: TrainingConfig, plan: dict) -> None:
 
 def result_of(me: Rank, config: TrainingConfig, plan: dict) -> dict:
     """What result.json says of a run that reached its last step."""
-    checkpoint = me.run.newest_checkpoint()
+    checkpoints = me.run.committed_checkpoints()
     return {
         "format_version": 1,
         "stage": config.stage,
         "rehearsal": bool(plan.get("rehearsal")),
         "steps": plan["steps"]["steps"],
-        "checkpoint": str(checkpoint.directory) if checkpoint else None,
+        "checkpoint": str(checkpoints[0].directory) if checkpoints else None,
+        "best": _best(checkpoints, config.validation.best_metric),
         "data_fingerprint": plan["data"]["fingerprint"],
         "metrics": {key: value for key, value in _last_ledger_line(me).items() if "/" in key},
     }
+
+
+def _best(checkpoints: list[Checkpoint], metric: Best | None) -> dict | None:
+    """Which checkpoint was the best in validation, and by what; None where none was scored."""
+    best = best_checkpoint(checkpoints, metric)
+    if best is None:
+        return None
+    value = best.manifest["validation"][metric[0]]
+    return {"step": best.step, "directory": str(best.directory), "metric": metric[0], "value": value}
 
 
 def progress_words(

@@ -220,6 +220,9 @@ def test_a_run_tells_its_table_its_progress_and_which_rank_holds_it_up(stage, tm
         parts = sum(line[f"perf/{part}_seconds"] for part in PARTS)
         assert parts == pytest.approx(line["perf/step_seconds"], rel=0.25), json.dumps(line)
         assert line["perf/update_seconds"] > 0 and line["perf/backward_seconds"] > 0
+    (best,) = [line for line in lines if line["step"] == json.loads(run.result_file.read_text())["best"]["step"]]
+    assert best["validation/loss"] == min(line["validation/loss"] for line in lines)
+    assert f"validation at step {best['step']}: loss {best['validation/loss']:.4f} (best so far), 13 images" in told
     passed = lines[-1]["time"] - lines[-21]["time"]
     assert lines[-1]["perf/images_per_second"] == pytest.approx(20 * 12 / passed, rel=0.1)
     assert lines[-1]["perf/between_steps_seconds"] > 0.01
