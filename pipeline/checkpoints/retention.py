@@ -32,7 +32,7 @@ class BestSoFar:
     """Tells whether scores are the best that a run has had, in this attempt or in the `checkpoints` of those before."""
 
     def __init__(self, checkpoints: list[Checkpoint], best: Best | None):
-        self.best = best
+        self.best, self.metric = best, best and best[0]
         self._merit = max((_merit(one.manifest.get("validation", {}), best) for one in checkpoints), default=-math.inf)
 
     def take(self, scores: Mapping[str, float]) -> bool:

@@ -68,10 +68,12 @@ class Validation:
         assert count == self.stream.num_samples, f"{count} of {self.stream.num_samples} samples were scored"
         scores = {f"{SPLIT}/{name}": total / count for name, total in sums.items()}
         if self.me.is_first:
-            told = ", ".join(f"{name.removeprefix(SPLIT + '/')} {value:.4f}" for name, value in scores.items())
+            marks = {self.best.metric: " (best so far)"} if self.best.take(scores) else {}
+            told = ", ".join(
+                f"{name.removeprefix(SPLIT + '/')} {value:.4f}{marks.get(name, '')}" for name, value in scores.items()
+            )
             seconds = time.perf_counter() - started
-            best = " (best so far)" if self.best.take(scores) else ""
-            log.info("validation at step %d: %s%s, %s images in %.1f s", done, told, best, f"{count:,}", seconds)
+            log.info("validation at step %d: %s, %s images in %.1f s", done, told, f"{count:,}", seconds)
         self.me.phase = "train"
         return scores
 

@@ -2,6 +2,7 @@
 
 import json
 
+from flows.commands import runs_command
 from flows.progress import LedgerTail
 from pipeline.progress import Progress
 from pipeline.run_directory import RunDirectory, write_json
@@ -30,3 +31,17 @@ def test_until_the_first_step_the_rank_that_is_furthest_behind_is_told_of(tmp_pa
     attempt.ledger.write_text(json.dumps({"step": 1} | figures) + "\n")
     (line,) = tail.lines()
     assert line.startswith("step 1/8  loss 2.0000") and tail.lines() == []
+
+
+def test_the_list_of_runs_says_which_state_of_a_run_was_the_best(home):
+    best = {"step": 40, "directory": "/x", "metric": "validation/accuracy", "value": 0.91}
+    for name, result in (("scored", {"best": best}), ("unscored", {"best": None}), ("older", {})):
+        run = RunDirectory(home / "runs" / name)
+        run.path.mkdir(parents=True)
+        run.config_file.write_text("stage: pretrain\n")
+        write_json(run.result_file, result)
+    lines: list[str] = []
+    runs_command(str(home), lines.append)
+    (told,) = [line for line in lines if "best" in line]
+    assert told.startswith("scored ") and told.endswith("best validation/accuracy 0.9100 at step 40")
+    assert len(lines) == 3
