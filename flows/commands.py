@@ -30,7 +30,7 @@ from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.preparation.resume import change_run
-from pipeline.run_directory import RunDirectory, write_atomic, write_json
+from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
 from pipeline.shards.check import check_dataset
 from pipeline.words import number_in_words
 
@@ -165,8 +165,9 @@ def runs_command(directory: str | None, say: Say) -> int:
         run = RunDirectory(path.parent)
         newest = run.newest_checkpoint()
         step = f"step {newest.step}" if newest else "no checkpoint"
-        hours = hours_of(run)
-        say(f"{run.path.name:<48} {run_state(run, launcher):<10} {step:<16} {number_in_words(hours)} rank-hours")
+        hours, best = number_in_words(hours_of(run)), (read_json(run.result_file) or {}).get("best")
+        words = f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+        say(f"{run.path.name:<48} {run_state(run, launcher):<10} {step:<16} {hours} rank-hours{words}")
     return EXIT_DONE
 
 

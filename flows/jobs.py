@@ -19,12 +19,15 @@ from cluster.profile import accelerators_here
 from flows.home import tracking_uri
 from flows.progress import LedgerTail
 from pipeline.config.recipe import read_yaml
+from pipeline.config.stages import read_run_config
+from pipeline.config.training import TrainingConfig
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.rehearsal import verdict as rehearsal_verdict
 from pipeline.registry.tracking import Mirror
 from pipeline.registry.writers import writers_of
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.training.start_table import start_table
 from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
 POLL_SECONDS = 0.3
@@ -69,6 +72,9 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
         )
     for note in plan.get("notes", ()):
         report(f"note: {note}")
+    if isinstance(config := read_run_config(run.path), TrainingConfig):
+        for line in start_table(config, plan):
+            report(line)
     launcher: Launcher = LocalLauncher()
     cancelled = cancelled or threading.Event()
     forwarder = _Forwarder(run, home, report)
@@ -79,6 +85,8 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
     if plan.get("rehearsal") and code == EXIT_DONE:
         write_json(run.result_file, read_json(run.result_file) | rehearsal_verdict(run))
     result = read_json(run.result_file) or {}
+    if best := result.get("best"):
+        report(f"best: {best['metric']} {best['value']:.4f} at step {best['step']:,}: {best['directory']}")
     forwarder.finish(code, result)
     return Conclusion(code, reason, run, result)
 

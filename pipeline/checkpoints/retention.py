@@ -1,6 +1,8 @@
 """Which checkpoints of a run stay on disk, and whether the disk has room for them."""
 
+import math
 import shutil
+from collections.abc import Mapping
 from typing import Literal
 
 from pipeline.config.checkpoint import CheckpointConfig
@@ -12,14 +14,33 @@ from pipeline.words import bytes_in_words
 Best = tuple[str, Literal["max", "min"]]  # a metric of the manifest's `validation`, and which of two is better
 
 
+def _merit(scores: Mapping[str, float], best: Best | None) -> float:
+    """The score that decides, turned so that more is better; minus infinity where there is none, or it is no number."""
+    if best is None:
+        return -math.inf
+    name, direction = best
+    value = scores.get(name, math.nan) * (1 if direction == "max" else -1)
+    return -math.inf if math.isnan(value) else value
+
+
 def best_checkpoint(checkpoints: list[Checkpoint], best: Best | None) -> Checkpoint | None:
     """The one whose validation was best, the later of equals; None where none has the metric."""
-    if best is None:
-        return None
-    name, direction = best
-    scored = [one for one in checkpoints if name in one.manifest.get("validation", {})]
-    sign = 1 if direction == "max" else -1
-    return max(scored, key=lambda one: (sign * one.manifest["validation"][name], one.step), default=None)
+    merits = {one.step: _merit(one.manifest.get("validation", {}), best) for one in checkpoints}
+    scored = [one for one in checkpoints if merits[one.step] > -math.inf]
+    return max(scored, key=lambda one: (merits[one.step], one.step), default=None)
+
+
+class BestSoFar:
+    """Tells whether scores are the best that a run has had, in this attempt or in the `checkpoints` of those before."""
+
+    def __init__(self, checkpoints: list[Checkpoint], best: Best | None):
+        self.best, self.metric = best, best and best[0]
+        self._merit = max((_merit(one.manifest.get("validation", {}), best) for one in checkpoints), default=-math.inf)
+
+    def take(self, scores: Mapping[str, float]) -> bool:
+        merit, before = _merit(scores, self.best), self._merit
+        self._merit = max(merit, before)
+        return merit >= before and merit > -math.inf
 
 
 def _step_plan(run: RunDirectory) -> StepPlan | None:
