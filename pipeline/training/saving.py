@@ -20,6 +20,7 @@ from pipeline.checkpoints.checkpoint import commit, facts_of_run, partial_direct
 from pipeline.checkpoints.mirror import CheckpointMirror
 from pipeline.checkpoints.retention import Best, prune_checkpoints
 from pipeline.checkpoints.snapshot import Snapshot
+from pipeline.config.plan import StepPlan
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError
 from pipeline.rank import Rank
@@ -42,6 +43,7 @@ class Saver:
     def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine, *, best: Best | None = None):
         """The checkpoint whose validation is `best` stays on disk; see `save`."""
         self.me, self.config, self.plan, self.engine, self.best = me, config.checkpoint, plan, engine, best
+        self._lengths = StepPlan(**plan["steps"])
         self._snapshot = Snapshot(engine.state, me.rank, me.world_size)
         engine.before_change = self._snapshot.hold
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -58,10 +60,11 @@ class Saver:
     def is_due(self, done: int) -> bool:
         """Whether the state after `done` steps is to be saved."""
         every = (self.config.every_steps, self.config.keep_every_steps, self.config.weights_every_steps)
-        return self._is_time or self._is_last(done) or any(steps and done % steps == 0 for steps in every)
+        in_cycle = any(steps and done % steps == 0 for steps in every)
+        return self._is_time or in_cycle or done in (self._lengths.steps, self._lengths.cooldown_begins)
 
     def _is_last(self, done: int) -> bool:
-        return done == self.plan["steps"]["steps"]
+        return done == self._lengths.steps
 
     def save(
         self, done: int, supply: Supply, *, validation: Mapping[str, float] | None = None, wait: bool = False

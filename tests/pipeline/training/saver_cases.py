@@ -13,7 +13,7 @@ import torch
 
 from models.objectives.batch import Batch
 from pipeline.checkpoints.snapshot import Snapshot
-from pipeline.config.plan import plan_batches
+from pipeline.config.plan import StepPlan, plan_batches
 from pipeline.errors import FaultError
 from pipeline.rank import Rank
 from pipeline.run_directory import RunDirectory, write_json
@@ -42,7 +42,7 @@ class Training:
         self.engine = Engine(module_of(self.config), self.config, plan, precision="fp32")
         self.supply, self.done = Supply(self.config, {}), 0
         facts = {
-            "steps": {"steps": LAST},
+            "steps": StepPlan(LAST * GLOBAL_BATCH, LAST, 0)._asdict(),
             "nodes": 1,
             "num_classes": 5,
             "data": {"fingerprint": ""},
