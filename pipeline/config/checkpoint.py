@@ -1,10 +1,11 @@
 """When the training state is saved, what is kept, and where it is copied to."""
 
-from typing import Annotated
-
-from pydantic import Field
+from pydantic import field_validator
 
 from pipeline.config.base import Config, Count, CountOrZero, Positive
+from pipeline.storage.location import location
+
+MIRROR_SCHEMES = ("s3", "s3a", "gs", "gcs", "file")  # what checkpoints are written to
 
 
 class CheckpointConfig(Config):
@@ -24,9 +25,22 @@ class CheckpointConfig(Config):
     """After every so many steps the weights alone, the moving average where there is one, are written to
     RUN/weights/step-N/model.safetensors, beside a checkpoint. 0 is off."""
 
-    mirror: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.")] | None = None
-    """A URL (s3://, gs://, ...) under which committed checkpoints are copied, as URL/<name of the run>/step-N. A run
-    directory without checkpoints goes on from the newest one there. None: no copies."""
+    mirror: str | None = None
+    """A URL (s3://, gs:// or file://) under which committed checkpoints are copied, as URL/<name of the run>/step-N. A
+    run directory without intact checkpoints goes on from the newest one there. None: no copies."""
+
+    @field_validator("mirror")
+    @classmethod
+    def _can_be_written(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        location(url)  # refuses credentials, and does not repeat them
+        scheme, _, rest = url.partition("://")
+        if scheme not in MIRROR_SCHEMES or not rest.strip("/"):
+            raise ValueError(f"begins with none of {', '.join(f'{scheme}://' for scheme in MIRROR_SCHEMES)}")
+        if scheme == "file" and not rest.startswith("/"):
+            raise ValueError("is relative; write file:///folder")
+        return url
 
     def interval_in_words(self, nodes: int) -> str:
         """When checkpoints are made, for people."""

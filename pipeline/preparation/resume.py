@@ -3,26 +3,24 @@
 import hashlib
 from collections.abc import Sequence
 
+from pipeline.checkpoints.identity import CHANGEABLE
 from pipeline.config.plan import plan_batches, plan_steps
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import LENGTH_UNITS, TrainingConfig
 from pipeline.errors import InputError
 from pipeline.preparation.placement import Placement
+from pipeline.preparation.preflight import require_mirror, require_writable
 from pipeline.preparation.training import dump_config
 from pipeline.preparation.write import write_deepspeed
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
-
-CHANGEABLE = (
-    "zero.", "compile", "activation_checkpointing", "micro_batch_size", "checkpoint.", "validation.", "profiling.",
-    "guard.", "budget_gpu_hours", "writers", "data.max_damaged", "data.verify", "data.record",
-)  # fmt: skip
 
 
 def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, placement: Placement) -> None:
     """Rewrite config, plan and profile for the next attempt, all or none. Order and global batch stay.
 
     So does the length, but for a run at a constant rate, which may be made longer before it has begun to cool down.
+    A run that has ended, and is not made longer, is left as it is.
     """
     config, plan, settings = read_run_config(run.path), run.plan(), parse_overrides(overrides)
     if not isinstance(config, TrainingConfig):
@@ -37,7 +35,13 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
                 "budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
             )
     changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set")
+    extended = changed.length != config.length or changed.optimizer != config.optimizer
+    if run.result_file.is_file() and not extended:
+        return
     batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)
+    require_writable(run)
+    if changed.checkpoint.mirror != config.checkpoint.mirror:
+        require_mirror(run, changed.checkpoint.mirror)
     text = dump_config(changed)
     plan |= placement.as_plan() | {
         "precision": placement.precision(config.precision),
@@ -45,7 +49,7 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
         "batches": batches._asdict(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    if changed.length != config.length or changed.optimizer != config.optimizer:
+    if extended:
         plan["steps"] = _longer(changed, plan)
         run.result_file.unlink(missing_ok=True)  # a run that had ended goes on
     write_json(run.plan_file, plan)

@@ -1,25 +1,25 @@
 """What would stop a job minutes after its start is said in one line before it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import FaultError, InputError
 from pipeline.preparation import preflight
 from pipeline.preparation.preflight import require_ready
 from pipeline.run_directory import RunDirectory, write_json
+from tests.pipeline.checkpoints.prepared import SAVED, prepared_run
+from tests.pipeline.conftest import forget_clients
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> RunDirectory:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    (tmp_path / "run").mkdir()
-    run = RunDirectory(tmp_path / "run")
-    write_json(run.plan_file, {"ranks_per_node": 2, "accelerators_per_node": 0})
-    return run
+    return prepared_run(tmp_path / "run")
 
 
 def problem(run: RunDirectory) -> str:
@@ -31,7 +31,7 @@ def problem(run: RunDirectory) -> str:
 
 def test_a_machine_in_order_is_not_complained_about(run):
     require_ready(run)
-    assert [path.name for path in run.path.iterdir()] == ["plan.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "plan.json"]
 
 
 def test_a_run_directory_that_cannot_be_written_is_refused(run, monkeypatch):
@@ -64,5 +64,36 @@ def test_the_lock_of_a_build_that_died_is_named_with_the_command_that_removes_it
 def test_too_little_shared_memory_matters_only_between_accelerators(run, monkeypatch):
     monkeypatch.setattr(preflight, "SHARED_MEMORY_PER_RANK", 1 << 62)
     require_ready(run)
-    write_json(run.plan_file, {"ranks_per_node": 2, "accelerators_per_node": 2})
+    write_json(run.plan_file, run.plan() | {"ranks_per_node": 2, "accelerators_per_node": 2})
     assert "--shm-size=" in problem(run)
+
+
+def test_a_mirror_is_written_and_read_before_the_job(run, tmp_path):
+    mirrored = prepared_run(run.path, f"checkpoint.mirror=file://{tmp_path / 'mirror'}")
+    require_ready(mirrored)
+    assert (tmp_path / "mirror" / "run" / "run.json").is_file()
+    other = prepared_run(tmp_path / "b" / "run", f"checkpoint.mirror=file://{tmp_path / 'mirror'}", "seed=7")
+    assert problem(other).startswith(f"checkpoint.mirror: file://{tmp_path}/mirror/run: belongs to another run than ")
+    (tmp_path / "file").touch()
+    in_the_way = prepared_run(run.path, f"checkpoint.mirror=file://{tmp_path / 'file'}")
+    assert f"file://{tmp_path}/file/run: cannot be written (" in problem(in_the_way)
+
+
+def test_a_bucket_that_is_not_there_is_refused_and_a_server_that_is_down_only_before_the_first_checkpoint(
+    run, s3_port, monkeypatch
+):
+    settings = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
+    monkeypatch.setenv("VIT_STORAGE_PATIENCE_SECONDS", "0.5")
+    forget_clients()
+    mirrored = prepared_run(run.path, "checkpoint.mirror=s3://nowhere-at-all/runs")
+    assert problem(mirrored).endswith("is there such a bucket or folder?")
+    forget_clients()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(FaultError, match="checkpoint.mirror: s3://nowhere-at-all/runs"):
+        require_ready(mirrored)
+    shutil.copytree(SAVED, mirrored.checkpoints / SAVED.name)
+    require_ready(mirrored)
+    forget_clients()
