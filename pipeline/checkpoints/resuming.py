@@ -63,7 +63,7 @@ def _newest_here(me: Rank, store: Store) -> tuple[Checkpoint | None, list[str]]:
 
 
 def _bring_back(me: Rank, store: Store, mirror: str) -> bool:
-    """Whether rank 0 brought a checkpoint from the mirror, beside it nothing but what was set aside. Collective."""
+    """Whether rank 0 brought a checkpoint; all that was here, damaged, is then set aside. Collective."""
     found = _brought(me.run, mirror) if me.is_first else None
     brought, problems, fault = in_the_words_of_rank_0(me, store, found, lambda said: said[0])
     if problems:
