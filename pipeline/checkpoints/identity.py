@@ -7,6 +7,7 @@ the same recipe is the same run, and one with another seed is not. Torch-free.
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config.plan import StepPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import LENGTH_UNITS, TrainingConfig
 from pipeline.errors import InputError
@@ -75,7 +76,5 @@ def _different(theirs: Any, ours: Any, key: str = "") -> list[str]:
 def _are_extensible(theirs: Facts, ours: Facts) -> bool:
     """Whether both are at a constant rate, and the checkpoint, if it is one, is from before either cools down."""
     facts = (theirs, ours)
-    batch = ours["config"]["global_batch_size"]
     constant = all(one["config"]["optimizer"]["schedule"] == "constant" for one in facts)
-    cools_down = min(one["steps"]["samples"] - one["steps"].get("cooldown_samples", 0) for one in facts)
-    return constant and theirs.get("step", 0) * batch <= cools_down
+    return constant and theirs.get("step", 0) <= min(StepPlan(**one["steps"]).cooldown_begins for one in facts)

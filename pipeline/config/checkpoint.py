@@ -2,7 +2,8 @@
 
 from pydantic import field_validator
 
-from pipeline.config.base import Config, Count, CountOrZero, Positive
+from models.schema import Config, Count, CountOrZero, Positive
+from pipeline.errors import InputError
 from pipeline.storage.location import location
 
 MIRROR_SCHEMES = ("s3", "s3a", "gs", "gcs", "file")  # what checkpoints are written to
@@ -18,7 +19,7 @@ class CheckpointConfig(Config):
     """Mean time between failures of one node, in hours; of a job it is that over its nodes. The default is the rate of
     Llama 3's 54 days on 16,384 GPUs, 3.8 per 1,000 days of a node. Lower it where jobs are preempted."""
     keep: Count = 2
-    """Newest checkpoints that stay on disk."""
+    """Newest checkpoints that stay on disk; beside them the best, and the last before a constant rate cools down."""
     keep_every_steps: CountOrZero = 0
     """The state after every so many steps is saved and stays for ever. 0 is off."""
     weights_every_steps: CountOrZero = 0
@@ -34,10 +35,14 @@ class CheckpointConfig(Config):
     def _can_be_written(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        location(url)  # refuses credentials, and does not repeat them
+        try:
+            location(url)
+        except InputError as error:  # it carries a password
+            raise ValueError(str(error)) from None
         scheme, _, rest = url.partition("://")
         if scheme not in MIRROR_SCHEMES or not rest.strip("/"):
-            raise ValueError(f"begins with none of {', '.join(f'{scheme}://' for scheme in MIRROR_SCHEMES)}")
+            known = ", ".join(f"{scheme}://" for scheme in MIRROR_SCHEMES)
+            raise ValueError(f"expected a URL that begins with one of {known} (got {url!r})")
         if scheme == "file" and not rest.startswith("/"):
             raise ValueError("is relative; write file:///folder")
         return url

@@ -101,10 +101,10 @@ def test_an_empty_mirror_has_nothing_and_credentials_are_refused(url, run):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("memory://copies", "begins with none of s3://"),  # would end with the process
-        ("foo://bucket", "begins with none of s3://"),
-        ("/folder", "begins with none of s3://"),
-        ("s3://", "begins with none of s3://"),
+        ("memory://copies", "expected a URL that begins with one of s3://"),  # would end with the process
+        ("foo://bucket", "expected a URL that begins with one of s3://"),
+        ("/folder", "expected a URL that begins with one of s3://"),
+        ("s3://", "expected a URL that begins with one of s3://"),
         ("file://folder", "is relative; write file:///folder"),
         ("s3://key:secret@bucket", "must not carry credentials"),
     ],
