@@ -11,7 +11,7 @@ from pipeline.run_directory import RunDirectory
 
 
 def main(source: str, run_directory: str) -> int:
-    from pipeline.checkpoints.importing import import_deepspeed
+    from pipeline.checkpoints.importing import import_state
     from pipeline.config.stages import read_run_config
     from pipeline.training.loop import initial_module
 
@@ -20,7 +20,7 @@ def main(source: str, run_directory: str) -> int:
         if run.committed_checkpoints():
             raise InputError(f"{run.path}: has checkpoints of its own; prepare a fresh run with --dry-run")
         config, plan = read_run_config(run.path), run.plan()
-        checkpoint = import_deepspeed(Path(source), run, config, plan, initial_module(config, plan, resumes=True))
+        checkpoint = import_state(Path(source), run, config, plan, initial_module(config, plan, resumes=True))
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_INPUT

@@ -8,7 +8,6 @@ attempt A is still the current one before it renames, so a cut-off node cannot h
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from pipeline.checkpoints.files import FROZEN_FILE, StoredFragments, rank_file, read_weights, write_parts
 from pipeline.checkpoints.fragments import TrainingState
 from pipeline.checkpoints.snapshot import Snapshot
-from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError
 from pipeline.run_directory import FORMAT_VERSION, Attempt, Checkpoint, RunDirectory, read_json, write_json
 from pipeline.shards.atomic import sync_directory, write_file
@@ -41,19 +39,6 @@ def load_frozen(module: nn.Module, checkpoint: Checkpoint) -> None:
     places = dict(module.named_parameters()) | module.state_dict()
     for name in stored.keys() & places.keys():
         places[name].copy_(stored[name])
-
-
-def facts_of_run(config: TrainingConfig, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What every manifest of a run says of it."""
-    return {
-        "stage": config.stage,
-        "encoder": config.encoder.model_dump(),
-        "objective": config.objective.model_dump(),
-        "num_classes": plan["num_classes"],
-        "ema": config.ema_decay > 0,
-        "data_fingerprint": plan["data"]["fingerprint"],
-        "config_sha256": plan["config_sha256"],
-    }
 
 
 def partial_directory(run: RunDirectory, attempt: Attempt, step: int) -> Path:

@@ -7,7 +7,6 @@
 No pickle, no engine, no world: any machine can read what any other wrote.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -18,16 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.checkpoints.checksums import CHECKSUM, checksum
 from pipeline.errors import FaultError
 from pipeline.run_directory import Checkpoint
 
 FROZEN_FILE = "frozen.safetensors"
-CHECKSUM = "xxh3_128"  # what an entry calls it
-DIGESTS = {CHECKSUM: xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 
 def rank_file(rank: int, world_size: int) -> str:
@@ -52,7 +49,7 @@ def write_parts(path: Path, parts: Sequence[bytes | memoryview]) -> dict[str, di
     """
     try:
         with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1, "hash") as hasher:
-            hashed = hasher.submit(_checksum, parts)
+            hashed = hasher.submit(checksum, parts)
             for part in parts:
                 _write_all(file, memoryview(part))
             os.fsync(file.fileno())
@@ -61,24 +58,9 @@ def write_parts(path: Path, parts: Sequence[bytes | memoryview]) -> dict[str, di
         raise FaultError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _checksum(parts: Sequence[bytes | memoryview]) -> str:
-    """XXH3 of 128 bits: against accidents, at the speed of memory. SHA-256 would take longer than many a disk."""
-    digest = xxhash.xxh3_128()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
 def _write_all(file: io.FileIO, content: memoryview) -> None:
     while content:
         content = content[file.write(content) :]
-
-
-def is_intact(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a file has the bytes that its entry in the manifest promises."""
-    name = CHECKSUM if CHECKSUM in entry else "sha256"  # of checkpoints of old
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, DIGESTS[name]).hexdigest() == entry[name]
 
 
 class _Piece(NamedTuple):

@@ -1,8 +1,10 @@
 """Which checkpoints of a run stay on disk, and whether the disk has room for them."""
 
 import math
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal
 
 from pipeline.config.checkpoint import CheckpointConfig
@@ -74,6 +76,14 @@ def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | 
         if not left.name.endswith(f".attempt-{current:02d}.partial"):
             shutil.rmtree(left, ignore_errors=True)
     return [directory.name for directory in removed]
+
+
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Rename them, so that nobody takes them for checkpoints; they go when a newer one has been committed."""
+    for directory in damaged:
+        aside = directory.with_name(f"{directory.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(directory, aside)
 
 
 def require_room(run: RunDirectory, config: CheckpointConfig, checkpoint_bytes: int, best: Best | None = None) -> None:

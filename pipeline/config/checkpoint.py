@@ -28,7 +28,7 @@ class CheckpointConfig(Config):
 
     mirror: str | None = None
     """A URL (s3://, gs:// or file://) under which committed checkpoints are copied, as URL/<name of the run>/step-N. A
-    run directory without checkpoints goes on from the newest one there. None: no copies."""
+    run directory without intact checkpoints goes on from the newest one there. None: no copies."""
 
     @field_validator("mirror")
     @classmethod
@@ -43,6 +43,8 @@ class CheckpointConfig(Config):
         if scheme not in MIRROR_SCHEMES or not rest.strip("/"):
             known = ", ".join(f"{scheme}://" for scheme in MIRROR_SCHEMES)
             raise ValueError(f"expected a URL that begins with one of {known} (got {url!r})")
+        if scheme == "file" and not rest.startswith("/"):
+            raise ValueError("is relative; write file:///folder")
         return url
 
     def interval_in_words(self, nodes: int) -> str:

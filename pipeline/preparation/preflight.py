@@ -10,8 +10,11 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.checkpoints.mirror import CheckpointMirror
 from pipeline.config.recipe import read_yaml
-from pipeline.errors import InputError
+from pipeline.config.stages import read_run_config
+from pipeline.config.training import TrainingConfig
+from pipeline.errors import FaultError, InputError
 from pipeline.run_directory import RunDirectory
 from pipeline.words import bytes_in_words
 
@@ -28,6 +31,31 @@ def require_ready(run: RunDirectory, accelerators: int) -> None:
         problems += [*_shared_memory(run.plan()), *_accelerators(run.plan(), accelerators)]
     if problems:
         raise InputError(*problems)
+    config = read_run_config(run.path)
+    if isinstance(config, TrainingConfig):
+        require_mirror(run, config.checkpoint.mirror)
+
+
+def require_writable(run: RunDirectory) -> None:
+    """InputError where nothing can be written to the run directory."""
+    if problems := _writing(run.path):
+        raise InputError(*problems)
+
+
+def require_mirror(run: RunDirectory, url: str | None) -> None:
+    """Claim the place of the run's copies: InputError where it cannot be written, or is another run's.
+
+    FaultError where it does not answer, but not of a run that has checkpoints: that one goes on without copies.
+    """
+    if url is None:
+        return
+    try:
+        CheckpointMirror(url, run).claim()
+    except InputError as error:
+        raise InputError(*(f"checkpoint.mirror: {problem}" for problem in error.problems)) from None
+    except FaultError as error:
+        if run.newest_checkpoint() is None:
+            raise FaultError(f"checkpoint.mirror: {error}") from None
 
 
 def _writing(path: Path) -> list[str]:

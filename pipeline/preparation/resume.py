@@ -5,20 +5,18 @@ import logging
 import shutil
 from collections.abc import Iterable, Sequence
 
+from pipeline.checkpoints.identity import CHANGEABLE
 from pipeline.config.plan import StepPlan, plan_batches, plan_steps, require_traced_steps
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import LENGTH_UNITS, TrainingConfig
 from pipeline.errors import InputError
 from pipeline.preparation.placement import Placement
+from pipeline.preparation.preflight import require_mirror, require_writable
 from pipeline.preparation.training import dump_config
 from pipeline.preparation.write import write_deepspeed
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 
-CHANGEABLE = (
-    "zero.", "compile", "activation_checkpointing", "micro_batch_size", "checkpoint.", "validation.", "profiling.",
-    "guard.", "budget_gpu_hours", "writers", "data.max_damaged", "data.verify", "data.record",
-)  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -27,13 +25,20 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
 
     So does the length, but for a run at a constant rate, which may be made longer: one that has begun to cool down goes
     back to its newest checkpoint from before, and those since are set aside as `step-N.cooled`.
+    A run that has ended, and is not made longer, is left as it is.
     """
     config, plan, settings = read_run_config(run.path), run.plan(), parse_overrides(overrides)
     if not isinstance(config, TrainingConfig):
         raise InputError(f"{run.path}: a run of stage {config.stage} has nothing that may change; start it anew")
     _require_changeable(config, settings)
     changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set", settings.keys())
+    is_longer = changed.length != config.length or changed.optimizer != config.optimizer
+    if run.result_file.is_file() and not is_longer:
+        return
     batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)
+    require_writable(run)
+    if changed.checkpoint.mirror != config.checkpoint.mirror:
+        require_mirror(run, changed.checkpoint.mirror)
     text = dump_config(changed)
     plan |= placement.as_plan() | {
         "precision": placement.precision(config.precision),
@@ -42,7 +47,7 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     steps = before = StepPlan(**plan["steps"])
-    if is_longer := changed.length != config.length or changed.optimizer != config.optimizer:
+    if is_longer:
         steps = _longer(changed, plan)
     if any(key.startswith("profiling") for key in settings):
         newest = run.newest_checkpoint()

@@ -41,6 +41,7 @@ _OBSTORE_CREDENTIALS = {
 
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "PermissionDeniedError", "UnauthenticatedError")
 _MISSING = ("NotFoundError",)
+_IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError)  # of file://
 _DEFECTS = (TypeError, AttributeError, NameError, NotImplementedError, ImportError, AssertionError)
 
 Answer = TypeVar("Answer")
@@ -65,7 +66,7 @@ class Attempts:
         if isinstance(error, PermissionError) or type(error).__name__ in _REFUSED:
             hint = "give credentials that may read it by the environment"
             raise InputError(f"{self._url}: access refused ({_one_line(error)}); {hint}") from error
-        if isinstance(error, (*_DEFECTS, InputError, FaultError)):
+        if isinstance(error, (*_DEFECTS, *_IN_THE_WAY, InputError, FaultError)):
             raise error
         self._failures += 1
         pause = random.uniform(0.5, 1) * min(FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1), LONGEST_PAUSE_SECONDS)
@@ -107,6 +108,11 @@ def names_in(url: str) -> list[str]:
 def upload(path: Path, url: str) -> None:
     """Copy a local file; FileNotFoundError where it, or the bucket, is not there."""
     _tried(url, lambda fs, target: fs.put_file(str(path), target))
+
+
+def write(url: str, content: bytes) -> None:
+    """Write a small object; FileNotFoundError where the bucket is not there."""
+    _tried(url, lambda fs, path: fs.pipe_file(path, content))
 
 
 def remove(url: str) -> None:

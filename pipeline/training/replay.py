@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from models.objectives.batch import Batch
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
+from pipeline.checkpoints.identity import require_own
 from pipeline.config.plan import StepPlan, plan_batches
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
@@ -77,6 +78,7 @@ def replay(run: RunDirectory, number: int) -> Replayed:
     ) as loader:  # fmt: skip
         module = initial_module(config, plan, resumes=checkpoint is not None)
         if checkpoint is not None:
+            require_own(checkpoint.manifest, run, checkpoint.directory)
             load_frozen(module, checkpoint)
         engine = Engine(module, config, batches, precision=plan["precision"])
         if checkpoint is not None:

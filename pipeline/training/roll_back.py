@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline.checkpoints.checkpoint import load_checkpoint
+from pipeline.checkpoints.identity import require_own
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
 from pipeline.run_directory import RolledBack, write_atomic, write_json
@@ -36,6 +37,7 @@ def roll_back(
     step = _agreed(me, max((c.step for c in me.run.committed_checkpoints() if c.step <= bad.first), default=0))
     checkpoint = next((c for c in me.run.committed_checkpoints() if c.step == step), None)
     if checkpoint is not None:
+        require_own(checkpoint.manifest, me.run, checkpoint.directory)
         load_checkpoint(engine.state, checkpoint)
     else:
         engine.state.begin_from(dict(initial().named_parameters()))

@@ -16,7 +16,8 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline.checkpoints.cadence import Cadence
-from pipeline.checkpoints.checkpoint import commit, facts_of_run, partial_directory, write_share, write_weights
+from pipeline.checkpoints.checkpoint import commit, partial_directory, write_share, write_weights
+from pipeline.checkpoints.identity import facts_of_run
 from pipeline.checkpoints.mirror import CheckpointMirror
 from pipeline.checkpoints.retention import Best, prune_checkpoints
 from pipeline.checkpoints.snapshot import Snapshot

@@ -151,6 +151,37 @@ def test_only_a_run_at_a_constant_rate_is_made_longer(home, digits):
     assert not constant.result_file.exists()
 
 
+def test_a_run_that_has_ended_is_left_as_it_is_by_changes_that_make_it_no_longer(home, digits):
+    run = prepared(home, digits)
+    run.result_file.write_text("{}")
+    files = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    resume(home, run, "zero.stage=2", "profile.ranks_per_node=1")
+    assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == files
+
+
+def test_a_change_that_cannot_be_written_or_names_the_mirror_of_another_run_changes_nothing(
+    home, digits, tmp_path, monkeypatch
+):
+    from pipeline.preparation.preflight import require_ready
+
+    mirror = f"checkpoint.mirror=file://{tmp_path / 'mirror'}"
+    require_ready(prepared(home, digits, mirror, run_dir=str(tmp_path / "one" / "run")), accelerators=0)
+    run = prepared(home, digits, "seed=2", run_dir=str(tmp_path / "other" / "run"))
+    files = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    with pytest.raises(
+        InputError, match=r"checkpoint.mirror: file://.* belongs to another run than .*\(its seed differs"
+    ):
+        resume(home, run, mirror)
+
+    def refuses(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pipeline.preparation.preflight.tempfile.TemporaryFile", refuses)
+    with pytest.raises(InputError, match="the run directory cannot be written: Read-only file system"):
+        resume(home, run, "zero.stage=2")
+    assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == files
+
+
 def test_a_run_that_has_begun_to_cool_down_goes_on_from_before(home, digits, caplog):
     from flows.requests import changed_profile
     from pipeline.preparation.resume import change_run

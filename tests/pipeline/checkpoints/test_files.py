@@ -8,7 +8,8 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from pipeline.checkpoints.files import StoredFragments, fragments_header, is_intact, read_weights, write_parts
+from pipeline.checkpoints.checksums import is_intact
+from pipeline.checkpoints.files import StoredFragments, fragments_header, read_weights, write_parts
 from pipeline.errors import FaultError
 from pipeline.run_directory import Checkpoint, verified_manifest
 
@@ -18,7 +19,8 @@ SUMS = {
     "exp_avg_sq": 0.18549350835066947,
     "ema": 397.0486864411202,
 }  # of absolute values over all parameters
-FORMATS = sorted((Path(__file__).parents[1] / "golden").glob("checkpoint_format_*/step-*"))
+FORMATS = sorted((Path(__file__).parents[2] / "golden").glob("checkpoint_format_*/step-*"))
+assert FORMATS
 
 
 def test_a_written_file_is_safetensors_and_has_the_hash_and_size_it_says(tmp_path):

@@ -42,13 +42,13 @@ def train_until(run_path: str, attempt_number: int, stop_at: int) -> str:
     return "done"
 
 
-def new_run(folder: Path, data, *settings: str, ranks: int = 2) -> RunDirectory:
+def new_run(folder: Path, data, *settings: str, ranks: int = 2, recipe: str = "pretrain_mae_debug") -> RunDirectory:
     settings = [
         f"steps={STEPS}", f"global_batch_size={BATCH}", "micro_batch_size=2", "data.record=true", "data.lanes=6",
         "data.window_shards=1", f"profile.ranks_per_node={ranks}", "profile.loader_workers=1", *settings,
     ]  # fmt: skip
     return requests.training_run(
-        "pretrain", "pretrain_mae_debug", data=data, profile="local", overrides=settings,
+        "pretrain", recipe, data=data, profile="local", overrides=settings,
         run_dir=str(folder / "run"), home=folder / "home",
     )  # fmt: skip
 
