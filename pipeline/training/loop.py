@@ -78,7 +78,7 @@ def train(me: Rank) -> None:
         log_start(config, plan, first_step)
 
         # 3. Steps, until the last; after too many bad ones again from before them, without their samples.
-        guard = Guard(config.guard, len(supply.rolled_back))
+        guard = Guard(config.guard, plan["precision"], len(supply.rolled_back))
         saver = Saver(me, config, plan, engine, best=config.validation.best_metric)
         while first_step < last_step:
             try:

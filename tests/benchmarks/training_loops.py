@@ -116,7 +116,7 @@ def ours(turns: Any, workspace: Path, stage: int) -> None:
     engine = Engine(micro_module(config), config, batches, precision="fp32")
     validation = Validation(me, config, plan, None, 0, FOR_EVER)  # none: there is no split
     _train_steps(
-        me, config, plan, engine, turns, Supply(config, {}), validation, Guard(config.guard),
+        me, config, plan, engine, turns, Supply(config, {}), validation, Guard(config.guard, plan["precision"]),
         Saver(me, config, plan, engine), 0, FOR_EVER,
     )  # fmt: skip
 
