@@ -21,7 +21,7 @@ from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
-from pipeline.meeting import open_store
+from pipeline.meeting import open_store, stop_together
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import write_json
@@ -54,6 +54,7 @@ def train(me: Rank) -> None:
     me.phase = "data"
     store = open_store(me)
     sources = open_agreed_sources(me, store, config.data, plan)
+    stop_together(me, store)
     checkpoint = newest_intact_checkpoint(me, store, config.checkpoint.mirror)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     supply = Supply(
@@ -75,6 +76,7 @@ def train(me: Rank) -> None:
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
+        stop_together(me, store)
         log_start(config, plan, first_step)
 
         # 3. Steps, until the last; after too many bad ones again from before them, without their samples.
