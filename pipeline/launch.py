@@ -43,7 +43,7 @@ def main(run_directory: str) -> int:
     places = {rank: position.in_words for rank, position in watchdog.positions.items()}
     records = [record for record in attempt.exit_records() if record.rank in ranks]
     code, reason = verdict_of(records, return_codes, hang=hang, places=places)
-    if code == EXIT_FAULT and killed_for_memory() > killed_before:
+    if code == EXIT_FAULT and killed_for_memory() > killed_before and f"signal {signal.SIGKILL.value}" in reason:
         reason += "; the machine ran out of memory: lower micro_batch_size or profile.loader_workers"
     try:
         attempt.write_verdict(code, reason)

@@ -1,6 +1,7 @@
 """The supervisor: what it asks of its ranks, and what it says where it cannot write."""
 
 import errno
+import itertools
 import signal
 import subprocess
 import sys
@@ -27,6 +28,15 @@ def process(code: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code])
 
 
+def supervise(run: RunDirectory) -> int:
+    handlers = {number: signal.getsignal(number) for number in launch.STOP_SIGNALS}
+    try:
+        return launch.main(str(run.path))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def test_where_one_rank_stopped_the_others_are_asked_to(run):
     attempt = run.attempt(1).make()
     ranks = {0: process(f"exit({EXIT_STOPPED})"), 1: process("import time; time.sleep(600)")}
@@ -41,14 +51,24 @@ def test_a_verdict_that_cannot_be_written_is_said(run, monkeypatch, capsys):
     monkeypatch.setenv("VIT_ATTEMPT", "1")
     monkeypatch.setattr(launch, "_start_ranks", lambda *_: {0: process("exit(3)")})
     monkeypatch.setattr("pipeline.run_directory.write_json", refuses)
-    handlers = {number: signal.getsignal(number) for number in launch.STOP_SIGNALS}
-    assert launch.main(str(run.path)) == EXIT_FAULT
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    assert supervise(run) == EXIT_FAULT
     assert capsys.readouterr().err == (
         "rank 0 ended with code 3 in start before the first step, without an exit record; and the verdict could not "
         f"be written: [Errno 28] No space left on device: '{run.path}/attempts/01/exit/verdict.json'\n"
     )
+
+
+def test_a_rank_that_the_kernel_killed_is_said_to_have_run_out_of_memory(run, monkeypatch):
+    monkeypatch.setenv("VIT_ATTEMPT", "1")
+    killed = itertools.count()
+    monkeypatch.setattr(launch, "killed_for_memory", lambda: next(killed))
+    for code, said in (("import os; os.kill(os.getpid(), 9)", True), ("exit(3)", False)):
+        monkeypatch.setattr(launch, "_start_ranks", lambda *_, code=code: {0: process(code)})
+        assert supervise(run) == EXIT_FAULT
+        reason = run.attempt(1).verdict()["reason"]
+        assert (
+            reason.endswith("; the machine ran out of memory: lower micro_batch_size or profile.loader_workers") == said
+        )
 
 
 def run_out_of_room(me: Rank) -> None:
