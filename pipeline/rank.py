@@ -4,7 +4,6 @@ The handlers are installed before torch is imported, and stops that come earlier
 """
 
 import contextlib
-import errno
 import faulthandler
 import importlib
 import os
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from pipeline.errors import (
+    DISK_FULL,
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_FAULT,
@@ -33,7 +33,6 @@ from pipeline.run_directory import BROKEN_COLLECTIVE, Attempt, ExitRecord, RunDi
 from pipeline.watchdog import DUMP_SIGNAL
 
 MEETING_SECONDS = 60.0
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # What a broken collective says (gloo, NCCL, the store): the peer's fault, not this rank's.
 _BROKEN_COLLECTIVE = (
@@ -172,7 +171,7 @@ def _run(me: Rank, stage: str) -> tuple[int, str]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             what, where = error.filename or f"what belongs to {me.run.path}", Position(0, me.step, me.phase).in_words
             return EXIT_FAULT, f"{what} could not be written {where}: {error.strerror}"
         words = f"{type(error).__name__}: {error}"
