@@ -10,6 +10,7 @@ import pytest
 
 from cluster.job import JobState
 from cluster.local import LocalLauncher
+from flows.commands import run_state, stop_command
 from pipeline.budget import rank_hours
 from pipeline.errors import InputError
 from pipeline.liveness import beat_for_all, begin_by_hand, running_elsewhere
@@ -74,6 +75,11 @@ def test_a_run_is_elsewhere_only_while_it_is_heard_of_from_there(tmp_path):
     node = run.attempt(1).path / "heartbeat" / "node-000"
     node.write_text(json.dumps(read_json(node) | {"host": "else"}))
     assert running_elsewhere(run).startswith("attempt 1 runs on else as process ")
+    run.config_file.touch()
+    write_json(run.job_file, {"kind": "by hand", "id": "starting", "key": run.key, "attempt": 1})
+    assert run_state(run, LocalLauncher()) == "running"
+    with pytest.raises(InputError, match=f"stop it there by `vit stop {run.path}`"):
+        stop_command(str(run.path), str(tmp_path), print)
 
 
 def test_ranks_that_another_launcher_started_conclude_themselves(tmp_path):
