@@ -23,9 +23,8 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def require_ready(run: RunDirectory) -> None:
     """InputError with one line per obstacle that a person has to remove first."""
-    locks = _held_locks if has_advisory_locks() else _stale_locks
-    found = [_writing(run.path), _elsewhere(run), locks(extensions_directory()), _shared_memory(run.plan())]
-    if problems := [problem for problems in found for problem in problems]:
+    problems = [*_writing(run.path), *_elsewhere(run), *_locks(extensions_directory()), *_shared_memory(run.plan())]
+    if problems:
         raise InputError(*problems)
 
 
@@ -49,6 +48,10 @@ def _elsewhere(run: RunDirectory) -> list[str]:
 def extensions_directory() -> Path:
     """Where torch builds the C++ extensions of DeepSpeed."""
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+
+
+def _locks(root: Path) -> list[str]:
+    return _held_locks(root) if has_advisory_locks() else _stale_locks(root)
 
 
 def has_advisory_locks() -> bool:
