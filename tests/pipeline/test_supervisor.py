@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -103,3 +104,14 @@ def test_the_last_words_of_ranks_and_supervisor_find_room_on_a_full_disk(small_d
         attempt.write_exit(ExitRecord(rank, EXIT_FAULT, "the disk is full"))
     attempt.write_verdict(EXIT_FAULT, "rank 0: the disk is full")
     assert len(attempt.exit_records()) == 8 and attempt.verdict()["reason"] == "rank 0: the disk is full"
+
+
+def test_a_rank_that_cannot_begin_says_why_in_one_line(tmp_path):
+    places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline.pretrain", str(tmp_path)],
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (2, f"{tmp_path}: not a run directory: it has no config.yaml\n")
