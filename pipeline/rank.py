@@ -95,10 +95,11 @@ def run_rank(run_directory: str, stage: str, *, stops_at_steps: bool = True) -> 
     except (InputError, FaultError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAULT)
+    attempt = me.attempt  # the supervisor's; a sequence goes on to those of its runs
     faulthandler.enable()
-    faulthandler.register(DUMP_SIGNAL, open(me.attempt.stacks(me.rank), "a"), all_threads=True)
+    faulthandler.register(DUMP_SIGNAL, open(attempt.stacks(me.rank), "a"), all_threads=True)
     _install_handlers(me, stops_at_steps)
-    _leave(me, *_run(me, stage))
+    _leave(me, attempt, *_run(me, stage))
 
 
 def _this_rank(run: RunDirectory) -> Rank:
@@ -107,9 +108,9 @@ def _this_rank(run: RunDirectory) -> Rank:
     return Rank(run, attempt, rank, local_rank, world_size, progress=Progress(attempt.progress(rank)))
 
 
-def _leave(me: Rank, code: int, reason: str) -> NoReturn:
+def _leave(me: Rank, attempt: Attempt, code: int, reason: str) -> NoReturn:
     try:
-        me.attempt.write_exit(ExitRecord(me.rank, code, reason, me.phase, me.step))
+        attempt.write_exit(ExitRecord(me.rank, code, reason, me.phase, me.step))
     except OSError as error:
         sys.stderr.write(f"{reason}; and the exit record could not be written: {error}\n")
     with contextlib.suppress(OSError):
@@ -146,7 +147,7 @@ def _install_handlers(me: Rank, stops_at_steps: bool) -> None:
             return
         me.stop_requested = True
         if me.phase == "start":  # an exception out of an import may end anywhere
-            _leave(me, EXIT_STOPPED, "stopped on request before the first step")
+            _leave(me, me.attempt, EXIT_STOPPED, "stopped on request before the first step")
         if not stops_at_steps:
             raise Stopped(f"stopped on request during {me.phase}")
 
