@@ -25,14 +25,14 @@ def begin_by_hand(run: RunDirectory, meeting: str = "") -> Attempt:
 
     InputError where another process of this machine works on the run.
     """
-    job = read_json(run.job_file) or {}
-    if lives(job):
+    job, ours = read_json(run.job_file) or {}, f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+    if job.get("id") != ours and lives(job):
         raise InputError(
             f"{run.path}: attempt {job['attempt']} runs as process {job['id'].partition(':')[0]}; "
             f"stop it by `vit stop {run.path}`"
         )
-    number, started = run.last_attempt() + 1, psutil.Process().create_time()
-    whose = {"kind": "by hand", "id": f"{os.getpid()}:{started:.2f}", "key": run.key, "attempt": number}
+    number = run.last_attempt() + 1
+    whose = {"kind": "by hand", "id": ours, "key": run.key, "attempt": number}
     write_json(run.job_file, whose | {"host": socket.gethostname(), "meeting": meeting})
     return run.attempt(number).make()
 
