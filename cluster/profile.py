@@ -22,7 +22,7 @@ class LocalProfile(BaseModel):
     ranks_per_node: Annotated[int, Field(strict=True, ge=1)] | None = None
     """Processes, each with one accelerator. None: one per accelerator, or two on a machine without."""
     loader_workers: Annotated[int, Field(strict=True, ge=0)] | None = None
-    """Processes per rank that decode images. None: the rank's share of the cores less one, at most 8."""
+    """Processes per rank that decode images. None: the rank's share of the cores less one, at most 16."""
     accelerators_per_node: Annotated[int, Field(strict=True, ge=0)] | None = None
     """Accelerators that are used. None: those this machine shows."""
     price_per_device_hour: Annotated[float, Field(ge=0)] = 0.0

@@ -1,6 +1,5 @@
 """The bodies of the command line's commands; each returns an exit code and reports through `say`."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cluster.job import JobState
 from cluster.local import LocalLauncher
 from flows import requests
 from flows.home import home_directory
 from flows.jobs import MIRRORED, STOP_GRACE_SECONDS, Conclusion, conclude, control, stop_on_interrupt
+from flows.planning import measured, plan_lines
 from flows.progress import ingest_progress, ingest_words
 from pipeline.budget import hours_of
 from pipeline.config.ingest import IngestConfig
@@ -26,18 +25,15 @@ from pipeline.config.recipe import (
     split_profile_overrides,
     validate,
 )
-from pipeline.config.training import TrainingConfig
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.liveness import running_elsewhere
-from pipeline.loading.verdict import expected_verdict
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.preparation.resume import change_run
-from pipeline.preparation.training import PreparedRun
-from pipeline.run_directory import RunDirectory, write_atomic, write_json
+from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
 from pipeline.shards.check import check_dataset
-from pipeline.words import bytes_in_words, duration_in_words
+from pipeline.words import number_in_words
 
 Say = Callable[..., None]
 
@@ -72,68 +68,15 @@ def plan_command(
     prepared = requests.prepared_training(
         stage, recipe, data=data, placement=placement, overrides=of_recipe, home=home, rehearse="never", model=None
     )
-    lowest = lowest_stage_that_fits(prepared, placement)
-    for line in plan_lines(prepared.plan, prepared.config, lowest):
+    for line in plan_lines(prepared, profile, lowest_stage_that_fits(prepared, placement)):
         say(line)
-    code, lines = _probed(prepared, chosen.price_per_device_hour)
+    code, lines = measured(prepared, chosen)
     for line in lines:
         say(line)
     if (shortage := memory_shortage(prepared, placement)) is not None:
         say(f"does not fit here: {shortage}")
         return EXIT_INPUT
     return code
-
-
-def _probed(prepared: PreparedRun, price_per_device_hour: float) -> tuple[int, list[str]]:
-    """Whether the run would be input-bound on this machine, and how long it would take: an exit code, and lines.
-
-    Measured in a process of its own, which may load torch. What the data would make of a training, damaged or out of
-    reach, it makes of the plan.
-    """
-    request = {"config": prepared.config.model_dump(mode="json"), "plan": prepared.plan}
-    process = subprocess.run(
-        [sys.executable, "-m", "pipeline.loading.probe"], input=json.dumps(request), capture_output=True, text=True
-    )
-    words = process.stderr.strip().splitlines()
-    if process.returncode == EXIT_INPUT:
-        raise InputError(*words)
-    if process.returncode:
-        reason = words[-1] if words else f"its process ended with {process.returncode}"
-        code = process.returncode if process.returncode in (EXIT_FAILED, EXIT_FAULT) else EXIT_FAULT
-        return code, [f"data        the loader could not be measured: {reason}"]
-    figures, plan = json.loads(process.stdout.splitlines()[-1]), prepared.plan
-    notes = figures.pop("notes")
-    verdict = expected_verdict(**figures, workers=plan["loader_workers"], config=prepared.config)
-    seconds = plan["steps"]["samples"] / (min(figures.values()) * plan["nodes"])
-    device_hours = seconds / 3600 * max(1, plan["accelerators_per_node"]) * plan["nodes"]
-    unit = "GPU-hours" if plan["accelerators_per_node"] else "hours of this machine"
-    price = f", price {price_per_device_hour * device_hours:,.2f}" if price_per_device_hour else ""
-    time_line = f"time        about {duration_in_words(seconds)}, {device_hours:,.3g} {unit}{price}"
-    return EXIT_DONE, [*(f"data        {line}" for line in [*notes, verdict]), time_line]
-
-
-def plan_lines(plan: dict[str, Any], config: TrainingConfig, lowest_stage: int | None) -> list[str]:
-    """What `vit plan` says before anything is measured; `lowest_stage` fits, None where none does or nobody knows."""
-    advice = "" if lowest_stage is None else f"; the lowest that fits here: {lowest_stage}"
-    batches, steps = plan["batches"], plan["steps"]
-    memory = "  ".join(
-        f"{name.removeprefix('stage ')}: {bytes_in_words(size)}" for name, size in plan["memory_bytes_per_rank"].items()
-    )
-    lines = [
-        f"images      {plan['samples_per_epoch']:,} per epoch, {steps['samples']:,} seen in {steps['steps']:,} steps",
-        f"batch       {batches['global_batch_size']} = {batches['world_size']} ranks x {batches['micro_batch_size']} "
-        f"x {batches['gradient_accumulation_steps']} accumulated",
-        f"model       {plan['parameters'] / 1e6:.3g} M parameters, "
-        f"{plan['training_flops_per_image'] / 1e9:.3g} GFLOP per training image",
-        f"memory      per rank by ZeRO stage (estimate): {memory}; "
-        f"this recipe: stage {config.zero.stage}, {plan['precision']}{advice}",
-        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}",
-    ]
-    if plan["accelerators_per_node"] == 0:
-        lines.insert(
-            4, f"            and {bytes_in_words(plan['host_bytes_per_rank'])} for the process and a checkpoint's copy"
-        )
-    return lines
 
 
 def training_command(
@@ -223,8 +166,9 @@ def runs_command(directory: str | None, say: Say) -> int:
         run = RunDirectory(path.parent)
         newest = run.newest_checkpoint()
         step = f"step {newest.step}" if newest else "no checkpoint"
-        hours = hours_of(run)
-        say(f"{run.path.name:<48} {run_state(run, launcher):<10} {step:<16} {hours:.3g} rank-hours")
+        hours, best = number_in_words(hours_of(run)), (read_json(run.result_file) or {}).get("best")
+        words = f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+        say(f"{run.path.name:<48} {run_state(run, launcher):<10} {step:<16} {hours} rank-hours{words}")
     return EXIT_DONE
 
 

@@ -15,15 +15,20 @@ from typing import Any
 
 from cluster.job import Job, JobRequest, JobState, Launcher
 from cluster.local import LocalLauncher
+from cluster.profile import accelerators_here
 from flows.home import tracking_uri
 from flows.progress import LedgerTail
 from pipeline.config.recipe import read_yaml
+from pipeline.config.stages import read_run_config
+from pipeline.config.training import TrainingConfig
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.rehearsal import verdict as rehearsal_verdict
 from pipeline.registry.tracking import Mirror
 from pipeline.registry.writers import writers_of
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.training.start_table import start_table
+from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
 POLL_SECONDS = 0.3
 FORWARD_SECONDS = 5.0
@@ -59,7 +64,7 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
     if (done := _already_done(run)) is not None:
         report(f"{run.path.name} is already done; nothing to do")
         return done
-    require_ready(run)
+    require_ready(run, accelerators_here())
     if plan.get("rehearsal"):
         report(
             f"rehearsal of {plan['full_run']['recipe']}: {plan['steps']['steps']} steps at full model size, "
@@ -67,6 +72,9 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
         )
     for note in plan.get("notes", ()):
         report(f"note: {note}")
+    if isinstance(config := read_run_config(run.path), TrainingConfig):
+        for line in start_table(config, plan):
+            report(line)
     launcher: Launcher = LocalLauncher()
     cancelled = cancelled or threading.Event()
     forwarder = _Forwarder(run, home, report)
@@ -77,6 +85,8 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
     if plan.get("rehearsal") and code == EXIT_DONE:
         write_json(run.result_file, read_json(run.result_file) | rehearsal_verdict(run))
     result = read_json(run.result_file) or {}
+    if best := result.get("best"):
+        report(f"best: {best['metric']} {best['value']:.4f} at step {best['step']:,}: {best['directory']}")
     forwarder.finish(code, result)
     return Conclusion(code, reason, run, result)
 
@@ -144,19 +154,14 @@ def _last_line(path: Path) -> str:
 def rehearsal_message(result: dict[str, Any]) -> str:
     """The verdict of a rehearsal and the cost of the run it stands for, in one line."""
     return (
-        f"rehearsal ok: stopped and resumed, {result['images_per_second']:.3g} images/s, "
-        f"{result['peak_memory_bytes_per_rank'] / 2**30:.1f} GiB per process "
-        f"(planned {result['planned_memory_bytes_per_rank'] / 2**30:.1f}); "
+        f"rehearsal ok: stopped and resumed, {number_in_words(result['images_per_second'])} images/s, "
+        f"{bytes_in_words(result['peak_memory_bytes_per_rank'])} per process "
+        f"(planned {bytes_in_words(result['planned_memory_bytes_per_rank'])}); "
         f"the full run of {result['full_run_samples']:,} images "
         f"({result['full_run_steps']:,} steps, on {result['full_run_on']}) "
-        f"would take {_duration(result['full_run_hours'])} here, {result['full_run_device_hours']:,.0f} device-hours"
+        f"would take {duration_in_words(3600 * result['full_run_hours'])} here, "
+        f"{number_in_words(result['full_run_device_hours'])} device-hours"
     )
-
-
-def _duration(hours: float) -> str:
-    if hours < 48:
-        return f"{hours:.1f} hours"
-    return f"{hours / 24:,.0f} days" if hours < 24 * 730 else f"{hours / 8766:,.1f} years"
 
 
 class _Forwarder:

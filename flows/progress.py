@@ -8,29 +8,50 @@ from typing import Any
 from pipeline.config.stages import read_run_config
 from pipeline.ingestion.build import IngestReport
 from pipeline.loading.verdict import observed_verdict
+from pipeline.progress import read_position
 from pipeline.run_directory import RunDirectory
 from pipeline.words import duration_in_words
 
 LINE_SECONDS = 5.0
+START_PHASES = {"start": "loading the libraries", "data": "opening the data", "model": "making the model"}
 SCORES = ("validation/loss", "validation/accuracy")
 
 
 class LedgerTail:
-    """Progress lines of one attempt, at most one per `LINE_SECONDS`, and the last step's always."""
+    """Progress lines of one attempt, at most one per `LINE_SECONDS`, and the last step's always.
+
+    Until the first step is made it says what the ranks do instead, each time that changes.
+    """
 
     def __init__(self, run: RunDirectory, attempt: int):
-        self.ledger = run.attempt(attempt).ledger
+        self.attempt = run.attempt(attempt)
+        self.ledger = self.attempt.ledger
         self.run, self.plan = run, run.plan()
         self.last_step = self.plan.get("steps", {}).get("steps", 0)
         self.offset, self.shown_at, self.newest = 0, 0.0, None
+        self.began, self.start_words = time.monotonic(), ""
 
     def lines(self, *, last: bool = False) -> list[str]:
         self._read()
+        if not self.offset and not last:
+            return self._start_lines()
         if self.newest is None or not (last or time.monotonic() - self.shown_at >= LINE_SECONDS):
             return []
         self.shown_at, entry, self.newest = time.monotonic(), self.newest, None
         lines = [progress_line(entry, self.last_step)]
         return [*lines, self._supply_line(entry)] if last else lines
+
+    def _start_lines(self) -> list[str]:
+        """What the rank that is furthest behind does, of a training."""
+        files = [self.attempt.progress(rank) for rank in range(self.plan["ranks_per_node"])] if self.last_step else []
+        position = min(filter(None, map(read_position, files)), default=None)
+        before = self.start_words
+        if position is not None:
+            first_step = "compiling, in the first step" if self.plan.get("compile_backend") else "making the first step"
+            self.start_words = first_step if position.step >= 0 else START_PHASES.get(position.phase, before)
+        if self.start_words == before:
+            return []
+        return [f"starting, {duration_in_words(time.monotonic() - self.began)}: {self.start_words}"]
 
     def _supply_line(self, entry: dict[str, Any]) -> str:
         """Whether the run was input-bound, at its last step, and what was damaged."""

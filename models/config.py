@@ -7,7 +7,9 @@ validation every number that builds it stands in the config, so a plan can count
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from models.schema import NOT_A_SWITCH, Config, Rate, Size
 
 # letter: (timm's word, embed_dim, depth, num_heads, mlp_ratio); widths as in arXiv:2010.11929 table 1, arXiv:2012.12877
 # table 1 (Ti, S) and arXiv:2106.04560 table 2 (g, G).
@@ -23,13 +25,6 @@ SIZES: dict[str, tuple[str, int, int, int, float]] = {
 _OUR_NAME = re.compile(r"vit_([a-z]+)(\d+)")
 _TIMM_NAME = re.compile(r"vit_([a-z]+)_patch(\d+)_(\d+)")
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class ModelConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
 
 def _encoder_defaults(name: str) -> dict[str, Any]:
     """The numbers that an encoder's name stands for; raises ValueError for a name that stands for none."""
@@ -42,7 +37,7 @@ def _encoder_defaults(name: str) -> dict[str, Any]:
         letter, patch, image = "", 0, 0
     if letter not in SIZES or patch == 0:
         known = ", ".join(f"vit_{size}{'14' if size in ('h', 'g', 'gg') else '16'}" for size in SIZES)
-        raise ValueError(f"no encoder is called `{name}`; there are: {known}, with any patch size")
+        raise ValueError(f"name `{name}` is no encoder's; there are: {known}, with any patch size")
     _, embed_dim, depth, num_heads, mlp_ratio = SIZES[letter]
     return {
         "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio,
@@ -50,24 +45,24 @@ def _encoder_defaults(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class EncoderConfig(ModelConfig):
+class EncoderConfig(Config):
     """A plain Vision Transformer that timm's VisionTransformer expresses."""
 
     name: str
     """Size and patch, `vit_l16`, or timm's name, `vit_large_patch16_224`: the numbers below that are not set."""
-    image_size: Count | tuple[Count, Count]
+    image_size: Size | tuple[Size, Size]
     """Side of the square input, pixels, or [height, width]."""
-    patch_size: Count
+    patch_size: Size
     """Side of a patch, pixels; divides the sides of the input."""
-    embed_dim: Count
+    embed_dim: Size
     """Width of a token."""
-    depth: Count
+    depth: Size
     """Number of transformer blocks."""
-    num_heads: Count
+    num_heads: Size
     """Attention heads per block; divides embed_dim."""
-    mlp_ratio: Annotated[float, Field(gt=0)]
+    mlp_ratio: Annotated[float, Field(gt=0, le=1000), NOT_A_SWITCH]
     """Hidden width of a block's MLP, as a multiple of embed_dim."""
-    channels: Count = 3
+    channels: Size = 3
     """Channels of the input image."""
     pooling: Literal["token", "mean"] = "token"
     """What the head reads: the class token, or the mean of the patch tokens."""
@@ -79,9 +74,11 @@ class EncoderConfig(ModelConfig):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_from_name(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and isinstance(raw.get("name"), str):
-            return _encoder_defaults(raw["name"]) | raw
-        return raw
+        if not isinstance(raw, dict):
+            return raw
+        if not isinstance(name := raw.get("name"), str):
+            raise ValueError("name: say which encoder it is, for example vit_b16")
+        return _encoder_defaults(name) | raw
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderConfig":
@@ -89,6 +86,8 @@ class EncoderConfig(ModelConfig):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.mlp_dim < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio:g} of embed_dim {self.embed_dim} leaves an MLP without width")
         if self.positions == "sincos2d" and self.embed_dim % 4:
             raise ValueError(f"sincos2d positions need an embed_dim that 4 divides, not {self.embed_dim}")
         return self
@@ -113,18 +112,27 @@ class EncoderConfig(ModelConfig):
         return int(self.embed_dim * self.mlp_ratio)
 
 
-class DecoderConfig(ModelConfig):
+class DecoderConfig(Config):
     """The light transformer that a masked autoencoder throws away after pretraining."""
 
-    embed_dim: Count = 512
+    embed_dim: Size = 512
     """Width of a decoder token."""
-    depth: Count = 8
+    depth: Size = 8
     """Number of blocks."""
-    num_heads: Count = 16
+    num_heads: Size = 16
     """Attention heads per block; divides embed_dim."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "DecoderConfig":
+        if self.embed_dim % self.num_heads or self.embed_dim % 4:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}, and of 4 for its "
+                "sine-cosine positions"
+            )
+        return self
 
-class SupervisedConfig(ModelConfig):
+
+class SupervisedConfig(Config):
     """Predict the label of an image: softmax cross-entropy."""
 
     kind: Literal["supervised"] = "supervised"
@@ -132,11 +140,11 @@ class SupervisedConfig(ModelConfig):
     """Share of the target spread evenly over all classes."""
 
 
-class MaskedAutoencoderConfig(ModelConfig):
+class MaskedAutoencoderConfig(Config):
     """Masked autoencoder (arXiv:2111.06377): the encoder sees a few patches, a decoder predicts the others' pixels."""
 
     kind: Literal["mae"] = "mae"
-    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    mask_ratio: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.75
     """Share of the patches hidden from the encoder."""
     normalise_target: bool = True
     """Predict pixels normalised by the mean and deviation of their own patch (MAE's norm_pix_loss)."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import InputError
 from pipeline.run_directory import Attempt, RunDirectory, read_json
+from pipeline.words import number_in_words
 
 
 def rank_hours(attempt: Attempt) -> float:
@@ -37,7 +38,7 @@ class Budget:
         before = 0.0 if hours is None else hours_of(run, before=attempt.number)
         if hours is not None and before >= hours:
             raise InputError(
-                f"{run.config_file}: budget_gpu_hours: {hours:g} and {before:.3g} are used; to go on say "
+                f"{run.config_file}: budget_gpu_hours: {hours:g} and {number_in_words(before)} are used; to go on say "
                 f"`vit resume {run.path} --set budget_gpu_hours=N` with a larger N"
             )
         return cls(hours, before, world_size, beat.get("started", time.time()))
@@ -54,5 +55,5 @@ class Budget:
     def why_stopped(self) -> str:
         """What a rank says that stops now."""
         if self.is_spent:
-            return f"budget_gpu_hours {self.hours:g} is spent ({self.used:.3g} used): stopped"
+            return f"budget_gpu_hours {self.hours:g} is spent ({number_in_words(self.used)} used): stopped"
         return "stopped on request"

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError
 from pipeline.liveness import BEAT_SECONDS, beat, begin_by_hand
@@ -61,23 +63,14 @@ def _begin_attempt(run: RunDirectory) -> Attempt:
 
 
 def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, subprocess.Popen]:
-    ranks_per_node = plan["ranks_per_node"]
-    environment = os.environ | {
+    environment = environment_of_ranks(plan, os.environ) | {
         "WORLD_SIZE": str(plan["world_size"]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "VIT_ATTEMPT": str(attempt.number),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONFAULTHANDLER": "1",
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # retries of a store are no news
-        "DS_ACCELERATOR": "cuda" if plan["accelerators_per_node"] else "cpu",
-        # Threads beyond the cores of a rank slow every rank down, and threads that spin while they wait slow every
-        # other job of the machine down: two jobs of two spinning threads on two cores ran 30 times slower.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_per_node))),
     }
     ranks = {}
-    for local_rank in range(ranks_per_node):
+    for local_rank in range(plan["ranks_per_node"]):
         with open(attempt.log(local_rank), "ab") as log:
             ranks[local_rank] = subprocess.Popen(
                 [sys.executable, "-m", ENTRY_POINTS[plan["stage"]], str(run.path)],
@@ -88,6 +81,24 @@ def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, s
                 preexec_fn=die_with_parent,
             )
     return ranks
+
+
+def environment_of_ranks(plan: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """What the ranks of a node share beside their meeting place, over `environment`; also of what measures for them."""
+    hidden = {} if plan["accelerators_per_node"] else {"CUDA_VISIBLE_DEVICES": ""}
+    threads = max(1, (os.cpu_count() or 1) // plan["ranks_per_node"])
+    return {
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # retries of a store are no news
+        # Threads beyond the cores of a rank slow every rank down, and threads that spin while they wait slow every
+        # other job of the machine down: two jobs of two spinning threads on two cores ran 30 times slower.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(threads),
+        **environment,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "DS_ACCELERATOR": "cuda" if plan["accelerators_per_node"] else "cpu",
+        **hidden,
+    }
 
 
 def free_port() -> int:

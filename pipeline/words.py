@@ -1,4 +1,13 @@
-"""Sizes and durations as a person says them. Torch-free."""
+"""Numbers, sizes and durations as a person says them. Torch-free."""
+
+_UNITS = (("y", 31_557_600, "d", 86400), ("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
+
+
+def number_in_words(number: float) -> str:
+    """`1,048`, `12.3`, `0.35`, `less than 0.01`: three digits that count, and never an exponent."""
+    if 0 < number < 0.01:
+        return "less than 0.01"
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:.3g}"
 
 
 def bytes_in_words(size: float) -> str:
@@ -7,9 +16,9 @@ def bytes_in_words(size: float) -> str:
 
 
 def duration_in_words(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 13 min`, `4 d 6 h`: two units at most."""
+    """`45 s`, `3 min 20 s`, `2 h 13 min`, `4 d 6 h`, `12 y 80 d`: two units at most."""
     seconds = round(seconds)
-    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+    for unit, size, smaller, smaller_size in _UNITS:
         if seconds >= size:
             rest = seconds % size // smaller_size
             return f"{seconds // size:,} {unit} {rest} {smaller}" if rest else f"{seconds // size:,} {unit}"

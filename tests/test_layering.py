@@ -16,12 +16,12 @@ BANNED = {
 
 ROOMS = {  # the way of the data, from bytes to batches: what each room of pipeline may import of the others
     "storage": {"errors"},
-    "shards": {"errors", "storage"},
+    "shards": {"errors", "storage", "words"},
     "views": {"errors", "config", "shards"},
-    "loading": {"errors", "config", "parenthood", "shards", "storage", "views"},
+    "loading": {"errors", "config", "parenthood", "shards", "storage", "views", "words"},
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
-    "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage"},
+    "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage", "words"},
 }
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.plan import plan_batches, plan_steps, training_flops
-from pipeline.config.recipe import load_recipe, read_yaml, recipe_names, recipe_path
+from pipeline.config.recipe import read_yaml, recipe_names, recipe_path
 from pipeline.config.training import FinetuneConfig, PretrainConfig
 from pipeline.preparation.training import CONFIGS
+from tests.recipes import load_recipe
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes"
 IMAGENET_SAMPLES = 1_281_167

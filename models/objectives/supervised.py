@@ -28,7 +28,7 @@ class SupervisedObjective(nn.Module):
             weight = batch.mix_weights
             losses = weight * losses + (1 - weight) * self._cross_entropy(logits, batch.mixed_labels)
         correct = (logits.argmax(dim=1) == batch.labels).sum()
-        return Outcome(losses.mean(), {"top1": correct}, losses.detach())
+        return Outcome(losses.mean(), {"accuracy": correct}, losses.detach())
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(

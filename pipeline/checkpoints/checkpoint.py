@@ -126,23 +126,6 @@ def _put_in_place(partial: Path, final: Path) -> Path:
     return final
 
 
-def save_checkpoint(
-    state: TrainingState, run: RunDirectory, attempt: Attempt, *, rank: int, world_size: int,
-    frozen: dict[str, Tensor], facts: dict[str, Any],
-) -> Path:  # fmt: skip
-    """Save the state and wait until it is committed; for what saves once. Collective: every rank must call it."""
-    snapshot = Snapshot(state, rank, world_size)
-    snapshot.lend()
-    write_share(snapshot, frozen, partial_directory(run, attempt, facts["step"]))
-    if world_size > 1:
-        dist.barrier()
-    if rank == 0:
-        commit(run, attempt, state, world_size, facts)
-    if world_size > 1:
-        dist.barrier()
-    return run.checkpoints / f"step-{facts['step']:08d}"
-
-
 def write_weights(checkpoint: Checkpoint, directory: Path) -> None:
     """The checkpoint's whole fp32 weights as `directory`/model.safetensors, which appears whole. FaultError."""
     path = directory / "model.safetensors"

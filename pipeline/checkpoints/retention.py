@@ -1,23 +1,59 @@
 """Which checkpoints of a run stay on disk, and whether the disk has room for them."""
 
+import math
 import shutil
+from collections.abc import Mapping
 from typing import Literal
 
 from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.config.plan import StepPlan
 from pipeline.errors import InputError
-from pipeline.run_directory import Checkpoint, RunDirectory
+from pipeline.run_directory import Checkpoint, RunDirectory, read_json
+from pipeline.words import bytes_in_words
 
 Best = tuple[str, Literal["max", "min"]]  # a metric of the manifest's `validation`, and which of two is better
 
 
+def _merit(scores: Mapping[str, float], best: Best | None) -> float:
+    """The score that decides, turned so that more is better; minus infinity where there is none, or it is no number."""
+    if best is None:
+        return -math.inf
+    name, direction = best
+    value = scores.get(name, math.nan) * (1 if direction == "max" else -1)
+    return -math.inf if math.isnan(value) else value
+
+
 def best_checkpoint(checkpoints: list[Checkpoint], best: Best | None) -> Checkpoint | None:
     """The one whose validation was best, the later of equals; None where none has the metric."""
-    if best is None:
+    merits = {one.step: _merit(one.manifest.get("validation", {}), best) for one in checkpoints}
+    scored = [one for one in checkpoints if merits[one.step] > -math.inf]
+    return max(scored, key=lambda one: (merits[one.step], one.step), default=None)
+
+
+class BestSoFar:
+    """Tells whether scores are the best that a run has had, in this attempt or in the `checkpoints` of those before."""
+
+    def __init__(self, checkpoints: list[Checkpoint], best: Best | None):
+        self.best, self.metric = best, best and best[0]
+        self._merit = max((_merit(one.manifest.get("validation", {}), best) for one in checkpoints), default=-math.inf)
+
+    def take(self, scores: Mapping[str, float]) -> bool:
+        merit, before = _merit(scores, self.best), self._merit
+        self._merit = max(merit, before)
+        return merit >= before and merit > -math.inf
+
+
+def _step_plan(run: RunDirectory) -> StepPlan | None:
+    plan = read_json(run.plan_file)
+    return StepPlan(**plan["steps"]) if plan else None
+
+
+def _last_at_constant_rate(run: RunDirectory, newest_first: list[Checkpoint]) -> Checkpoint | None:
+    """The one that a run which cools down can be made longer from; None of any other run."""
+    plan = _step_plan(run)
+    if plan is None or not plan.cooldown_samples:
         return None
-    name, direction = best
-    scored = [one for one in checkpoints if name in one.manifest.get("validation", {})]
-    sign = 1 if direction == "max" else -1
-    return max(scored, key=lambda one: (sign * one.manifest["validation"][name], one.step), default=None)
+    return next((one for one in newest_first if one.step <= plan.cooldown_begins), None)
 
 
 def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | None = None) -> list[str]:
@@ -28,7 +64,7 @@ def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | 
     committed, every = run.committed_checkpoints(), config.keep_every_steps
     kept = {one.directory for one in committed[: config.keep]}
     kept |= {one.directory for one in committed if every and one.step % every == 0}
-    kept |= {one.directory for one in [best_checkpoint(committed, best)] if one}
+    kept |= {one.directory for one in (best_checkpoint(committed, best), _last_at_constant_rate(run, committed)) if one}
     removed = [one.directory for one in committed if one.directory not in kept]
     for directory in removed:
         going = directory.rename(directory.with_name(f"{directory.name}.removed.partial"))  # a kill leaves no half
@@ -42,12 +78,14 @@ def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | 
 
 def require_room(run: RunDirectory, config: CheckpointConfig, checkpoint_bytes: int, best: Best | None = None) -> None:
     """InputError where the disk cannot hold the checkpoints that stay, and the one being written."""
-    count = config.keep + 1 + (best is not None)
+    plan = _step_plan(run)
+    cools = plan is not None and plan.cooldown_samples > 0
+    count = config.keep + 1 + (best is not None) + cools
     held = sum(entry["bytes"] for one in run.committed_checkpoints() for entry in one.manifest["files"].values())
     needed, free = count * checkpoint_bytes - held, shutil.disk_usage(run.path).free
     if needed > free:
         raise InputError(
-            f"{run.checkpoints}: {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB needed for {count} checkpoints "
-            f"of {checkpoint_bytes / 2**30:.2f} GiB (checkpoint.keep={config.keep}, and one being written); free some "
+            f"{run.checkpoints}: {bytes_in_words(free)} free, {bytes_in_words(needed)} needed for {count} checkpoints "
+            f"of {bytes_in_words(checkpoint_bytes)} (checkpoint.keep={config.keep}, and one being written); free some "
             "space, lower checkpoint.keep, or give a run directory on a larger disk"
         )

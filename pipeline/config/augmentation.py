@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, CountOrZero, Fraction, NonNegative, Positive
+from models.schema import NOT_A_SWITCH, Config, Fraction, NonNegative, Rate
+
+Ratio = Annotated[float, Field(ge=0.01, le=100), NOT_A_SWITCH]
 
 
 class AugmentationConfig(Config):
@@ -20,7 +22,7 @@ class AugmentationConfig(Config):
     the image, its ratio lost. `letterbox`: all of the image, its ratio kept, centred on the mean colour."""
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Area of the `inception` crop as a share of the image."""
-    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
     """Aspect ratio of the `inception` crop, width by height."""
     region_decode: bool = False
     """Decode no more of a JPEG than its `inception` crop; needs TurboJPEG 3, found by the system or at
@@ -31,14 +33,14 @@ class AugmentationConfig(Config):
     """Largest rotation, degrees either way. 0 is off."""
     affine_shift: Fraction = 0.0
     """Largest shift, as a share of the side. 0 is off."""
-    affine_scale: Fraction = 0.0
+    affine_scale: Rate = 0.0
     """Largest change of size: 0.1 draws from 0.9 to 1.1. 0 is off."""
     three_augment: bool = False
     """One of grey, solarised or blurred, each as likely (DeiT III, arXiv:2204.07118)."""
-    rand_augment_layers: CountOrZero = 0
+    rand_augment_layers: Annotated[int, Field(strict=True, ge=0, le=100)] = 0
     """Operations per image of RandAugment (arXiv:1909.13719), timm's increasing set. 0 is off."""
-    rand_augment_magnitude: Annotated[float, Field(ge=0, le=30)] = 0.0
-    """Strength of each operation, on RandAugment's scale of 0 to 10 (30 at most)."""
+    rand_augment_magnitude: Annotated[float, Field(ge=0, le=10), NOT_A_SWITCH] = 0.0
+    """Strength of each operation, on timm's scale of 0 to 10."""
     rand_augment_deviation: NonNegative = 0.0
     """Standard deviation of the strength, drawn per operation."""
     jitter_brightness: NonNegative = 0.0
@@ -47,13 +49,13 @@ class AugmentationConfig(Config):
     """The same of the contrast. 0 is off."""
     jitter_saturation: NonNegative = 0.0
     """The same of the saturation. 0 is off."""
-    jitter_hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    jitter_hue: Annotated[float, Field(ge=0, le=0.5), NOT_A_SWITCH] = 0.0
     """Largest turn of the hue, as a share of the colour circle. 0 is off."""
     erase_probability: Fraction = 0.0
     """Share of the images that get a rectangle of noise in place of pixels (random erasing, arXiv:1708.04896)."""
     erase_area: tuple[Fraction, Fraction] = (0.02, 1 / 3)
     """Area of the erased rectangle as a share of the input."""
-    erase_ratio: tuple[Positive, Positive] = (0.3, 10 / 3)
+    erase_ratio: tuple[Ratio, Ratio] = (0.3, 10 / 3)
     """Aspect ratio of the erased rectangle, height by width."""
     mixup_alpha: NonNegative = 0.0
     """Beta(alpha, alpha) of Mixup (arXiv:1710.09412), drawn per pair of neighbouring positions. 0 is off."""

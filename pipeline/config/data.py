@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.base import Config, Count, CountOrZero, Positive
+from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Number, Positive, Share, Text
 
 
 class Source(Config):
     """One dataset directory of the training data."""
 
-    path: str
+    path: Text
     """The dataset directory, absolute."""
     weight: Positive = 1.0
     """How often its samples are drawn, relative to the other sources' weights."""
@@ -23,20 +23,20 @@ class DataConfig(Config):
 
     sources: tuple[Source, ...] = ()
     """Dataset directories; `--data` fills this in. Several are mixed by weight."""
-    split: str = "train"
+    split: Text = "train"
     """The split that is trained on."""
-    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    label_fraction: Share = 1.0
     """Share of each class's samples that is used, chosen by the samples' keys: 0.1 trains on a tenth. 1 is all."""
     lanes: Count | None = None
     """Parallel reading lanes, a divisor of global_batch_size, fixed per run. None: the largest divisor up to 64."""
     window_shards: Count | None = None
     """Samples are shuffled within windows of this many consecutive shards of a lane. None: about 1 GiB of shards, a
     quarter of it of remote ones, and four times as much of adopted ones."""
-    mean: tuple[float, ...] | None = None
+    mean: Annotated[tuple[Number, ...], Field(min_length=1)] | None = None
     """Per channel, subtracted from pixels in 0..1. None: the started-from model's if it says, or the dataset's."""
-    std: tuple[float, ...] | None = None
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     """Per channel, what pixels are divided by. None: as for `mean`."""
-    evaluation_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    evaluation_crop: Annotated[float, Field(ge=0.1, le=1), NOT_A_SWITCH] = 0.875
     """Side of the centre crop as a share of the resized image in evaluation (timm's crop_pct); kept with the model."""
     evaluation_crop_mode: Literal["center", "squash", "border"] = "center"
     """How an image becomes that square (timm's crop_mode): `center` fits the shorter side and cuts the longer, `squash`
@@ -55,7 +55,7 @@ class DataConfig(Config):
     def _looks_like_ranges(cls, ranges: Any) -> Any:
         pairs = isinstance(ranges, list | tuple) and all(isinstance(r, list | tuple) and len(r) == 2 for r in ranges)
         if not pairs:
-            raise ValueError("expected ranges of positions, [[from, to], ...]")
+            raise ValueError(f"expected ranges of positions, [[from, to], ...] (got {ranges!r})")
         return ranges
 
     @field_validator("skipped")

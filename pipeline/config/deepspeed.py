@@ -51,7 +51,7 @@ def _zero(config: TrainingConfig, plan: BatchPlan, parameters: int, cuda: bool) 
     stage = config.zero.stage
     zero: dict[str, Any] = {
         "stage": stage,
-        "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
+        "reduce_bucket_size": min(REDUCE_BUCKET_ELEMENTS, parameters),  # its memory is taken whole
         "overlap_comm": cuda and stage == 3,
     }
     if stage == 3:

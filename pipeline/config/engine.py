@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config
+from models.schema import Config
 
 
 class ZeroConfig(Config):

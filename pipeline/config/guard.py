@@ -1,6 +1,6 @@
 """What a training run does when its loss or its gradient goes bad."""
 
-from pipeline.config.base import Config, Count, CountOrZero, NonNegative
+from models.schema import Config, Count, CountOrZero, NonNegative
 
 
 class GuardConfig(Config):

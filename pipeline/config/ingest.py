@@ -1,11 +1,11 @@
 """The config of `vit ingest`: how raw images become a dataset directory."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Config, Count, Fraction
+from models.schema import MOST, Config, Count, Fraction
 
 Split = Literal["train", "validation", "test"]
 
@@ -30,7 +30,7 @@ class IngestConfig(Config):
     samples_per_shard: Count = 1000
     """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(strict=True, ge=-MOST, le=MOST)] = 0
     """Decides the order of the samples in the shards, and the split where it is by hash."""
 
     channels: Literal["rgb", "keep"] = "rgb"
@@ -40,7 +40,7 @@ class IngestConfig(Config):
     max_rejected_fraction: Fraction = 0.01
     """Above this share of rejected images nothing is published. Files that are no images do not count."""
 
-    workers: Count | None = None
+    workers: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
     """Processes that decode; null: one per core. The result is the same for any number."""
 
     @field_validator("split_fractions")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipeline.config.base import Config, Fraction, NonNegative, Positive
+from models.schema import NOT_A_SWITCH, Config, NonNegative, Positive, Rate, Share
 
 
 class ScheduledOptimizerConfig(Config):
@@ -23,7 +23,7 @@ class ScheduledOptimizerConfig(Config):
     """Length of a constant schedule's fall to `end_learning_rate` at the end of the run, in the unit of warm-up."""
     weight_decay: NonNegative = 0.05
     """On matrices only: norms, biases, tokens and positions are left alone."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    layer_decay: Share = 1.0
     """Learning-rate factor from each block to the one below it. 1 is off."""
     max_grad_norm: NonNegative = 0.0
     """Clip the gradient's global norm to this. 0 is off, written as such (DeepSpeed's own default clips at 1)."""
@@ -39,7 +39,7 @@ class AdamWConfig(ScheduledOptimizerConfig):
     """AdamW (arXiv:1711.05101): weight decay decoupled from the gradient."""
 
     kind: Literal["adamw"] = "adamw"
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Rate, Rate] = (0.9, 0.95)
     """Decay of the first and second moments."""
     eps: Positive = 1e-8
     """Added to the root of the second moment."""
@@ -49,7 +49,7 @@ class SGDConfig(ScheduledOptimizerConfig):
     """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
 
     kind: Literal["sgd"] = "sgd"
-    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    momentum: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.9
     """Decay of the moving sum of gradients."""
 
 
@@ -57,7 +57,7 @@ class LambConfig(ScheduledOptimizerConfig):
     """LAMB (arXiv:1904.00962): Adam whose step on each tensor is as long as the tensor's norm says. Not under ZeRO."""
 
     kind: Literal["lamb"] = "lamb"
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
     """Decay of the first and second moments."""
     eps: Positive = 1e-6
     """Added to the root of the second moment."""
@@ -67,7 +67,7 @@ class LarsConfig(ScheduledOptimizerConfig):
     """LARS (arXiv:1708.03888): momentum whose step on each tensor follows the tensor's norm. Not under ZeRO."""
 
     kind: Literal["lars"] = "lars"
-    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    momentum: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.9
     """Decay of the moving sum of gradients."""
     trust_coefficient: Positive = 0.001
     """Length of a step by the tensor's norm, at a learning rate of 1."""

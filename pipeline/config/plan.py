@@ -39,6 +39,11 @@ class StepPlan(NamedTuple):
     warmup_samples: int
     cooldown_samples: int = 0
 
+    @property
+    def cooldown_begins(self) -> int:
+        """The step after which a constant rate falls; the last where it does not."""
+        return (self.samples - self.cooldown_samples) * self.steps // self.samples
+
 
 def plan_steps(config: TrainingConfig, samples_per_epoch: int) -> StepPlan:
     unit, amount = config.length
@@ -46,12 +51,27 @@ def plan_steps(config: TrainingConfig, samples_per_epoch: int) -> StepPlan:
     steps = max(1, -(-round(amount * in_samples) // config.global_batch_size))
     samples = steps * config.global_batch_size
     warmup, cooldown = round(config.optimizer.warmup * in_samples), round(config.optimizer.cooldown * in_samples)
-    if cooldown and warmup + cooldown > samples:
+    if warmup > samples - (config.optimizer.schedule != "constant"):  # the others are at their end at the last step
+        raise InputError(
+            f"optimizer.warmup {config.optimizer.warmup:g}: the run's {amount:g} {unit} end before the learning rate "
+            "reaches its peak; shorten it"
+        )
+    if warmup + cooldown > samples:
         raise InputError(
             f"optimizer.cooldown {config.optimizer.cooldown:g} and warmup {config.optimizer.warmup:g} are longer than "
             f"the run's {amount:g} {unit}; shorten them"
         )
-    return StepPlan(samples, steps, warmup, cooldown)
+    plan = StepPlan(samples, steps, warmup, cooldown)
+    require_traced_steps(config, plan)
+    return plan
+
+
+def require_traced_steps(config: TrainingConfig, plan: StepPlan, first_step: int = 0) -> None:
+    """InputError where a run that goes on from `first_step` makes none of the steps that are to be traced."""
+    first, last = config.profiling.steps or (1, plan.steps)
+    if first > plan.steps or last <= first_step:
+        begins = f"goes on from step {first_step} and " if first_step else ""
+        raise InputError(f"profiling.steps [{first}, {last}]: the run {begins}ends at step {plan.steps}; say others")
 
 
 def count_parameters(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> int:

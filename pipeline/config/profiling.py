@@ -2,7 +2,7 @@
 
 from pydantic import model_validator
 
-from pipeline.config.base import Config, Count
+from models.schema import Config, Count
 
 
 class ProfilingConfig(Config):

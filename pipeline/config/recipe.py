@@ -4,13 +4,14 @@ A recipe is a difference from the defaults of its config class. There is no inhe
 way in: recipe plus `--set key=value`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.problems import config_classes, kind_of, problem_lines
 from pipeline.errors import InputError, near_matches
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -69,76 +70,40 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
     return result
 
 
-def validate(config_class: type[ConfigT], raw: Mapping[str, Any], source: str) -> ConfigT:
-    """`raw` as a config, or one InputError that lists every problem with file, key, value, rule and hint."""
+def validate(
+    config_class: type[ConfigT], raw: Mapping[str, Any], source: str, by_hand: Collection[str] = ()
+) -> ConfigT:
+    """`raw` as a config, or one InputError that lists every problem. `by_hand` are the keys that --set gave."""
     try:
         return config_class.model_validate(raw)
     except ValidationError as error:
-        raise InputError(*(_problem_line(config_class, source, problem) for problem in error.errors())) from None
+        raise InputError(*problem_lines(config_class, error, raw, source, by_hand)) from None
 
 
-def _problem_line(config_class: type[BaseModel], source: str, problem: Mapping[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(_without_tags(config_class, location)) or "(whole file)"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        siblings = _fields_at(config_class, location[:-1])
-        hint = near_matches(location[-1], siblings)
-        return f"{source}: {key}: no such key{'; ' + hint if hint else ''}"
-    if problem["type"] == "missing":
-        return f"{source}: {key}: missing, and it has no default"
-    value = repr(problem.get("input"))
-    shown = f" (got {value})" if len(value) <= 60 and location else ""
-    return f"{source}: {key}: {message}{shown}"
+def resolve(
+    config_class: type[ConfigT], raw: Mapping[str, Any], settings: Mapping[str, Any], source: str
+) -> tuple[ConfigT, list[str]]:
+    """A recipe with each dotted key of --set set, validated; and a line for each kind that left keys out."""
+    raw, notes = _without_keys_of_other_kinds(config_class, raw, settings)
+    return validate(config_class, apply_overrides(raw, settings), source, settings.keys()), notes
 
 
-def _without_tags(config_class: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """The key as a person writes it: pydantic puts the kind of a union's member between."""
-    return [
-        part
-        for number, part in enumerate(location)
-        if part not in map(_kind_of, _classes_at(config_class, location[:number]))
-    ]
-
-
-def _fields_at(config_class: type[BaseModel], location: Sequence[str]) -> list[str]:
-    return sorted({name for found in _classes_at(config_class, location) for name in found.model_fields})
-
-
-def _classes_at(config_class: type[BaseModel], location: Sequence[str]) -> list[type[BaseModel]]:
-    """The configs found by walking `location` from `config_class`, through unions by `kind`."""
-    candidates: list[type[BaseModel]] = [config_class]
-    for part in location:
-        following: list[type[BaseModel]] = []
-        for candidate in candidates:
-            field = candidate.model_fields.get(part)
-            if field is not None:
-                following += _config_classes(field.annotation)
-        if following:
-            by_kind = [c for c in candidates + following if _kind_of(c) == part]
-            candidates = by_kind or following
-        else:  # the tag of a union stands in the location
-            candidates = [c for c in candidates if _kind_of(c) == part] or candidates
-    return candidates
-
-
-def _kind_of(config_class: type[BaseModel]) -> str | None:
-    field = config_class.model_fields.get("kind")
-    return field.default if field is not None else None
-
-
-def _config_classes(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) is not None or isinstance(annotation, Union.__class__):
-        return [found for argument in get_args(annotation) for found in _config_classes(argument)]
-    return []
-
-
-def load_recipe(config_class: type[ConfigT], recipe: str, overrides: Sequence[str] = ()) -> ConfigT:
-    """The recipe of this name or path, with `key=value` overrides applied, validated."""
-    path = recipe_path(recipe)
-    return validate(config_class, apply_overrides(read_yaml(path), parse_overrides(overrides)), path.name)
+def _without_keys_of_other_kinds(
+    config_class: type[BaseModel], raw: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], list[str]]:
+    """The recipe without what the `kind` that --set chose does not have: nobody asked for these keys."""
+    notes = []
+    for setting, kind in settings.items():
+        place, _, last = setting.rpartition(".")
+        if last != "kind" or place not in config_class.model_fields or not isinstance(raw.get(place), Mapping):
+            continue
+        chosen = [c for c in config_classes(config_class.model_fields[place].annotation) if kind_of(c) == kind]
+        without = [key for key in raw[place] if chosen and key not in chosen[0].model_fields]
+        if without:
+            raw = {**raw, place: {key: value for key, value in raw[place].items() if key not in without}}
+            left_out = ", ".join(f"{place}.{key}" for key in without)
+            notes.append(f"--set {setting}={kind}: left out what the recipe says for another kind: {left_out}")
+    return raw, notes
 
 
 def split_profile_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

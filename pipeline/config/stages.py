@@ -1,33 +1,35 @@
 """Configs of the stages that do not train, and the config file of a run directory."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from pipeline.config.base import Config, Count
+from models.schema import Config, Fraction, Size, Text
 from pipeline.config.recipe import read_yaml, validate
 from pipeline.config.training import FinetuneConfig, PretrainConfig
 from pipeline.errors import InputError
 
-PROTOCOLS = ("classify-v1", "knn-20-v1", "linear-cached-v1")
+Protocol = Literal["classify-v1", "knn-20-v1", "linear-cached-v1"]
+PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
 
 class EvaluateConfig(Config):
     """Evaluation of one or more models on a dataset under named protocols."""
 
     stage: Literal["evaluate"] = "evaluate"
-    models: Annotated[dict[str, str], Field(min_length=1)]
+    models: Annotated[dict[Text, Text], Field(min_length=1)]
     """MODELs by the name they get in the table."""
-    data: str
+    data: Text
     """The dataset directory, absolute."""
-    dataset: str
+    dataset: Text
     """The dataset's name in the metrics."""
-    protocols: Annotated[tuple[Literal["classify-v1", "knn-20-v1", "linear-cached-v1"], ...], Field(min_length=1)]
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
     """What is measured; see pipeline/evaluation/protocols."""
-    split: str = "test"
+    split: Text = "test"
     """The split that is scored; features of `train` are what k-NN and linear probes learn from."""
-    batch_size: Count = 64
+    batch_size: Size = 64
     """Images per rank per forward."""
 
 
@@ -35,23 +37,30 @@ class RegisterConfig(Config):
     """Registration of a trained model in MLflow."""
 
     stage: Literal["register"] = "register"
-    model: str
+    model: Text
     """The MODEL, a run or checkpoint directory."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Text
     """Registered model name: letters, digits, dots, dashes, underscores."""
-    tracking_uri: str
+    tracking_uri: Text
     """The MLflow tracking store."""
-    evaluations: tuple[str, ...] = ()
+    evaluations: tuple[Text, ...] = ()
     """Run directories of evaluations of this model; the first protocol of the newest decides the champion."""
-    promotion_margin: Annotated[float, Field(ge=0, le=1)] = 0.005
+    promotion_margin: Fraction = 0.005
     """How much better than the champion's top-1, on the same data and protocol, a version must be to replace it."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ValueError(f"expected a letter or digit, then those, dots, dashes and underscores (got {name!r})")
+        return name
 
 
 class SequenceConfig(Config):
     """Several training runs, one after the other, in one set of processes: start-up is paid once."""
 
     stage: Literal["sequence"] = "sequence"
-    runs: Annotated[tuple[str, ...], Field(min_length=1)]
+    runs: Annotated[tuple[Text, ...], Field(min_length=1)]
     """Run directories, absolute, in order."""
 
 

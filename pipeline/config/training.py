@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from models.config import EncoderConfig, ObjectiveConfig, SupervisedConfig
+from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
 from pipeline.config.augmentation import AugmentationConfig
-from pipeline.config.base import Config, Count, CountOrZero, Positive
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.engine import ZeroConfig
@@ -39,11 +39,11 @@ class TrainingConfig(Config):
     """When the model is scored on images that it does not learn from."""
     profiling: ProfilingConfig = ProfilingConfig()
     """Which steps are traced."""
-    global_batch_size: Count
+    global_batch_size: Size
     """Images per optimizer step, over all ranks."""
-    micro_batch_size: Count
+    micro_batch_size: Size
     """Images per rank per forward; accumulation is derived from it and the world size."""
-    epochs: Positive | None = None
+    epochs: Annotated[float, Field(gt=0, le=1_000_000), NOT_A_SWITCH] | None = None
     """Length of the run in passes over the training samples; exactly one of epochs, steps, samples."""
     steps: Count | None = None
     """Length of the run in optimizer steps."""
@@ -59,7 +59,7 @@ class TrainingConfig(Config):
     deterministic: bool = False
     """Only kernels that give the same bits on every run, on the same accelerators, versions and world size. Costs
     speed on accelerators, most in the backward pass of attention; a processor's runs are the same either way."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema_decay: Rate = 0.0
     """Exponential moving average of the weights, per step; what is evaluated and registered. 0 is off."""
     seed: CountOrZero = 0
     """Of initial weights, sample order, augmentation and masks."""
@@ -80,7 +80,9 @@ class TrainingConfig(Config):
     def _one_length(self) -> "TrainingConfig":
         given = [unit for unit in LENGTH_UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of epochs, steps, samples sets the length; given: {given or 'none'}")
+            raise ValueError(
+                f"exactly one of epochs, steps, samples sets the length; given: {', '.join(given) or 'none'}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -102,6 +104,17 @@ class TrainingConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _statistics_are_of_the_channels(self) -> "TrainingConfig":
+        for key in ("mean", "std"):
+            given = getattr(self.data, key)
+            if given is not None and len(given) != self.encoder.channels:
+                raise ValueError(
+                    f"data.{key} has {len(given)} values, encoder.channels is {self.encoder.channels}; they must "
+                    "agree, and images must have as many channels"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _colours_are_there(self) -> "TrainingConfig":
         if self.encoder.channels != 3 and (keys := self.augmentation.colour_keys):
             raise ValueError(
@@ -117,7 +130,7 @@ class PretrainConfig(TrainingConfig):
     stage: Literal["pretrain"] = "pretrain"
     objective: ObjectiveConfig
     """What the encoder learns from."""
-    initialise_from: str | None = None
+    initialise_from: Text | None = None
     """A MODEL whose weights the encoder starts from. None: random weights."""
 
     @model_validator(mode="after")
@@ -134,5 +147,5 @@ class FinetuneConfig(TrainingConfig):
     stage: Literal["finetune"] = "finetune"
     objective: SupervisedConfig = SupervisedConfig()
     """Always supervised."""
-    initialise_from: str
+    initialise_from: Text
     """The MODEL that is fine-tuned."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pipeline.config.base import Config, CountOrZero
+from models.schema import Config, CountOrZero
 
 SPLIT = "validation"
 DIRECTIONS: dict[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}

@@ -1,7 +1,7 @@
 """How many images per second the loader and the model would do on this machine: `python -m pipeline.loading.probe`.
 
-A config and a plan come as JSON on standard input; figures and warnings, as notes, go out as JSON. Its own
-process, because commands that plan do not load torch.
+A config and a plan come as JSON on standard input; figures and warnings, as notes, go out as JSON. Its own process,
+because commands that plan do not load torch; to be started in the environment of a rank, whose threads it measures.
 """
 
 import json
@@ -20,15 +20,16 @@ from pipeline.loading.sources import open_sources
 from pipeline.loading.stream import SampleStream
 
 SECONDS = 2.0
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 EFFICIENCY = 0.5  # share of a plain matrix product's speed that a training step reaches
 
 
-def probe(config, plan: dict) -> dict[str, float]:
-    """Images per second over all ranks of this machine: of the loader, and about what the model can take."""
-    return {
-        "loader_images_per_second": round(loader_speed(config, plan), 1),
-        "model_images_per_second": round(model_speed(plan), 1),
-    }
+def probe(config, plan: dict) -> dict[str, float | None]:
+    """Images per second over all ranks of a node: of the loader, and about what the model can take.
+
+    The model's is None where the plan is for accelerators and there is none here.
+    """
+    return {"loader_images_per_second": loader_speed(config, plan), "model_images_per_second": model_speed(plan)}
 
 
 def loader_speed(config, plan: dict) -> float:
@@ -42,7 +43,7 @@ def loader_speed(config, plan: dict) -> float:
     steps = plan["steps"]["steps"]
     with Loader(
         SampleStream(config, open_sources(config.data).indexes), batches, rank=0, first_step=0, last_step=steps,
-        workers=workers,
+        workers=workers, ranks_per_node=plan["ranks_per_node"],
     ) as loader:  # fmt: skip
         next(loader)  # opens the first shards
         started, images = time.perf_counter(), 0
@@ -52,16 +53,17 @@ def loader_speed(config, plan: dict) -> float:
                 break
         else:
             seconds = time.perf_counter() - started
-    if not images:  # a run of one batch
-        return loader.images_per_second * min(processes, cores)
-    return images / seconds * min(processes, cores) / max(1, workers)
+    speed = images / seconds if images else loader.images_per_second  # a run of one batch
+    return speed * min(processes, cores) / max(1, workers)
 
 
-def model_speed(plan: dict) -> float:
-    """From one timed matrix product, in the precision of the plan."""
-    cuda = torch.cuda.is_available()
-    size, dtype = (8192, torch.bfloat16) if cuda and plan["precision"] == "bf16" else (1024, torch.float32)
-    matrix = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
+def model_speed(plan: dict) -> float | None:
+    """From one rank's timed matrix product, in the plan's precision; ranks without accelerators share the cores."""
+    cuda, ranks = plan["accelerators_per_node"] > 0, plan["ranks_per_node"]
+    if cuda and not torch.cuda.is_available():
+        return None
+    size = 8192 if cuda else 1024
+    matrix = torch.randn(size, size, dtype=DTYPES[plan["precision"]], device="cuda" if cuda else "cpu")
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
@@ -69,8 +71,8 @@ def model_speed(plan: dict) -> float:
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    devices = max(1, plan["accelerators_per_node"])
-    return devices * EFFICIENCY * 2 * size**3 / min(seconds) / plan["training_flops_per_image"]
+    at_once = ranks if cuda else min(ranks, max(1, (os.cpu_count() or 1) // torch.get_num_threads()))
+    return at_once * EFFICIENCY * 2 * size**3 / min(seconds) / plan["training_flops_per_image"]
 
 
 def _noted_warnings() -> list[str]:
@@ -88,7 +90,6 @@ def _said(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(os.cpu_count() or 1)
     request, notes = json.load(sys.stdin), _noted_warnings()
     try:
         figures = probe(STAGES[request["config"]["stage"]].model_validate(request["config"]), request["plan"])

@@ -19,8 +19,7 @@ from pipeline.loading.sources import label_map, union_of_classes
 from pipeline.loading.staging import Stager
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.order import bytes_at_a_time
-from pipeline.shards.reader import Sample, ShardReader, node_readers
+from pipeline.shards.reader import Sample, ShardReader, cache_shortage, node_readers
 from pipeline.views.augmentation import training_view
 from pipeline.views.pixels import view_dtype
 from pipeline.views.sample_generator import sample_generator
@@ -112,22 +111,10 @@ class SampleStream:
         return Stager(self.readers, self.cache, shards_of_step, steps.stop, ahead_bytes, first_step=steps.start)
 
     def _leave_a_small_cache(self, lanes: int) -> None:
-        """Read where the shards lie, if the cache cannot hold the windows of a node's lanes.
-
-        Every sample would evict a shard that the next one needs.
-        """
-        if self.cache is None:
-            return
-        needed = 0
-        for order, reader in zip(self.mixture.orders, self.readers, strict=True):
-            sizes = [reader.shard_bytes(shard) for shard in range(len(order.shard_sizes))]
-            needed += bytes_at_a_time(sizes, lanes, order.window_shards)
-        if needed > self.cache.limit_bytes:
-            log.warning(
-                "the shard cache holds %.3g GiB, the %d lanes of this node read %.3g GiB at a time: reading sample by "
-                "sample where the shards lie; raise VIT_SHARD_CACHE_BYTES, or start a run on more nodes or with fewer "
-                "data.window_shards", self.cache.limit_bytes / 2**30, lanes, needed / 2**30,
-            )  # fmt: skip
+        """Read where the shards lie, if the cache cannot hold the windows of a node's lanes."""
+        windows = [order.window_shards for order in self.mixture.orders]
+        if (shortage := cache_shortage(self.readers, windows, lanes, self.cache)) is not None:
+            log.warning("%s", shortage)
             self.cache, self.readers = None, [reader.without_cache() for reader in self.readers]
 
     def _stand_in(

@@ -2,23 +2,29 @@
 
 from pipeline.config.training import TrainingConfig
 from pipeline.storage.location import is_remote, location
+from pipeline.words import number_in_words
 
 INPUT_BOUND = 0.1  # share of a run's time that waits for data, above which quicker data would make a quicker run
 
 
+def expected_images_per_second(loader_images_per_second: float, model_images_per_second: float, workers: int) -> float:
+    """What a run makes of a loader and a model of these speeds; without workers they take turns."""
+    if workers == 0:
+        return 1 / (1 / loader_images_per_second + 1 / model_images_per_second)
+    return min(loader_images_per_second, model_images_per_second)
+
+
 def expected_verdict(
-    loader_images_per_second: float, model_images_per_second: float, workers: int, config: TrainingConfig
+    loader_images_per_second: float, model_images_per_second: float | None, workers: int, config: TrainingConfig
 ) -> str:
-    """Before a run: the loader's speed measured here, the model's roughly estimated; both over all ranks."""
-    facts = (
-        f"the loader gives {loader_images_per_second:,.0f} images/s here with {_workers(workers)}, the model can take "
-        f"roughly {model_images_per_second:,.0f}"
-    )
-    if workers == 0:  # loading and computing take turns
-        share = model_images_per_second / (loader_images_per_second + model_images_per_second)
-    else:
-        share = max(0.0, 1 - loader_images_per_second / model_images_per_second)
-    return f"{facts}: input-bound; {remedies(workers, config)}" if share > INPUT_BOUND else f"{facts}: not input-bound"
+    """Before a run: the loader's speed measured here, the model's roughly estimated or None; both over all ranks."""
+    facts = f"the loader gives {number_in_words(loader_images_per_second)} images/s here with {_workers(workers)}"
+    if model_images_per_second is None:
+        return facts
+    facts += f", the model can take roughly {number_in_words(model_images_per_second)}"
+    speed = expected_images_per_second(loader_images_per_second, model_images_per_second, workers)
+    bound = 1 - speed / model_images_per_second > INPUT_BOUND
+    return f"{facts}: input-bound; {remedies(workers, config)}" if bound else f"{facts}: not input-bound"
 
 
 def observed_verdict(
@@ -26,8 +32,8 @@ def observed_verdict(
 ) -> str:
     """During a run: `wait_share` of its time went by waiting for data."""
     facts = (
-        f"the run takes {images_per_second:,.0f} images/s and waits {100 * wait_share:.0f} % of its time for data; "
-        f"the loader alone could give {loader_images_per_second:,.0f} with {_workers(workers)}"
+        f"the run takes {number_in_words(images_per_second)} images/s and waits {100 * wait_share:.0f} % of its time "
+        f"for data; the loader alone could give {number_in_words(loader_images_per_second)} with {_workers(workers)}"
     )
     bound = wait_share > INPUT_BOUND
     return f"input-bound: {facts}; {remedies(workers, config)}" if bound else f"not input-bound: {facts}"

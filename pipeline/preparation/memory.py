@@ -2,13 +2,20 @@
 
 import shutil
 import subprocess
+from collections.abc import Mapping
+from itertools import combinations, product
+from types import MappingProxyType
 from typing import Any
 
 import psutil
 
 from models.config import SIZES
+from pipeline.config.memory import checkpoint_bytes, rank_memory
+from pipeline.config.optimizer import WHOLE_TENSORS
+from pipeline.config.plan import plan_batches
+from pipeline.config.training import TrainingConfig
 from pipeline.preparation.placement import Placement
-from pipeline.preparation.training import PreparedRun, planned_bytes
+from pipeline.preparation.training import PROCESS_BYTES, PreparedRun
 from pipeline.words import bytes_in_words
 
 HEADROOM = 0.9  # share of an accelerator's memory that a run may plan with: its libraries and fragments need the rest
@@ -36,7 +43,7 @@ def smallest_accelerator_bytes() -> int | None:
 def memory_shortage(prepared: PreparedRun, placement: Placement) -> str | None:
     """What is missing where the ranks' memory cannot hold the run, and the nearest settings that fit; else None."""
     available = available_bytes_per_rank(placement)
-    need = needed_bytes(prepared, placement, prepared.config.zero.stage, prepared.config.micro_batch_size)
+    need = needed_bytes(prepared, placement)
     if available is None or need <= available:
         return None
     return (
@@ -50,17 +57,31 @@ def lowest_stage_that_fits(prepared: PreparedRun, placement: Placement) -> int |
     available = available_bytes_per_rank(placement)
     if available is None:
         return None
-    micro = prepared.config.micro_batch_size
-    return next((stage for stage in STAGES if needed_bytes(prepared, placement, stage, micro) <= available), None)
+    return next((n for n in STAGES if needed_bytes(prepared, placement, {"zero.stage": n}) <= available), None)
 
 
-def needed_bytes(prepared: PreparedRun, placement: Placement, stage: int, micro_batch_size: int) -> int:
-    """Of one rank at its peak; on a machine without accelerators with the process and a checkpoint's copy."""
-    plan = prepared.plan
-    planned = planned_bytes(
-        prepared.config, stage, micro_batch_size, plan["parameters"], placement, plan["precision"]
+def needed_bytes(prepared: PreparedRun, placement: Placement, changes: Mapping[str, Any] = MappingProxyType({})) -> int:
+    """Of one rank at its peak, with `changes` to the config by dotted key.
+
+    On a machine without accelerators that is with the process, a checkpoint's copy and what was offloaded.
+    """
+    config, plan = changed(prepared.config, changes), prepared.plan
+    batches = plan_batches(config.global_batch_size, config.micro_batch_size, placement.world_size)
+    memory = rank_memory(
+        config, batches, plan["parameters"], stage=config.zero.stage, precision=plan["precision"]
     )  # fmt: skip
-    return planned if placement.accelerators_per_node else planned + plan["host_bytes_per_rank"]
+    if placement.accelerators_per_node:
+        return memory.device
+    return sum(memory) + PROCESS_BYTES + checkpoint_bytes(config, plan["parameters"]) // placement.world_size
+
+
+def changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
+    """A copy with other values at dotted keys, for arithmetic: nothing is validated."""
+    for key, value in changes.items():
+        part, _, name = key.rpartition(".")
+        update = {name: value} if not part else {part: getattr(config, part).model_copy(update={name: value})}
+        config = config.model_copy(update=update)
+    return config
 
 
 def bytes_per_rank_on_host(plan: dict[str, Any], stage: int) -> int:
@@ -69,28 +90,48 @@ def bytes_per_rank_on_host(plan: dict[str, Any], stage: int) -> int:
 
 
 def _what_fits(prepared: PreparedRun, placement: Placement, available: int) -> str:
-    """The nearest of: another stage, a smaller micro-batch, both, another encoder."""
-    here, micro = prepared.config.zero.stage, prepared.config.micro_batch_size
-    least = 2 if prepared.config.augmentation.mixes else 1
-    smaller = [size for size in range(micro - 1, least - 1, -1) if micro % size == 0 and size % least == 0]
-
-    def fits(stage: int, size: int) -> bool:
-        return needed_bytes(prepared, placement, stage, size) <= available
-
-    found = [f"zero.stage={stage}" for stage in STAGES if stage != here and fits(stage, micro)][:1]
-    found += [f"micro_batch_size={size}" for size in smaller if fits(here, size)][:1]
+    """The nearest of one setting, or else of several at once, the cheapest in time first; else another encoder."""
+    fitting = (
+        changes
+        for changes in _changes(prepared.config)
+        if needed_bytes(prepared, placement, changes) <= available
+    )  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for changes in fitting:
+        if found and len(changes) > len(found[0]):
+            break
+        if changes.keys() not in [other.keys() for other in found]:
+            found.append(changes)
     if not found:
-        both = [(size, stage) for size in smaller for stage in STAGES if fits(stage, size)]
-        found = [f"zero.stage={stage} with micro_batch_size={size}" for size, stage in both[:1]]
-    return f"what fits: {', or '.join(found)}" if found else _encoder_that_fits(prepared, placement, available)
+        return _encoder_that_fits(prepared, placement, available)
+    return f"what fits: {', or '.join(_words(changes) for changes in found)}"
+
+
+def _changes(config: TrainingConfig) -> list[dict[str, Any]]:
+    """What may be changed for less memory, the fewest settings first."""
+    micro, least = config.micro_batch_size, 2 if config.augmentation.mixes else 1
+    options = {
+        "zero.stage": [] if config.optimizer.kind in WHOLE_TENSORS else [s for s in STAGES if s > config.zero.stage],
+        "micro_batch_size": [n for n in range(micro - 1, least - 1, -1) if micro % n == 0 and n % least == 0],
+        "activation_checkpointing": [] if config.activation_checkpointing else [True],
+        "zero.offload_optimizer": [] if config.zero.offload_optimizer == "cpu" or not config.zero.stage else ["cpu"],
+    }
+    return [
+        dict(zip(keys, values, strict=True))
+        for count in range(1, len(options) + 1)
+        for keys in combinations(options, count)
+        for values in product(*(options[key] for key in keys))
+    ]
+
+
+def _words(changes: Mapping[str, Any]) -> str:
+    first, *others = (f"{key}={str(value).lower()}" for key, value in changes.items())
+    return f"{first} with {' and '.join(others)}" if others else first
 
 
 def _encoder_that_fits(prepared: PreparedRun, placement: Placement, available: int) -> str:
     """Memory follows the number of parameters closely enough to name a size."""
-    patch, per_rank = (
-        prepared.config.encoder.patch_size,
-        needed_bytes(prepared, placement, prepared.config.zero.stage, prepared.config.micro_batch_size),
-    )
+    patch, per_rank = prepared.config.encoder.patch_size, needed_bytes(prepared, placement)
     for letter, (_, width, depth, _, ratio) in reversed(SIZES.items()):
         share = (4 + 2 * ratio) * width**2 * depth / prepared.plan["parameters"]
         if share < 1 and share * per_rank < available:

@@ -4,12 +4,15 @@ import fcntl
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
+from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
 from pipeline.liveness import running_elsewhere
 from pipeline.run_directory import RunDirectory
@@ -21,9 +24,11 @@ SHARED_MEMORY_PER_RANK = 32 << 20  # NCCL's buffers between the accelerators of 
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def require_ready(run: RunDirectory) -> None:
-    """InputError with one line per obstacle that a person has to remove first."""
-    problems = [*_writing(run.path), *_elsewhere(run), *_locks(extensions_directory()), *_shared_memory(run.plan())]
+def require_ready(run: RunDirectory, accelerators: int) -> None:
+    """InputError with one line per obstacle that a person has to remove first; this machine shows `accelerators`."""
+    problems = [*_writing(run.path), *_elsewhere(run), *_locks(extensions_directory())]
+    if read_yaml(run.profile_file).get("kind") == "local":  # any other runs elsewhere
+        problems += [*_shared_memory(run.plan()), *_accelerators(run.plan(), accelerators)]
     if problems:
         raise InputError(*problems)
 
@@ -36,7 +41,7 @@ def _writing(path: Path) -> list[str]:
         return [f"{path}: the run directory cannot be written: {error.strerror}; choose another --run-dir"]
     free = shutil.disk_usage(path).free
     if free < LEAST_FREE_BYTES:
-        return [f"{path}: its disk is full, {bytes_in_words(free)} are free; remove something, or see `vit clean`"]
+        return [f"{path}: its disk is full, {bytes_in_words(free)} are free; free some, or choose another --run-dir"]
     return []
 
 
@@ -109,6 +114,27 @@ def _is_being_built(folder: Path) -> bool:
         if any(str(folder) in word for word in words):
             return True
     return False
+
+
+def _accelerators(plan: dict, shown: int) -> list[str]:
+    """Fewer than the ranks, which take one each; torch is asked where the driver shows too few."""
+    needed = plan["ranks_per_node"] if plan["accelerators_per_node"] else 0
+    if needed <= shown or needed <= (found := _accelerators_of_torch()):
+        return []
+    if found:
+        fix = f"set profile.ranks_per_node={found} and profile.accelerators_per_node={found}"
+    else:
+        fix = "set profile.accelerators_per_node=0 to compute without"
+    return [
+        f"profile.accelerators_per_node: {plan['accelerators_per_node']} for {needed} ranks, which take one each, and "
+        f"this machine has {found or 'none'}; {fix}, or run where there are {needed}"
+    ]
+
+
+def _accelerators_of_torch() -> int:
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    said = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return int(said) if said.isdigit() else 0
 
 
 def _shared_memory(plan: dict) -> list[str]:

@@ -38,9 +38,11 @@ def prepare_rehearsal(
         "log_every_steps=1",
         "data.lanes=null",
         "validation.every_steps=0",
+        "profiling.steps=null",
     ]
     dropped = {"checkpoint.keep", "checkpoint.every_steps", "log_every_steps", "data.lanes", "micro_batch_size",
-               "global_batch_size", "validation.every_steps", *LENGTH_UNITS}  # fmt: skip
+               "global_batch_size", "validation.every_steps", "profiling.steps", "optimizer.warmup",
+               "optimizer.cooldown", *LENGTH_UNITS}  # fmt: skip
     kept = [override for override in overrides if override.partition("=")[0] not in dropped]
     rehearsal = prepare_training(stage, recipe, [*kept, *shortened], sources, placement, model)
     return PreparedRun(
@@ -93,12 +95,12 @@ def verdict(run: RunDirectory) -> dict[str, Any]:
     return {
         "verdict": "ok",
         "attempts": run.last_attempt(),
-        "images_per_second": round(speed, 3),
-        "teraflops": round(speed * plan["training_flops_per_image"] / 1e12, 4),
+        "images_per_second": speed,
+        "teraflops": speed * plan["training_flops_per_image"] / 1e12,
         "peak_memory_bytes_per_rank": peak,
         "planned_memory_bytes_per_rank": planned,
-        "full_run_hours": round(hours, 1),
-        "full_run_device_hours": round(hours * devices, 1),
+        "full_run_hours": hours,
+        "full_run_device_hours": hours * devices,
         "full_run_samples": plan["full_run"]["samples"],
         "full_run_steps": plan["full_run"]["steps"],
         "full_run_on": plan["full_run"]["on"],

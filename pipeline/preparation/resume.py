@@ -1,9 +1,11 @@
 """Changing what does not change the training of a run that has begun: stage, micro-batch, checkpoints, placement."""
 
 import hashlib
-from collections.abc import Sequence
+import logging
+import shutil
+from collections.abc import Iterable, Sequence
 
-from pipeline.config.plan import plan_batches, plan_steps
+from pipeline.config.plan import StepPlan, plan_batches, plan_steps, require_traced_steps
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import LENGTH_UNITS, TrainingConfig
@@ -17,26 +19,20 @@ CHANGEABLE = (
     "zero.", "compile", "activation_checkpointing", "micro_batch_size", "checkpoint.", "validation.", "profiling.",
     "guard.", "budget_gpu_hours", "writers", "data.max_damaged", "data.verify", "data.record",
 )  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, placement: Placement) -> None:
     """Rewrite config, plan and profile for the next attempt, all or none. Order and global batch stay.
 
-    So does the length, but for a run at a constant rate, which may be made longer before it has begun to cool down.
+    So does the length, but for a run at a constant rate, which may be made longer: one that has begun to cool down goes
+    back to its newest checkpoint from before, and those since are set aside as `step-N.cooled`.
     """
     config, plan, settings = read_run_config(run.path), run.plan(), parse_overrides(overrides)
     if not isinstance(config, TrainingConfig):
         raise InputError(f"{run.path}: a run of stage {config.stage} has nothing that may change; start it anew")
-    for key in settings:
-        if key in LENGTH_UNITS or key == "optimizer.cooldown":
-            _require_extensible(run, config, plan, key)
-        elif not key.startswith(CHANGEABLE):
-            raise InputError(
-                f"--set {key}: would change the training; a resumed run may change zero.*, compile, "
-                "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, profiling.*, guard.*, "
-                "budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
-            )
-    changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set")
+    _require_changeable(config, settings)
+    changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set", settings.keys())
     batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)
     text = dump_config(changed)
     plan |= placement.as_plan() | {
@@ -45,8 +41,15 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
         "batches": batches._asdict(),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    if changed.length != config.length or changed.optimizer != config.optimizer:
-        plan["steps"] = _longer(changed, plan)
+    steps = before = StepPlan(**plan["steps"])
+    if is_longer := changed.length != config.length or changed.optimizer != config.optimizer:
+        steps = _longer(changed, plan)
+    if any(key.startswith("profiling") for key in settings):
+        newest = run.newest_checkpoint()
+        require_traced_steps(changed, steps, newest.step if newest else 0)
+    if is_longer:
+        _go_back_to_constant_rate(run, min(before.cooldown_begins, steps.cooldown_begins))
+        plan["steps"] = steps._asdict()
         run.result_file.unlink(missing_ok=True)  # a run that had ended goes on
     write_json(run.plan_file, plan)
     write_deepspeed(run, changed, plan)
@@ -54,17 +57,29 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
     write_atomic(run.config_file, text)
 
 
-def _longer(changed: TrainingConfig, plan: dict) -> dict:
+def _longer(changed: TrainingConfig, plan: dict) -> StepPlan:
     steps, planned = plan_steps(changed, plan["samples_per_epoch"]), plan["steps"]["steps"]
     if steps.steps < planned:
         raise InputError(
             f"--set {changed.length[0]}: {steps.steps} steps, and this run was planned for {planned}; "
             "it can be made longer, not shorter"
         )
-    return steps._asdict()
+    return steps
 
 
-def _require_extensible(run: RunDirectory, config: TrainingConfig, plan: dict, key: str) -> None:
+def _require_changeable(config: TrainingConfig, keys: Iterable[str]) -> None:
+    for key in keys:
+        if key in LENGTH_UNITS or key == "optimizer.cooldown":
+            _require_extensible(config, key)
+        elif not key.startswith(CHANGEABLE):
+            raise InputError(
+                f"--set {key}: would change the training; a resumed run may change zero.*, compile, "
+                "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, profiling.*, guard.*, "
+                "budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
+            )
+
+
+def _require_extensible(config: TrainingConfig, key: str) -> None:
     schedule, (own_unit, _) = config.optimizer.schedule, config.length
     if schedule != "constant":
         raise InputError(
@@ -73,10 +88,21 @@ def _require_extensible(run: RunDirectory, config: TrainingConfig, plan: dict, k
         )
     if key in LENGTH_UNITS and key != own_unit:
         raise InputError(f"--set {key}: the length of this run was given in {own_unit}; extend it in that unit")
-    checkpoint, steps = run.newest_checkpoint(), plan["steps"]
-    cooldown_begins = (steps["samples"] - steps.get("cooldown_samples", 0)) // config.global_batch_size
-    if checkpoint and checkpoint.step > cooldown_begins:
+
+
+def _go_back_to_constant_rate(run: RunDirectory, last_step: int) -> None:
+    """Set aside the checkpoints after `last_step`, which have seen a lower rate; InputError where none is left."""
+    committed = run.committed_checkpoints()
+    cooled = [one for one in committed if one.step > last_step]
+    if not cooled:
+        return
+    if len(cooled) == len(committed):
         raise InputError(
-            f"--set {key}: this run began to cool down at step {cooldown_begins} and is at step {checkpoint.step}; "
-            "start a new one with initialise_from"
+            f"{run.checkpoints}: the rate begins to fall after step {last_step}, and the oldest checkpoint is of step "
+            f"{cooled[-1].step}: there is none to make the run longer from; start a new one with initialise_from"
         )
+    for checkpoint in cooled:
+        aside = checkpoint.directory.with_name(f"{checkpoint.directory.name}.cooled")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.directory.rename(aside)
+        log.warning("the run is made longer from step %d: %s is set aside", committed[len(cooled)].step, aside)

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.memory import activation_bytes, checkpoint_bytes, state_bytes
+from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
-from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
+from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.config.validation import SPLIT
 from pipeline.errors import InputError
@@ -23,9 +23,8 @@ from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource
 from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
-from pipeline.shards.order import bytes_at_a_time, default_lanes, default_window_shards
-from pipeline.shards.reader import node_readers
-from pipeline.storage.cache import node_cache
+from pipeline.shards.order import default_lanes, default_window_shards
+from pipeline.shards.reader import cache_shortage, node_readers
 from pipeline.storage.location import Location, is_remote
 from pipeline.views.turbojpeg import require_turbojpeg
 
@@ -73,8 +72,9 @@ def prepare_training(
     raw, by_hand = _replace_length(raw, settings)
     if given := [key for key in settings if key.startswith("data.sources")]:
         raise InputError(f"--set {given[0]}: filled in by --data; say --data PATH, or --data PATH=WEIGHT several times")
-    raw.setdefault("data", {})["sources"] = [{"path": str(index.directory)} for index in sources.indexes]
-    config = validate(CONFIGS[stage], apply_overrides(raw, settings), path.name)
+    raw = apply_overrides(raw, {"data.sources": [{"path": str(index.directory)} for index in sources.indexes]})
+    config, left_out = resolve(CONFIGS[stage], raw, settings, path.name)
+    notes += left_out
     sources.require_split(config.data.split, path.name)
     sources = sources.weighted(config.data.split)
     config = _filled_in(config, sources, model, path)
@@ -199,19 +199,12 @@ def _note_unshuffled(config: TrainingConfig, sources: Sources, notes: list[str])
 
 def _note_small_cache(config: TrainingConfig, sources: Sources, placement: Placement, notes: list[str]) -> None:
     """Of a run on this machine; InputError where the cache's own settings are wrong."""
-    if placement.profile != "local" or not any(is_remote(index.directory) for index in sources.indexes):
+    if placement.profile != "local":
         return
-    cache, lanes = node_cache(), config.data.lanes
-    needed = sum(
-        bytes_at_a_time([shard.bytes for shard in shards], lanes, source.window_shards or config.data.window_shards)
-        for source, shards in zip(config.data.sources, sources.shards(config.data.split), strict=True)
-    )
-    if cache is not None and needed > cache.limit_bytes:
-        notes.append(
-            f"the shard cache {cache.directory} may hold {cache.limit_bytes / 2**30:.3g} GiB and {lanes} lanes read "
-            f"{needed / 2**30:.3g} GiB at a time: samples will be read one by one, slowly; raise "
-            "VIT_SHARD_CACHE_BYTES, or lower data.window_shards or data.lanes"
-        )
+    readers, cache = node_readers(sources.indexes, config.data.split)
+    windows = [source.window_shards or config.data.window_shards for source in config.data.sources]
+    if (shortage := cache_shortage(readers, windows, config.data.lanes, cache)) is not None:
+        notes.append(shortage)
 
 
 def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:
@@ -280,7 +273,8 @@ def training_plan(
     num_classes = len(sources.classes or ()) if config.objective.kind == "supervised" else 0
     precision = placement.precision(config.precision)
     parameters = count_parameters(config.encoder, config.objective, num_classes)
-    ema = config.ema_decay > 0
+    memory = [rank_memory(config, batches, parameters, stage=stage, precision=precision) for stage in range(4)]
+    checkpoint = checkpoint_bytes(config, parameters)
     return {
         "format_version": 1,
         "stage": config.stage,
@@ -296,18 +290,7 @@ def training_plan(
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "parameters": parameters,
         "training_flops_per_image": training_flops(config.encoder, config.objective, num_classes),
-        "memory_bytes_per_rank": {
-            f"stage {stage}": planned_bytes(config, stage, config.micro_batch_size, parameters, placement, precision)
-            for stage in range(4)
-        },
-        "host_bytes_per_rank": PROCESS_BYTES + checkpoint_bytes(parameters, ema) // placement.world_size,
-        "checkpoint_bytes": checkpoint_bytes(parameters, ema),
+        "memory_bytes_per_rank": {f"stage {stage}": one.device for stage, one in enumerate(memory)},
+        "host_bytes_per_rank": PROCESS_BYTES + checkpoint // placement.world_size + memory[config.zero.stage].host,
+        "checkpoint_bytes": checkpoint,
     }
-
-
-def planned_bytes(
-    config: TrainingConfig, stage: int, micro_batch_size: int, parameters: int, placement: Placement, precision: str
-) -> int:
-    """Bytes of a rank's training state and activations at a ZeRO stage and micro-batch."""
-    state = state_bytes(parameters, stage, placement.world_size, precision, config.ema_decay > 0)
-    return state + activation_bytes(config.encoder, config.objective, micro_batch_size, precision)

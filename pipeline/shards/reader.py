@@ -22,10 +22,12 @@ import numpy as np
 
 from pipeline.errors import Cause, DataError
 from pipeline.shards.index import DatasetIndex, Shard
+from pipeline.shards.order import bytes_at_a_time
 from pipeline.shards.shard_file import CachedFile, ShardFile, fetch, open_file, tar_name, words_of
 from pipeline.shards.table import ShardTable, parse_table, read_table, split_member
 from pipeline.storage.cache import ShardCache, node_cache
 from pipeline.storage.location import Location, is_remote, read_bytes
+from pipeline.words import bytes_in_words
 
 _REMEDY = "run `vit check DATASET --full` and restore the shard"
 
@@ -226,6 +228,28 @@ def node_readers(indexes: Sequence[DatasetIndex], split: str) -> tuple[list[Shar
     folders = {path.parent if isinstance(path, Path) else path for path in paths}
     cache = node_cache() if any(map(is_remote, folders)) else None
     return [ShardReader(index, split, cache) for index in indexes], cache
+
+
+def cache_shortage(
+    readers: Sequence[ShardReader], windows: Sequence[int], lanes: int, cache: ShardCache | None
+) -> str | None:
+    """In words, that the cache cannot hold the windows of a node's lanes; None where it can, or there is none.
+
+    Every sample would evict a shard that the next one needs.
+    """
+    if cache is None:
+        return None
+    needed = sum(
+        bytes_at_a_time([reader.shard_bytes(shard) for shard in range(len(reader.shard_sizes))], lanes, window)
+        for reader, window in zip(readers, windows, strict=True)
+    )
+    if needed <= cache.limit_bytes:
+        return None
+    return (
+        f"the shard cache {cache.directory} may hold {bytes_in_words(cache.limit_bytes)} and the {lanes} lanes of this "
+        f"node read {bytes_in_words(needed)} at a time: samples are read one by one where the shards lie, slowly; "
+        "raise VIT_SHARD_CACHE_BYTES, lower data.window_shards or data.lanes, or use more nodes"
+    )
 
 
 class _OpenShard:

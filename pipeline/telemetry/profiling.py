@@ -8,6 +8,7 @@ name of what ran: gloo does a reduce-scatter by an all-reduce.
 import gzip
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,8 @@ class StepTrace:
     def before(self, step: int) -> None:
         """To be called before the step that the log will call `step`."""
         if self.steps and self._profile is None and self.steps[0] <= step <= self.steps[1]:
+            if not torch.cuda.is_available():  # Kineto calls it an error that there is no GPU, at any level below this
+                os.environ.setdefault("KINETO_LOG_LEVEL", "99")
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
             self._profile, self._first = profile(activities=activities, record_shapes=True), step
             self._profile.start()

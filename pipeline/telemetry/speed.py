@@ -1,6 +1,7 @@
 """How fast a run is: images per second, where the seconds of a step go, and the share of the device's peak it uses."""
 
 import resource
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class _Step(NamedTuple):
     """Seconds of one step."""
 
     whole: float
+    before: float  # since the end of the step before it
     waited: float  # for the loader
     data: float
     forward: float
@@ -64,13 +66,26 @@ class SpeedMeter:
         )
         self.flops_per_image, self.peak = plan["training_flops_per_image"], peak_of_device(plan["precision"])
         self.recent: deque[_Step] = deque(maxlen=window)
+        self._steps, self._between = 0, 0.0  # all of them, and all seconds that were not of a step
+        self._began = self._ended = self._ended_before = 0.0
 
-    def add(self, seconds: float, waited: float, parts: Mapping[str, float]) -> None:
-        """`parts` are seconds by the parts of a step; see StepClock."""
-        self.recent.append(_Step(seconds, waited, **parts))
+    def begin(self, now: float | None = None) -> None:
+        """A step begins `now`, or as this is called."""
+        self._began = time.perf_counter() if now is None else now
+
+    def end(self, now: float | None = None) -> None:
+        """It is over; what comes before the next one begins is between steps: validation, checkpoints, reporting."""
+        self._ended_before = self._ended or self._began
+        self._ended = time.perf_counter() if now is None else now
+
+    def add(self, waited: float, parts: Mapping[str, float]) -> None:
+        """Take the step that has just ended. `parts` are seconds by the parts of a step; see StepClock."""
+        before = self._began - self._ended_before
+        self._steps, self._between = self._steps + 1, self._between + before
+        self.recent.append(_Step(self._ended - self._began, before, waited, **parts))
 
     def own_seconds(self, steps: int) -> float:
-        """This rank's own time per step until it meets the others, mean of the last `steps`."""
+        """This rank's own time per step until it meets the others, mean of the last `steps`, or of the window."""
         last = list(self.recent)[-steps:]
         return sum(step.data + step.forward for step in last) / len(last)
 
@@ -78,17 +93,25 @@ class SpeedMeter:
         return _Step(*(sum(column) / len(self.recent) for column in zip(*self.recent, strict=True)))
 
     def figures(self, step: int) -> dict[str, float]:
-        """For the ledger. `perf/mfu` only where the device's peak is known."""
+        """For the ledger, means over the window. `perf/mfu` only where the device's peak is known.
+
+        `step_seconds` is the step alone, from asking for its batch to the end of its update, and the parts make it up;
+        `between_steps_seconds` is what went by since the step before: validation, checkpoints, reporting. Images per
+        second, MFU and the share of waiting are of both together: of the time that passes. Validations and checkpoints
+        may be further apart than the window is long, so the seconds left take the time between steps from the whole
+        attempt.
+        """
         mean = self.means()
-        whole = mean.whole or 1e-9
-        speed = self.images_per_step / whole
+        passed = mean.whole + mean.before or 1e-9
+        speed = self.images_per_step / passed
         figures = {
             "perf/images_per_second": round(speed, 2),
-            "perf/step_seconds": round(whole, 4),
+            "perf/step_seconds": round(mean.whole, 4),
             "perf/last_step_seconds": round(self.recent[-1].whole, 4),
+            "perf/between_steps_seconds": round(mean.before, 5),
             "perf/peak_memory_bytes": peak_memory_bytes(),
-            "perf/data_wait_share": round(mean.waited / whole, 4),
-            "perf/seconds_left": round((self.last_step - step) * whole, 1),
+            "perf/data_wait_share": round(mean.waited / passed, 4),
+            "perf/seconds_left": round((self.last_step - step) * (mean.whole + self._between / self._steps), 1),
             "perf/data_seconds": round(mean.data, 5),
             "perf/forward_seconds": round(mean.forward, 5),
             "perf/backward_seconds": round(mean.backward, 5),

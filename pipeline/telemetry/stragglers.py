@@ -14,8 +14,14 @@ import torch.distributed as dist
 
 FACTOR = 1.3  # slower than the median by this much ...
 SHARE = 0.05  # ... and by this share of a step ...
-WINDOWS = 3  # ... in so many windows in a row
-NAMED = 5  # at most, the slowest first
+WINDOWS = 3  # ... in so many windows in a row; as many without it, and it keeps up again
+LEAST_STEPS = 10  # of a window: a step by itself may be slow for any reason
+NAMED = 5  # at a time at most, the slowest first
+
+
+def window_steps(log_every_steps: int) -> int:
+    """Steps that are compared at a time: those between two lines of the log, or as many times that as it takes."""
+    return log_every_steps * -(-LEAST_STEPS // log_every_steps)
 
 
 class Stragglers:
@@ -26,10 +32,11 @@ class Stragglers:
         self.hosts: list[str] = [platform.node()] * world_size
         if world_size > 1:
             dist.all_gather_object(self.hosts, platform.node())
-        self.slow_windows = [0] * world_size
+        self.streaks = [0] * world_size  # windows in a row in which a rank was slow; below 0 those in which it was not
+        self.told: set[int] = set()  # ranks that were said to hold up the others, and still do
 
     def of_window(self, own_seconds: float, step_seconds: float) -> list[str]:
-        """One line per rank that has been slow for WINDOWS windows; seconds are means per step of the window."""
+        """One line per rank that begins or ceases to hold up the others; seconds are means per step of the window."""
         if self.world_size == 1:
             return []
         seconds = torch.zeros(self.world_size, dtype=torch.float64, device=self.device)
@@ -38,14 +45,20 @@ class Stragglers:
         return self.named(seconds.tolist(), step_seconds)
 
     def named(self, seconds: Sequence[float], step_seconds: float) -> list[str]:
-        """Count this window, and name who was slow in it and in those before."""
+        """Count this window, and say who has been slow in it and in those before, and who is no longer; each once."""
         median = statistics.median_low(seconds)
         for rank, own in enumerate(seconds):
             slow = own > FACTOR * median and own - median > SHARE * step_seconds
-            self.slow_windows[rank] = self.slow_windows[rank] + 1 if slow else 0
-        slow = [rank for rank, windows in enumerate(self.slow_windows) if windows >= WINDOWS]
-        return [
+            streak = self.streaks[rank]
+            self.streaks[rank] = max(streak, 0) + 1 if slow else min(streak, 0) - 1
+        ended = [rank for rank in sorted(self.told) if self.streaks[rank] <= -WINDOWS]
+        self.told -= set(ended)
+        untold = {rank for rank, streak in enumerate(self.streaks) if streak >= WINDOWS} - self.told
+        begun = sorted(untold, key=lambda rank: -seconds[rank])[: NAMED - len(self.told)]
+        self.told |= set(begun)
+        others = "the other" if len(seconds) == 2 else "the median rank"
+        return [f"rank {rank} on {self.hosts[rank]} no longer holds up the others" for rank in ended] + [
             f"rank {rank} on {self.hosts[rank]} holds up the others: {seconds[rank]:.3g} s of data and forward in each "
-            f"step, the median rank needs {median:.3g} s"
-            for rank in sorted(slow, key=lambda rank: -seconds[rank])[:NAMED]
+            f"step, {others} needs {median:.3g} s"
+            for rank in begun
         ]

@@ -66,9 +66,8 @@ class Engine:
         self.accelerator = _accelerator(module, plan, config, precision)
         assert self.accelerator.num_processes == plan.world_size, "accelerate did not see the whole world"
         groups = parameter_groups(module, config.optimizer, config.encoder.depth)
-        fused = torch.cuda.is_available() and config.zero.offload_optimizer == "none"
         # The loader is never prepared: its positions are already those of this rank.
-        optimizer = build_optimizer(groups, config.optimizer, fused=fused)
+        optimizer = build_optimizer(groups, config.optimizer)
         if self.stage == 0 and plan.world_size == 1:  # nobody to average with: DDP's hooks would be for nothing
             self.wrapped = self.accelerator.prepare_model(module, evaluation_mode=True)
             self.optimizer = self.accelerator.prepare_optimizer(optimizer)
@@ -239,9 +238,10 @@ def _be_deterministic() -> None:
 def _accelerator(module: nn.Module, plan: BatchPlan, config: TrainingConfig, precision: str) -> Any:
     from accelerate import Accelerator, DeepSpeedPlugin
     from accelerate.state import AcceleratorState
-    from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 
-    AcceleratorState._reset_state()  # several runs may follow each other in one process
+    AcceleratorState._reset_state(reset_partial_state=True)  # several runs may follow each other in one process,
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # with DeepSpeed and without
     cuda = torch.cuda.is_available()
     # Without an explicit backend accelerate takes every rank for the only one on a processor without accelerators.
     group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=collective_time_out())
@@ -250,7 +250,11 @@ def _accelerator(module: nn.Module, plan: BatchPlan, config: TrainingConfig, pre
             cpu=not cuda,
             mixed_precision="no" if precision == "fp32" else precision,
             gradient_accumulation_steps=plan.gradient_accumulation_steps,
-            kwargs_handlers=[group, GradScalerKwargs(init_scale=2.0**LOSS_SCALE_START_POWER)],
+            kwargs_handlers=[
+                group,
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else gradients are there twice
+                GradScalerKwargs(init_scale=2.0**LOSS_SCALE_START_POWER),
+            ],
         )
     import deepspeed
 

@@ -8,6 +8,7 @@ import logging
 import math
 import statistics
 from collections import deque
+from typing import NamedTuple
 
 from pipeline.config.guard import GuardConfig
 from pipeline.training.engine import StepResult
@@ -18,12 +19,11 @@ FLOOR = 1e-3  # of the median: the least deviation, so that a loss that hardly m
 log = logging.getLogger(__name__)
 
 
-class RollBack(Exception):
-    """Steps [first, last] were bad: go back to before them, and pass over what they read. Raised on all ranks."""
+class BadSteps(NamedTuple):
+    """Steps [first, last] that a run goes back to before, to pass over what they read."""
 
-    def __init__(self, first: int, last: int):
-        super().__init__(f"steps {first + 1} to {last + 1} were bad")
-        self.first, self.last = first, last
+    first: int
+    last: int
 
 
 class Guard:
@@ -39,22 +39,25 @@ class Guard:
         """Whether the newest steps were bad: no time for a checkpoint that a roll-back would have to distrust."""
         return bool(self._bad)
 
-    def judge(self, step: int, result: StepResult) -> None:
-        """Take the result of a step. RollBack after too many bad ones in a row; FloatingPointError after the last."""
+    def judge(self, step: int, result: StepResult) -> BadSteps | None:
+        """Take the result of a step: those to go back over, where it is one bad step too many in a row.
+
+        FloatingPointError where the run has gone back as often as it may.
+        """
         if result.skipped and result.loss_scale is not None:  # fp16 is finding its scale; the engine knows its floor
-            return
+            return None
         leap = self._is_leap(result.loss)
         if not result.skipped and not leap:
             self._losses.append(result.loss)
             self._bad = []
-            return
+            return None
         log.warning(
             "step %d is bad: %s (loss %.4g, gradient norm %.4g)", step + 1,
             "the loss leapt" if leap else "not finite, the weights were left alone", result.loss, result.gradient_norm,
         )  # fmt: skip
         self._bad.append(step)
         if len(self._bad) < self.config.max_skipped:
-            return
+            return None
         first, self._bad = self._bad[0], []
         if self.roll_backs >= self.config.max_roll_backs:
             raise FloatingPointError(
@@ -63,7 +66,7 @@ class Guard:
                 f"harder with optimizer.max_grad_norm{'' if self.precision == 'fp32' else ', or try precision: fp32'}"
             )
         self.roll_backs += 1
-        raise RollBack(first, step)
+        return BadSteps(first, step)
 
     def _is_leap(self, loss: float) -> bool:
         if not self.config.spike_threshold or len(self._losses) < LEAST or not math.isfinite(loss):

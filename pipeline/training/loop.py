@@ -1,7 +1,6 @@
 """The training loop of pretraining and fine-tuning: straight code, whichever the objective and the backend."""
 
 import logging
-import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -29,7 +28,7 @@ from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.telemetry.profiling import StepTrace
 from pipeline.training.agreement import open_agreed_sources
 from pipeline.training.engine import Engine
-from pipeline.training.guard import Guard, RollBack
+from pipeline.training.guard import Guard
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
 from pipeline.training.roll_back import roll_back
@@ -47,6 +46,7 @@ def train(me: Rank) -> None:
     """Train the run of `me.run` from its newest checkpoint, or from the start, to its last step. Collective."""
     log_to_stdout(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
+    log_start(config, plan)
     batches = BatchPlan(**plan["batches"])
     require_room(me.run, config.checkpoint, plan["checkpoint_bytes"], config.validation.best_metric)
 
@@ -64,7 +64,8 @@ def train(me: Rank) -> None:
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
     ) as loader, Validation(me, config, plan, sources, first_step, last_step) as validation:  # fmt: skip
-        # 2. Where the weights come from: (a) this run's newest checkpoint, else (b) another model, else (c) the seed.
+        # 2. Model: its weights are (a) those of this run's newest checkpoint, else (b) another model's, else (c) the
+        # seed's.
         me.phase = "model"
         module = initial_module(config, plan, resumes=checkpoint is not None)
         if checkpoint is not None:
@@ -77,19 +78,9 @@ def train(me: Rank) -> None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
         stop_together(me, store)
-        log_start(config, plan, first_step)
 
-        # 3. Steps, until the last; after too many bad ones again from before them, without their samples.
-        guard = Guard(config.guard, plan["precision"], len(supply.rolled_back))
-        saver = Saver(me, config, plan, engine, best=config.validation.best_metric)
-        while first_step < last_step:
-            try:
-                _train_steps(me, config, plan, engine, loader, supply, validation, guard, saver, first_step, last_step)
-                break
-            except RollBack as bad:
-                me.phase = "roll back"
-                saver.finish()
-                first_step, supply = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
+        # 3. Steps, to the last.
+        train_steps(me, config, plan, engine, loader, supply, validation, first_step)
     me.phase = "finish"
     if me.is_first:
         write_json(me.run.result_file, result_of(me, config, plan))
@@ -97,38 +88,59 @@ def train(me: Rank) -> None:
     del store  # rank 0 served it to the last
 
 
-def _train_steps(
+def train_steps(
     me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply,
-    validation: Validation, guard: Guard, saver: Saver, first: int, last: int,
+    validation: Validation, step: int,
 ) -> None:  # fmt: skip
-    """Steps [first, last): read, augment, mix, update, validate, report, save; all ranks leave together."""
-    report, trace = Report(me, config, plan, engine, first, last), StepTrace(me, config.profiling)
+    """The steps from `step` on. All ranks leave together: behind the last, or by Stopped with a checkpoint."""
+    lengths = StepPlan(**plan["steps"])
+    saver = Saver(me, config, plan, engine, best=config.validation.best_metric)
+    if step >= lengths.steps:  # killed behind its last checkpoint
+        return
+    guard, trace = Guard(config.guard, plan["precision"], len(supply.rolled_back)), StepTrace(me, config.profiling)
+    report = Report(me, config, plan, engine, step, lengths.steps)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)
-    steps = StepPlan(**plan["steps"])
     me.phase = "train"
-    for step in range(first, last):
-        me.step, started, done = step, time.perf_counter(), step + 1
-        rate = rate_of_step(config, steps, step)
+    while step < lengths.steps:
+        me.step, done = step, step + 1
         trace.before(done)
+        report.meter.begin()
+
+        # Read, augment and learn, one micro-batch after the other; then update the weights.
+        rate = rate_of_step(config, lengths, step)
         micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
         stop = me.stop_requested or budget.is_spent
         result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
         supply.add(result.sums)
         saver.follow(result.sums)
-        seconds = time.perf_counter() - started
-        scores = validation.scores(engine, done)
-        report.step(done, result, rate, supply, loader, seconds, scores)
-        trace.after(done, last)
+        report.meter.end()
 
-        guard.judge(step, result)
-        rehearsal_stop = plan.get("stop_after_step") == done and me.attempt.number == 1
-        stopping = (result.stop or rehearsal_stop) and done < last
+        # Validate and report.
+        scores = validation.scores(engine, done)
+        report.step(done, result, rate, supply, loader, scores)
+        trace.after(done, lengths.steps)
+
+        # After too many bad steps in a row go on from before them, without their samples.
+        if (bad := guard.judge(step, result)) is not None:
+            me.phase = "roll back"
+            saver.finish()
+            step = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
+            me.phase = "train"
+            continue
+
+        # Save when it is time, what was scored, and before stopping.
+        stopping = done < lengths.steps and (result.stop or _rehearses_a_stop(me, plan, done))
         due = saver.is_due(done) or bool(scores)
-        if (due and not guard.in_doubt) or stopping or done == last:
+        if (due and not guard.in_doubt) or stopping or done == lengths.steps:
             saver.save(done, supply, validation=scores, wait=stopping)
         if stopping:
-            raise Stopped(f"{budget.why_stopped} at step {done} of {last}, checkpoint complete")
+            raise Stopped(f"{budget.why_stopped} at step {done} of {lengths.steps}, checkpoint complete")
+        step = done
+
+
+def _rehearses_a_stop(me: Rank, plan: dict, done: int) -> bool:
+    return plan.get("stop_after_step") == done and me.attempt.number == 1
 
 
 def micro_batches_of_step(

@@ -48,17 +48,16 @@ def parameter_groups(model: nn.Module, config: ScheduledOptimizerConfig, depth: 
     return list(groups.values())
 
 
-def build_optimizer(groups: list[dict], config: OptimizerConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The rate is set before every step; see `schedule`. Clipping is the engine's alone.
 
-    `fused`: one kernel for all of AdamW or SGD, where the optimizer's state lies on an accelerator.
+    AdamW and SGD are fused, on processors too: one pass over memory, without the temporaries of `foreach`.
     """
-    kernels = {"fused": True} if fused else {"foreach": True}
     match config:
         case AdamWConfig():
-            return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, **kernels)
+            return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
         case SGDConfig():
-            return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, **kernels)
+            return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
         case LambConfig():
             return Lamb(groups, lr=0.0, betas=config.betas, eps=config.eps, max_grad_norm=None)
         case LarsConfig():

@@ -8,15 +8,18 @@ import logging
 import sys
 from collections.abc import Mapping
 
+from pipeline.checkpoints.retention import Best, best_checkpoint
 from pipeline.config.training import TrainingConfig
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
+from pipeline.run_directory import Checkpoint
 from pipeline.telemetry.clock import PARTS
 from pipeline.telemetry.ledger import Ledger
 from pipeline.telemetry.speed import SpeedMeter
-from pipeline.telemetry.stragglers import Stragglers
+from pipeline.telemetry.stragglers import Stragglers, window_steps
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.saving import CHECKPOINT
+from pipeline.training.start_table import start_table
 from pipeline.training.supply import DAMAGED, Supply
 from pipeline.words import bytes_in_words, duration_in_words
 
@@ -34,14 +37,14 @@ class Report:
         self.stragglers = Stragglers(me.rank, me.world_size, engine.device)
 
     def step(
-        self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, seconds: float,
-        scores: Mapping[str, float],
-    ) -> None:  # fmt: skip
-        """Tell of the step that took the run to `done` steps, in `seconds`, and of the state's `scores` if any."""
-        self.meter.add(seconds, supply.seconds_waited(), self.clock.seconds())
-        every = self.config.log_every_steps
-        if done % every == 0:
-            slow_ranks = self.stragglers.of_window(self.meter.own_seconds(every), self.meter.means().whole)
+        self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, scores: Mapping[str, float]
+    ) -> None:
+        """Tell of the step that took the run to `done` steps, as `meter` has it, and of the state's `scores` if any."""
+        self.meter.add(supply.seconds_waited(), self.clock.seconds())
+        every, window = self.config.log_every_steps, window_steps(self.config.log_every_steps)
+        slow_ranks: list[str] = []
+        if done % window == 0:
+            slow_ranks = self.stragglers.of_window(self.meter.own_seconds(window), self.meter.means().whole)
         if self.ledger is None:
             return
         figures = self.meter.figures(done)
@@ -50,9 +53,8 @@ class Report:
         )  # fmt: skip
         if done % every == 0 or done in (self.first + 1, self.last):
             log.info(progress_words(done, self.last, result, rate, figures))
-        if done % every == 0:
-            for line in slow_ranks:
-                log.warning(line)
+        for line in slow_ranks:
+            log.warning(line)
         if done in (min(self.first + WARM_STEPS, self.last), self.last):
             log.info(supply.in_words(loader, figures, self.plan))
 
@@ -79,48 +81,33 @@ def log_to_stdout(me: Rank) -> None:
     logging.getLogger("pipeline").setLevel(level)
 
 
-def log_start(config: TrainingConfig, plan: dict, first_step: int) -> None:
-    for line in start_table(config, plan, first_step):
+def log_start(config: TrainingConfig, plan: dict) -> None:
+    for line in start_table(config, plan):
         log.info(line)
-
-
-def start_table(config: TrainingConfig, plan: dict, first_step: int) -> list[str]:
-    """What is trained on what, for how long and how: a line each."""
-    batches, steps, data = plan["batches"], plan["steps"], plan["data"]
-    classes = f", {plan['num_classes']:,} classes" if plan["num_classes"] else ""
-    warmup = steps["warmup_samples"] // config.global_batch_size
-    epochs = steps["samples"] / plan["samples_per_epoch"]
-    going_on = f", going on at step {first_step:,}" if first_step else ""
-    every = config.validation.every_steps
-    return [
-        f"model       {config.encoder.name}, {config.objective.kind}: {plan['parameters'] / 1e6:.4g} M parameters, "
-        f"{plan['training_flops_per_image'] / 1e9:.4g} GFLOP per image",
-        f"images      {plan['samples_per_epoch']:,} of {data['name']}{classes}, "
-        f"{' x '.join(map(str, config.encoder.input_size))} pixels",
-        f"batch       {batches['global_batch_size']:,} = {batches['world_size']} ranks x "
-        f"{batches['micro_batch_size']} images x {batches['gradient_accumulation_steps']} accumulated",
-        f"length      {steps['steps']:,} steps = {epochs:.4g} epochs = {steps['samples']:,} images{going_on}",
-        f"engine      ZeRO stage {config.zero.stage}, {plan['precision']}, clip "
-        f"{config.optimizer.max_grad_norm or 'off'}, moving average {config.ema_decay or 'off'}",
-        f"rate        {config.optimizer.learning_rate:.3g}, warm-up {warmup:,} steps, then "
-        f"{config.optimizer.schedule} to {config.optimizer.end_learning_rate:.3g}",
-        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}",
-        f"validation  {f'every {every:,} steps' if every else 'off'}",
-    ]
 
 
 def result_of(me: Rank, config: TrainingConfig, plan: dict) -> dict:
     """What result.json says of a run that reached its last step."""
-    checkpoint = me.run.newest_checkpoint()
+    checkpoints = me.run.committed_checkpoints()
     return {
         "format_version": 1,
         "stage": config.stage,
         "rehearsal": bool(plan.get("rehearsal")),
         "steps": plan["steps"]["steps"],
-        "checkpoint": str(checkpoint.directory) if checkpoint else None,
+        "checkpoint": str(checkpoints[0].directory) if checkpoints else None,
+        "best": _best(checkpoints, config.validation.best_metric),
         "data_fingerprint": plan["data"]["fingerprint"],
         "metrics": {key: value for key, value in _last_ledger_line(me).items() if "/" in key},
     }
+
+
+def _best(checkpoints: list[Checkpoint], metric: Best | None) -> dict | None:
+    """Which checkpoint was the best in validation, and by what; None where none was scored."""
+    best = best_checkpoint(checkpoints, metric)
+    if best is None:
+        return None
+    value = best.manifest["validation"][metric[0]]
+    return {"step": best.step, "directory": str(best.directory), "metric": metric[0], "value": value}
 
 
 def progress_words(
@@ -132,7 +119,8 @@ def progress_words(
     return (
         f"step {step}/{last}  loss {result.loss:.4f}  gradient norm {result.gradient_norm:.3f}  rate {rate:.3g}  "
         f"{figures['perf/images_per_second']:.1f} images/s{mfu}  "
-        f"{1000 * figures['perf/step_seconds']:.3g} ms a step ({parts})  "
+        f"{1000 * figures['perf/step_seconds']:.3g} ms a step ({parts}) and "
+        f"{1000 * figures['perf/between_steps_seconds']:.3g} between steps  "
         f"data wait {100 * figures['perf/data_wait_share']:.0f} %  "
         f"{bytes_in_words(figures['perf/peak_memory_bytes'])}  {duration_in_words(figures['perf/seconds_left'])} left"
         + ("  (skipped)" if result.skipped else "")

@@ -14,16 +14,16 @@ from pipeline.rank import Rank
 from pipeline.run_directory import RolledBack, write_atomic, write_json
 from pipeline.shards.order import pass_over
 from pipeline.training.engine import Engine
-from pipeline.training.guard import RollBack
+from pipeline.training.guard import BadSteps
 from pipeline.training.supply import Supply
 
 log = logging.getLogger(__name__)
 
 
 def roll_back(
-    me: Rank, bad: RollBack, engine: Engine, loader: Loader, supply: Supply, initial: Callable[[], nn.Module]
-) -> tuple[int, Supply]:
-    """The step to begin again at, and the supply from there, without the samples of the bad steps. Collective.
+    me: Rank, bad: BadSteps, engine: Engine, loader: Loader, supply: Supply, initial: Callable[[], nn.Module]
+) -> int:
+    """The step to begin again at, from where `supply` and `loader` go on without the bad steps' samples. Collective.
 
     The state is that of the newest checkpoint before them, or where there is none that of the module `initial` makes.
     What is passed over is on disk before training goes on, so that a restart passes over it too.
@@ -39,12 +39,13 @@ def roll_back(
         load_checkpoint(engine.state, checkpoint)
     else:
         engine.state.begin_from(dict(initial().named_parameters()))
-    supply = Supply(supply.config, checkpoint.manifest if checkpoint else {}, [*supply.rolled_back, window.positions])
+    supply.begin_from(checkpoint.manifest if checkpoint else {}, [*supply.rolled_back, window.positions])
     loader.begin_again(step, supply.skipped)
     log.warning(
-        "%s: rolled back to step %d; positions %d to %d are passed over", bad, step, window.start, window.end - 1
-    )
-    return step, supply
+        "steps %d to %d were bad: rolled back to step %d; positions %d to %d are passed over",
+        bad.first + 1, bad.last + 1, step, window.start, window.end - 1,
+    )  # fmt: skip
+    return step
 
 
 def _record(me: Rank, window: RolledBack, loader: Loader, positions: np.ndarray) -> None:

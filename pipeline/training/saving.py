@@ -48,11 +48,9 @@ class Saver:
         self._task: Future | None = None  # this rank's part of the save under way
         self._facts: dict[str, Any] | None = None  # of the save under way
         self._committing = False
-        self._started = self._begun = 0.0
+        self._asked = self._started = self._begun = 0.0
         self._cadence = Cadence(self.config.hours_between_failures, plan["nodes"], time.monotonic())
         self._is_time = self._awaited = False
-        if me.is_first:
-            log.info("checkpoints: %s", self.config.interval_in_words(plan["nodes"]))
         self._mirror = CheckpointMirror(self.config.mirror, me.run) if self.config.mirror and me.is_first else None
         if self._mirror and (newest := me.run.newest_checkpoint()):
             self._mirror.copy(newest)  # unless it is there: the attempt before may have been killed while it copied
@@ -72,11 +70,11 @@ class Saver:
 
         `validation` holds the state's metrics, for the manifest.
         """
-        phase, self.me.phase = self.me.phase, "checkpoint"
+        phase, self.me.phase, asked = self.me.phase, "checkpoint", time.perf_counter()
         if self._facts is not None and self.me.is_first:
             log.info("step %d is still being written: training waits for it", self._facts["step"])
         self.finish()
-        self._started = time.perf_counter()
+        self._asked, self._started = asked, time.perf_counter()
         self._awaited = wait or self._is_last(done)
         self._snapshot.lend() if self._awaited else self._snapshot.take()
         self._facts = self._facts_of(done, supply) | ({"validation": dict(validation)} if validation else {})
@@ -84,7 +82,7 @@ class Saver:
         self._begin(write_share, self._snapshot, self.engine.frozen, self._partial(done))
         if self._awaited:
             self.finish()
-        self._begun = time.perf_counter() - self._started
+        self._begun = time.perf_counter() - asked
         self.me.phase = phase
 
     def finish(self) -> None:
@@ -121,8 +119,9 @@ class Saver:
 
     def _commit(self) -> None:
         checkpoint = commit(self.me.run, self.me.attempt, self.engine.state, self.me.world_size, self._facts)
-        seconds = time.perf_counter() - self._started
-        waited = seconds if self._awaited else self._begun + self._snapshot.seconds_waited()
+        now = time.perf_counter()
+        waited = now - self._asked if self._awaited else self._begun + self._snapshot.seconds_waited()
+        seconds = now - self._started
         log.info("saved %s: training waited %.2f s, complete in %.1f s", checkpoint.directory.name, waited, seconds)
         if self.config.weights_every_steps and checkpoint.step % self.config.weights_every_steps == 0:
             write_weights(checkpoint, self.me.run.weights / checkpoint.directory.name)

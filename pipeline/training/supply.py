@@ -24,11 +24,15 @@ class Supply:
     def __init__(
         self, config: TrainingConfig, manifest: Mapping[str, Any], rolled_back: Sequence[tuple[int, int]] = ()
     ):
-        """`manifest` is the resumed checkpoint's; empty at the start of a run. `rolled_back`: a range per roll-back."""
+        """See `begin_from`."""
         self.config = config
+        self.begin_from(manifest, rolled_back)
+
+    def begin_from(self, manifest: Mapping[str, Any], rolled_back: Sequence[tuple[int, int]]) -> None:
+        """`manifest` is the resumed checkpoint's; empty at the start of a run. `rolled_back`: a range per roll-back."""
         self.rolled_back = sorted({*map(tuple, manifest.get("rolled_back", [])), *rolled_back})
         before = map(tuple, manifest.get("skipped", []))
-        self.skipped = merged_ranges([*config.data.skipped, *before, *self.rolled_back])
+        self.skipped = merged_ranges([*self.config.data.skipped, *before, *self.rolled_back])
         before = manifest.get("damaged", {})
         self.damaged = {cause: int(before.get(cause, 0)) for cause in CAUSES}
         self._new = dict.fromkeys(CAUSES, 0)  # of this rank, in this step

@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from models.objectives.batch import Batch
+from pipeline.checkpoints.retention import BestSoFar
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
 from pipeline.config.validation import SPLIT
@@ -35,6 +36,7 @@ class Validation:
         if not self.every or first_step == last_step:
             return
         micro, ranks = config.micro_batch_size, plan["batches"]["world_size"]
+        self.best = BestSoFar(me.run.committed_checkpoints(), config.validation.best_metric)
         self.stream = EvaluationStream(config, sources, SPLIT, micro * ranks)
         self.loader = Loader(
             self.stream, BatchPlan(micro * ranks, micro, ranks, 1), rank=me.rank, first_step=0,
@@ -64,12 +66,14 @@ class Validation:
         sums = engine.evaluate(self._batches(engine))
         count = int(sums.pop("count"))
         assert count == self.stream.num_samples, f"{count} of {self.stream.num_samples} samples were scored"
-        names = {"top1": "accuracy"}
-        scores = {f"{SPLIT}/{names.get(name, name)}": total / count for name, total in sums.items()}
+        scores = {f"{SPLIT}/{name}": total / count for name, total in sums.items()}
         if self.me.is_first:
-            told = ", ".join(f"{name.removeprefix(SPLIT + '/')} {value:.4f}" for name, value in scores.items())
+            marks = {self.best.metric: " (best so far)"} if self.best.take(scores) else {}
+            told = ", ".join(
+                f"{name.removeprefix(SPLIT + '/')} {value:.4f}{marks.get(name, '')}" for name, value in scores.items()
+            )
             seconds = time.perf_counter() - started
-            log.info("validation at step %d: %s (%s images in %.1f s)", done, told, f"{count:,}", seconds)
+            log.info("validation at step %d: %s, %s images in %.1f s", done, told, f"{count:,}", seconds)
         self.me.phase = "train"
         return scores
 

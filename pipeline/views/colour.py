@@ -63,10 +63,12 @@ def turn_hue(image: Image.Image, turn: float) -> Image.Image:
 
 def rand_augment(image: Image.Image, config: AugmentationConfig, generator: np.random.Generator) -> Image.Image:
     """timm's RandAugment; it draws from the global generators, which are seeded from ours and put back."""
-    policy = f"rand-m{config.rand_augment_magnitude:g}-n{config.rand_augment_layers}-inc1"
-    if config.rand_augment_deviation:
-        policy += f"-mstd{config.rand_augment_deviation:g}"
-    transform = _rand_augment_transform(policy, int(min(image.size) * 0.45))
+    transform = rand_augment_transform(
+        config.rand_augment_layers,
+        config.rand_augment_magnitude,
+        config.rand_augment_deviation,
+        int(min(image.size) * 0.45),
+    )
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         random.seed(int(generator.integers(1 << 62)))
@@ -78,7 +80,18 @@ def rand_augment(image: Image.Image, config: AugmentationConfig, generator: np.r
 
 
 @lru_cache(maxsize=8)
-def _rand_augment_transform(policy: str, largest_shift: int):
-    from timm.data.auto_augment import rand_augment_transform
+def rand_augment_transform(layers: int, magnitude: float, deviation: float, largest_shift: int):
+    """timm's RandAugment of increasing operations, with our posterize."""
+    from timm.data.auto_augment import RandAugment, rand_augment_choices, rand_augment_ops
 
-    return rand_augment_transform(policy, {"img_mean": _FILL, "translate_const": largest_shift})
+    settings = {"img_mean": _FILL, "translate_const": largest_shift, "magnitude_std": deviation}
+    operations = rand_augment_ops(magnitude, hparams=settings, transforms=rand_augment_choices("", increasing=True))
+    for operation in operations:
+        if operation.name == "PosterizeIncreasing":
+            operation.aug_fn = posterize
+    return RandAugment(operations, layers)
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **_) -> Image.Image:
+    """The highest bits of each channel; none is a black image, which RandAugment draws and Pillow 13 refuses."""
+    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)

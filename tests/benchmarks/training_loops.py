@@ -97,10 +97,8 @@ def prepared(raw: RawBatch) -> Batch:
 def ours(turns: Any, workspace: Path, stage: int) -> None:
     """The product's own loop, with its ledger, log and meters."""
     from pipeline.training.engine import Engine
-    from pipeline.training.guard import Guard
-    from pipeline.training.loop import _train_steps
+    from pipeline.training.loop import train_steps
     from pipeline.training.report import log_to_stdout
-    from pipeline.training.saving import Saver
     from pipeline.training.supply import Supply
     from pipeline.training.validation import Validation
 
@@ -115,10 +113,7 @@ def ours(turns: Any, workspace: Path, stage: int) -> None:
     }  # fmt: skip
     engine = Engine(micro_module(config), config, batches, precision="fp32")
     validation = Validation(me, config, plan, None, 0, FOR_EVER)  # none: there is no split
-    _train_steps(
-        me, config, plan, engine, turns, Supply(config, {}), validation, Guard(config.guard, plan["precision"]),
-        Saver(me, config, plan, engine), 0, FOR_EVER,
-    )  # fmt: skip
+    train_steps(me, config, plan, engine, turns, Supply(config, {}), validation, 0)
 
 
 def bare(turns: Any, workspace: Path, stage: int) -> None:

@@ -79,6 +79,8 @@ def test_a_profile_takes_one_rank_per_accelerator_and_two_without(monkeypatch):
     monkeypatch.setattr("cluster.profile.accelerators_here", lambda: 4)
     assert resolved_profile(LocalProfile(kind="local")).ranks_per_node == 4
     assert resolved_profile(LocalProfile(kind="local", ranks_per_node=2)).accelerators_per_node == 2
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    assert resolved_profile(LocalProfile(kind="local")).loader_workers == 16
     monkeypatch.setattr("cluster.profile.accelerators_here", lambda: 0)
     resolved = resolved_profile(LocalProfile(kind="local"))
     assert (resolved.ranks_per_node, resolved.accelerators_per_node) == (2, 0) and resolved.loader_workers is not None

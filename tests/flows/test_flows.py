@@ -13,6 +13,7 @@ import yaml
 
 from flows import requests
 from flows.commands import plan_command
+from flows.jobs import rehearsal_message
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
@@ -54,6 +55,16 @@ def test_a_length_set_by_hand_shortens_the_warm_up_and_says_so(home, digits):
     plan = prepared(home, digits, "steps=10", recipe="pretrain_mae_vit_s16").plan()
     assert plan["steps"]["warmup_samples"] == 4096 and not plan.get("rehearsal")
     assert any("warm-up shortened" in note for note in plan["notes"])
+
+
+def test_a_kind_set_by_hand_says_what_it_left_out(home, digits):
+    run = prepared(home, digits, "steps=10", "optimizer.kind=sgd", recipe="pretrain_mae_vit_s16")
+    assert any("--set optimizer.kind=sgd: left out" in note for note in run.plan()["notes"])
+
+
+def test_a_rehearsal_is_not_held_to_ramps_and_traces_of_the_full_run(home, digits):
+    settings = ["optimizer.warmup=30", "profiling.steps=[100, 102]"]
+    assert prepared(home, digits, *settings, recipe="pretrain_mae_vit_s16", rehearse="always").plan()["rehearsal"]
 
 
 def test_a_run_of_years_on_a_processor_is_rehearsed_and_one_of_minutes_is_not(home, digits, monkeypatch):
@@ -140,6 +151,37 @@ def test_only_a_run_at_a_constant_rate_is_made_longer(home, digits):
     assert not constant.result_file.exists()
 
 
+def test_a_run_that_has_begun_to_cool_down_goes_on_from_before(home, digits, caplog):
+    from flows.requests import changed_profile
+    from pipeline.preparation.resume import change_run
+
+    run = prepared(home, digits, "optimizer.schedule=constant", "optimizer.cooldown=5")  # of 20 steps
+    text, placement = changed_profile(run.profile_file, [])
+    for step in (16, 20):
+        committed(run, step)
+    with pytest.raises(InputError, match="begins to fall after step 15, and the oldest checkpoint is of step 16"):
+        change_run(run, ["steps=40"], text, placement)
+    for step in (12, 15):
+        committed(run, step)
+    change_run(run, ["checkpoint.keep=3"], text, placement)
+    assert run.newest_checkpoint().step == 20 and run.plan()["steps"]["steps"] == 20
+    change_run(run, ["steps=40"], text, placement)
+    assert [one.step for one in run.committed_checkpoints()] == [15, 12] and run.plan()["steps"]["steps"] == 40
+    assert "made longer from step 15" in caplog.text
+    assert {path.name for path in run.checkpoints.glob("*.cooled")} == {"step-00000016.cooled", "step-00000020.cooled"}
+    change_run(run, ["optimizer.cooldown=27"], text, placement)  # falls after step 13
+    assert run.newest_checkpoint().step == 12
+    with pytest.raises(InputError, match=r"profiling.steps \[3, 5\]: the run goes on from step 12 and ends at step 40"):
+        change_run(run, ["profiling.steps=[3, 5]"], text, placement)
+    change_run(run, ["steps=50", "profiling.steps=[45, 46]"], text, placement)
+
+
+def committed(run: RunDirectory, step: int) -> None:
+    directory = run.checkpoints / f"step-{step:08d}"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text(json.dumps({"step": step, "files": {}}))
+
+
 def test_another_profile_before_the_first_start_is_taken_and_after_it_refused(home, digits):
     run = prepared(home, digits)
     assert prepared(home, digits, "profile.ranks_per_node=1").plan()["world_size"] == 1
@@ -195,6 +237,18 @@ with prefect_server(home):
 """
 
 
+def test_a_rehearsal_says_in_words_what_the_full_run_costs():
+    said = rehearsal_message({
+        "images_per_second": 0.0123, "peak_memory_bytes_per_rank": 3 * 2**30, "planned_memory_bytes_per_rank": 2**29,
+        "full_run_samples": 1_281_167, "full_run_steps": 313, "full_run_on": "this dataset",
+        "full_run_hours": 28_933.3, "full_run_device_hours": 57_866.6,
+    })  # fmt: skip
+    assert said == (
+        "rehearsal ok: stopped and resumed, 0.0123 images/s, 3.00 GiB per process (planned 512.0 MiB); the full run of "
+        "1,281,167 images (313 steps, on this dataset) would take 3 y 109 d here, 57,867 device-hours"
+    )
+
+
 @pytest.mark.slow
 def test_flows_refuse_rehearse_and_train_on_a_real_server(home, digits):
     environment = os.environ | {"VIT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "ERROR"}
@@ -218,7 +272,7 @@ def test_a_plan_says_in_words_whether_the_run_would_be_input_bound(home, digits)
     code = plan_command("pretrain_mae_debug", [str(digits)], "local", settings, str(home), lines.append)
     (said,) = [line for line in lines if line.startswith("data ")]
     assert code == 0
-    assert re.search(r"the loader gives [\d,]+ images/s here with 1 worker per rank, the model can take roughly", said)
+    assert re.search(r"the loader gives [\d,.]+ images/s here with 1 worker per rank, the model can take roughly", said)
     assert ": not input-bound" in said or ": input-bound; raise profile.loader_workers" in said
 
 

@@ -245,7 +245,7 @@ def test_an_encoder_is_named_our_way_or_timms():
     assert EncoderConfig(name="vit_l16").model_dump(exclude={"name"}) == EncoderConfig(
         name="vit_large_patch16_224"
     ).model_dump(exclude={"name"})
-    with pytest.raises(ValueError, match="no encoder is called `vit_x16`; there are: vit_ti16"):
+    with pytest.raises(ValueError, match="name `vit_x16` is no encoder's; there are: vit_ti16"):
         EncoderConfig(name="vit_x16")
     with pytest.raises(ValueError, match="image_size 30 is not a multiple"):
         EncoderConfig(name="vit_s16", image_size=30)

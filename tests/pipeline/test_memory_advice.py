@@ -1,5 +1,6 @@
 """Whether a run fits, which stage is the lowest that does, and what to change where it does not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,8 @@ GPUS = Placement("local", 1, 8, 4, 8)
 
 @pytest.fixture
 def large(digits, home):
-    """ViT-L at stage 1 with micro-batches of 64, planned for eight accelerators."""
-    overrides = ["global_batch_size=512", "micro_batch_size=64"]
+    """ViT-L at stage 1 with micro-batches of 16, planned for eight accelerators."""
+    overrides = ["global_batch_size=128", "micro_batch_size=16"]
     return requests.prepared_training(
         "pretrain", "pretrain_supervised_vit_l16", data=[str(digits)], placement=GPUS, overrides=overrides,
         home=home, rehearse="never", model=None,
@@ -25,18 +26,31 @@ def on_devices_of(monkeypatch, gibibytes: float) -> None:
     monkeypatch.setattr(memory, "smallest_accelerator_bytes", lambda: int(gibibytes * 2**30 / memory.HEADROOM))
 
 
-def test_what_fits_is_advised_by_the_lowest_stage(large, monkeypatch):
-    need = [memory.needed_bytes(large, GPUS, stage, 64) / 2**30 for stage in range(4)]
+def test_the_lowest_stage_that_fits_is_advised(large, monkeypatch):
+    small = {"micro_batch_size": 2, "global_batch_size": 16}
+    large = replace(large, config=memory.changed(large.config, small))
+    need = [memory.needed_bytes(large, GPUS, {"zero.stage": stage}) / 2**30 for stage in range(4)]
     assert need[0] > need[1] > need[2]
     for stage in range(3):
         on_devices_of(monkeypatch, need[stage] + 0.01)
         assert memory.lowest_stage_that_fits(large, GPUS) == stage
         assert (memory.memory_shortage(large, GPUS) is None) == (stage < 2)
-    assert "what fits: zero.stage=2, or micro_batch_size=32" in memory.memory_shortage(large, GPUS)
-    on_devices_of(monkeypatch, 6.0)
-    assert "what fits: micro_batch_size=16" in memory.memory_shortage(large, GPUS)
-    on_devices_of(monkeypatch, 1.0)
-    assert "the nearest that fits is encoder.name=vit_" in memory.memory_shortage(large, GPUS)
+    assert "what fits: zero.stage=2, or zero.offload_optimizer=cpu" in memory.memory_shortage(large, GPUS)
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "advice"),
+    [
+        (3.0, "what fits: micro_batch_size=8, or activation_checkpointing=true"),
+        (2.0, "what fits: activation_checkpointing=true"),
+        (1.5, "what fits: zero.stage=2 with activation_checkpointing=true, or micro_batch_size=2 with"),
+        (1.0, "what fits: zero.stage=2 with activation_checkpointing=true and zero.offload_optimizer=cpu"),
+        (0.7, "the nearest that fits is encoder.name=vit_s16"),
+    ],
+)
+def test_the_fewest_settings_that_fit_are_advised(large, monkeypatch, gibibytes, advice):
+    on_devices_of(monkeypatch, gibibytes)
+    assert advice in memory.memory_shortage(large, GPUS)
 
 
 def test_nothing_is_said_of_accelerators_that_nobody_can_ask(large, monkeypatch):

@@ -1,6 +1,7 @@
 """What would stop a job minutes after its start is said in one line before it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,19 +22,20 @@ def run(tmp_path, monkeypatch) -> RunDirectory:
     (tmp_path / "run").mkdir()
     run = RunDirectory(tmp_path / "run")
     write_json(run.plan_file, {"ranks_per_node": 2, "accelerators_per_node": 0})
+    run.profile_file.write_text("kind: local\n")
     return run
 
 
-def problem(run: RunDirectory) -> str:
+def problem(run: RunDirectory, accelerators: int = 0) -> str:
     with pytest.raises(InputError) as refused:
-        require_ready(run)
+        require_ready(run, accelerators)
     (line,) = refused.value.problems
     return line
 
 
 def test_a_machine_in_order_is_not_complained_about(run):
-    require_ready(run)
-    assert [path.name for path in run.path.iterdir()] == ["plan.json"]
+    require_ready(run, accelerators=0)
+    assert [path.name for path in run.path.iterdir() if path != run.profile_file] == ["plan.json"]
 
 
 def test_a_run_directory_that_cannot_be_written_is_refused(run, monkeypatch):
@@ -48,7 +50,9 @@ def test_a_run_directory_that_cannot_be_written_is_refused(run, monkeypatch):
 
 def test_a_full_disk_is_refused(run, monkeypatch):
     monkeypatch.setattr(preflight, "LEAST_FREE_BYTES", 1 << 62)
-    assert f"{run.path}: its disk is full, " in problem(run)
+    assert re.fullmatch(
+        f"{run.path}: its disk is full, .* are free; free some, or choose another --run-dir", problem(run)
+    )
 
 
 @pytest.fixture
@@ -77,22 +81,22 @@ def test_the_lock_that_an_older_torch_left_is_named_with_the_command_that_remove
     lock.touch()
     assert problem(run).endswith(f"remove it: rm {lock}")  # however young it is
     with python("pass", lock.parent):
-        require_ready(run)  # somebody builds there
+        require_ready(run, accelerators=0)  # somebody builds there
     with python(f"import os; os.open({str(lock.relative_to(tmp_path))!r}, os.O_RDONLY)", tmp_path):
-        require_ready(run)  # somebody is about to
+        require_ready(run, accelerators=0)  # somebody is about to
 
 
 def test_the_lock_file_that_torch_leaves_after_every_build_stops_nobody(run, lock, tmp_path, monkeypatch):
-    require_ready(run)
+    require_ready(run, accelerators=0)
     monkeypatch.setattr(preflight, "has_advisory_locks", lambda: True)
-    require_ready(run)
+    require_ready(run, accelerators=0)
     hold = "import fcntl; file = open({!r}); fcntl.flock(file, fcntl.LOCK_EX)"
     with python(hold.format("lock"), lock.parent):
-        require_ready(run)  # somebody builds there
+        require_ready(run, accelerators=0)  # somebody builds there
     with python(hold.format(str(lock.relative_to(tmp_path))), tmp_path) as holder:
         assert problem(run).startswith(f"{lock}: held by process {holder.pid} (python")
         lock.touch()
-        require_ready(run)  # it may have just begun
+        require_ready(run, accelerators=0)  # it may have just begun
 
 
 def test_whose_lock_it_is_is_known_of_this_torch():
@@ -107,14 +111,34 @@ def test_a_run_that_trains_on_another_machine_is_not_started_a_second_time(run):
     write_json(attempt.path / "heartbeat" / "node-000", beat)
     assert "attempt 1 runs on else as process 7, heard of 0 s ago; stop it there first" in problem(run)
     write_json(attempt.path / "heartbeat" / "node-000", beat | {"time": time.time() - FRESH_SECONDS - 1})
-    require_ready(run)
+    require_ready(run, accelerators=0)
     write_json(attempt.path / "heartbeat" / "node-000", beat)
     write_json(attempt.path / "exit" / "verdict.json", {"code": 75, "reason": "stopped"})
-    require_ready(run)
+    require_ready(run, accelerators=0)
 
 
 def test_too_little_shared_memory_matters_only_between_accelerators(run, monkeypatch):
     monkeypatch.setattr(preflight, "SHARED_MEMORY_PER_RANK", 1 << 62)
-    require_ready(run)
+    require_ready(run, accelerators=0)
     write_json(run.plan_file, {"ranks_per_node": 2, "accelerators_per_node": 2})
-    assert "--shm-size=" in problem(run)
+    assert "--shm-size=" in problem(run, accelerators=2)
+
+
+def test_accelerators_that_are_not_there_are_refused_before_a_rank_dies_of_it(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    write_json(run.plan_file, {"ranks_per_node": 2, "accelerators_per_node": 2})
+    assert problem(run) == (
+        "profile.accelerators_per_node: 2 for 2 ranks, which take one each, and this machine has none; "
+        "set profile.accelerators_per_node=0 to compute without, or run where there are 2"
+    )
+    require_ready(run, accelerators=2)
+    run.profile_file.write_text("kind: slurm\n")
+    require_ready(run, accelerators=0)  # this machine is not where it will run
+
+
+def test_torch_has_the_last_word_on_what_accelerators_there_are(run, monkeypatch):
+    monkeypatch.setattr(preflight, "_accelerators_of_torch", lambda: 2)  # as where the driver has no /dev/nvidia0
+    write_json(run.plan_file, {"ranks_per_node": 2, "accelerators_per_node": 2})
+    require_ready(run, accelerators=0)
+    write_json(run.plan_file, {"ranks_per_node": 4, "accelerators_per_node": 2})
+    assert "and this machine has 2; set profile.ranks_per_node=2 and" in problem(run, accelerators=2)

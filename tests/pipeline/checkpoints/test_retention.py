@@ -7,8 +7,9 @@ from collections import namedtuple
 import pytest
 
 from pipeline.checkpoints.cadence import FIRST_SECONDS, LONGEST_SECONDS, Cadence, best_interval_seconds
-from pipeline.checkpoints.retention import prune_checkpoints, require_room
+from pipeline.checkpoints.retention import BestSoFar, best_checkpoint, prune_checkpoints, require_room
 from pipeline.config.checkpoint import CheckpointConfig
+from pipeline.config.plan import StepPlan
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory, write_json
 
@@ -42,6 +43,33 @@ def test_the_newest_every_nth_and_the_best_stay(run):
     assert steps(run) == [60]
 
 
+def test_the_last_before_the_rate_falls_stays_for_a_longer_run(run, monkeypatch):
+    write_json(run.plan_file, {"steps": StepPlan(1000, 100, 0, cooldown_samples=650)._asdict()})  # falls after step 35
+    for step in (10, 20, 30, 40, 50, 60):
+        commit(run, step)
+    prune_checkpoints(run, CheckpointConfig(keep=2))
+    assert steps(run) == [60, 50, 30]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(100, 100, 0))
+    with pytest.raises(InputError, match="for 4 checkpoints"):
+        require_room(run, CheckpointConfig(keep=2), 10)
+
+
+def test_a_score_that_is_no_number_is_never_the_best(run):
+    for step, loss in ((10, 0.9), (20, 0.5), (30, math.nan)):
+        commit(run, step, loss=loss)
+    assert best_checkpoint(run.committed_checkpoints(), ("loss", "min")).step == 20
+    assert best_checkpoint(run.committed_checkpoints(), ("loss", "max")).step == 10
+    assert best_checkpoint(run.committed_checkpoints(), ("accuracy", "max")) is None
+
+
+def test_the_best_so_far_is_that_of_the_attempts_before_too(run):
+    commit(run, 10, loss=0.5)
+    so_far = BestSoFar(run.committed_checkpoints(), ("loss", "min"))
+    told = [so_far.take({"loss": loss}) for loss in (0.6, math.nan, 0.5, 0.4, 0.45)]
+    assert told == [False, False, True, True, False]
+    assert not BestSoFar([], ("loss", "min")).take({"accuracy": 1.0}) and not BestSoFar([], None).take({"loss": 0.1})
+
+
 def test_what_does_not_verify_counts_for_nothing_and_what_was_left_behind_goes(run):
     for step in (10, 20, 30):
         commit(run, step)
@@ -59,7 +87,7 @@ def test_a_disk_without_room_is_named_before_the_first_step(run, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     config = CheckpointConfig(keep=2)
     require_room(run, config, 10)
-    with pytest.raises(InputError, match=r"checkpoints: 0.00 GiB free, .* for 3 checkpoints .*lower checkpoint.keep"):
+    with pytest.raises(InputError, match=r"checkpoints: 0.0 MiB free, .* for 3 checkpoints .*lower checkpoint.keep"):
         require_room(run, config, 11)
     with pytest.raises(InputError, match="for 4 checkpoints"):
         require_room(run, config, 10, ("accuracy", "max"))

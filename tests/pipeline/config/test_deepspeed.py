@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.config.deepspeed import REDUCE_BUCKET_ELEMENTS, deepspeed_config, reduces_to_owners
 from pipeline.config.plan import count_parameters, plan_batches
-from pipeline.config.recipe import load_recipe
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import InputError
+from tests.recipes import load_recipe
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "deepspeed"
 PARAMETERS, WORLD_SIZE = 304_000_000, 8  # about ViT-L
@@ -58,5 +58,8 @@ def test_optimizers_that_need_whole_tensors_are_refused_under_zero(kind):
 
 
 def test_offload_without_zero_is_refused():
-    with pytest.raises(InputError, match="zero: offload_optimizer cpu: plain data parallel has no offload"):
+    with pytest.raises(
+        InputError,
+        match="--set zero.stage, zero.offload_optimizer: offload_optimizer cpu: plain data parallel has no offload",
+    ):
         load_recipe(PretrainConfig, "pretrain_mae_debug", ["zero.stage=0", "zero.offload_optimizer=cpu"])

@@ -5,7 +5,13 @@ import time
 
 import pytest
 
+from pipeline.config.plan import BatchPlan
 from pipeline.errors import FaultError
+from pipeline.loading.loader import Loader
+from pipeline.loading.sources import Sources
+from pipeline.loading.stream import SampleStream
+from pipeline.preparation.placement import Placement
+from pipeline.preparation.training import prepare_training
 from pipeline.shards.index import read_index
 from tests.pipeline.flaky_proxy import Fault
 from tests.pipeline.loading.test_loader import drawn, loader, same
@@ -66,3 +72,21 @@ def test_a_cache_that_cannot_hold_what_is_read_at_a_time_is_not_filled_in_vain(
     assert same(drawn(loader(uploaded, workers=1, last_step=2)), expected)
     assert "lanes of this node read" in caplog.text and "raise VIT_SHARD_CACHE_BYTES" in caplog.text
     assert not [name for name in os.listdir(cache) if name.endswith(".tar")]
+
+
+def test_the_plan_notes_of_a_small_cache_what_the_ranks_will_log(uploaded, proxy, cache, monkeypatch, caplog):
+    index = read_index(uploaded)
+
+    def prepared():
+        here = Placement("local", nodes=1, ranks_per_node=2, loader_workers=1, accelerators_per_node=0)
+        return prepare_training("pretrain", "pretrain_mae_debug", ["data.lanes=4"], Sources((index,)), here)
+
+    assert not any("shard cache" in note for note in prepared().notes)
+    monkeypatch.setenv("VIT_SHARD_CACHE_BYTES", "30000")
+    run = prepared()
+    (note,) = [note for note in run.notes if "shard cache" in note]
+    plan = BatchPlan(**run.plan["batches"])
+    stream = SampleStream(run.config, [index])
+    Loader(stream, plan, rank=0, first_step=0, last_step=1, workers=0, ranks_per_node=2).close()
+    assert [record.getMessage() for record in caplog.records if "shard cache" in record.getMessage()] == [note]
+    assert "the 4 lanes of this node read" in note

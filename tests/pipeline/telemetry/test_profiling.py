@@ -3,8 +3,11 @@
 import csv
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
@@ -33,7 +36,29 @@ def test_chosen_steps_are_traced_on_every_rank_with_what_they_exchange(tmp_path)
         assert all(float(row["calls_per_step"]) == int(float(row["calls_per_step"])) for row in rows)
 
 
+TRACED = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from pipeline.config.profiling import ProfilingConfig
+from pipeline.telemetry.profiling import StepTrace
+me = SimpleNamespace(attempt=SimpleNamespace(path=Path(sys.argv[1])), rank=0, is_first=True)
+trace = StepTrace(me, ProfilingConfig(steps=(1, 1)))
+trace.before(1)
+torch.ones(3) + 1
+trace.after(1, 5)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU the profiler's own words may matter")
+def test_the_profiler_has_nothing_to_say_on_a_processor(tmp_path):
+    done = subprocess.run([sys.executable, "-c", TRACED, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "profile" / "rank-00000.json.gz").exists()
+
+
 def test_a_range_that_ends_before_it_begins_is_refused(tmp_path):
     small_dataset(tmp_path, per_class=5, splits="hash", split_fractions={"train": 1.0})
-    with pytest.raises(InputError, match=r"profiling: steps is \[first, last\], and 5 is after 4"):
+    with pytest.raises(InputError, match=r"--set profiling.steps: steps is \[first, last\], and 5 is after 4"):
         new_run(tmp_path, str(tmp_path / "dataset"), "mae", "profiling.steps=[5, 4]")

@@ -8,8 +8,9 @@ import torch
 
 from models.build import build_objective
 from models.objectives.batch import Batch
-from pipeline.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoints.checkpoint import commit, load_checkpoint, partial_directory, write_share
 from pipeline.checkpoints.files import read_weights
+from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.config import deepspeed
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
@@ -55,6 +56,8 @@ def train_plainly(config: PretrainConfig, steps: int) -> tuple[list[tuple[float,
     """The reference: one process, plain PyTorch, the whole global batch at once."""
     module = module_of(config)
     optimizer = build_optimizer(parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer)
+    for group in optimizer.param_groups:
+        group["fused"] = False  # torch's plain loop over tensors
     trace = []
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -78,12 +81,11 @@ def train_on_engine(
     engine = Engine(
         module_of(config), config, plan_batches(GLOBAL_BATCH, config.micro_batch_size, world_size), precision="fp32"
     )
-    run, first = RunDirectory(folder), 0
+    trace, first = [], 0
     if resume_from is not None:
         checkpoint = RunDirectory(resume_from).newest_checkpoint()
         load_checkpoint(engine.state, checkpoint)
         first = checkpoint.step
-    trace = []
     share = GLOBAL_BATCH // world_size
     for step in range(first, steps):
         whole = global_batch(step)
@@ -96,15 +98,23 @@ def train_on_engine(
             parts[0] = parts[0]._replace(images=parts[0].images * math.nan)
         result = engine.step(parts, rate_of(step), stop=False)
         trace.append((result.loss, result.gradient_norm, result.skipped))
+    save_state(engine, folder, steps)
+    return trace
+
+
+def save_state(engine: Engine, folder: str, step: int) -> None:
+    """The state as a checkpoint of a run `folder` that has no more than that. Collective."""
+    run, rank, world_size = RunDirectory(folder), engine.rank, engine.plan.world_size
     if rank == 0:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(run.job_file, {"attempt": 1})
+    snapshot = Snapshot(engine.state, rank, world_size)
+    snapshot.lend()
+    write_share(snapshot, engine.frozen, partial_directory(run, run.attempt(1), step))
     engine.accelerator.wait_for_everyone()
-    save_checkpoint(
-        engine.state, run, run.attempt(1), rank=rank, world_size=world_size, frozen=engine.frozen,
-        facts={"step": steps, "ema": False},
-    )  # fmt: skip
-    return trace
+    if rank == 0:
+        commit(run, run.attempt(1), engine.state, world_size, {"step": step, "ema": False})
+    engine.accelerator.wait_for_everyone()
 
 
 def saved_weights(folder: str, *, average: bool = False) -> dict[str, torch.Tensor]:

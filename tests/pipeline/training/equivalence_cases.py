@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 import torch
 
 from models.objectives.batch import Batch
-from pipeline.checkpoints.checkpoint import save_checkpoint
 from pipeline.config import deepspeed
 from pipeline.config.plan import StepPlan, plan_batches
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.training import PretrainConfig
-from pipeline.run_directory import RunDirectory, write_json
 from pipeline.training.engine import Engine
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.schedule import learning_rate
 from pipeline.views.mixing import mix_batch
-from tests.pipeline.training.engine_cases import CLASSES, module_of, saved_weights
+from tests.pipeline.training.engine_cases import CLASSES, module_of, save_state, saved_weights
 
 STEPS, GLOBAL_BATCH, IMAGE_SIZE = 20, 32, 16
 
@@ -76,6 +74,8 @@ def train_plainly(config: PretrainConfig) -> Training:
     """One process, plain PyTorch, the whole global batch at once."""
     module = module_of(config)
     optimizer = build_optimizer(parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer)
+    for group in optimizer.param_groups:
+        group["fused"] = False  # torch's plain loop over tensors
     average = {name: p.detach().clone() for name, p in module.named_parameters()}
     losses, norms, rates = [], [], []
     for step in range(config.steps):
@@ -120,15 +120,7 @@ def _train(config: PretrainConfig, folder: str) -> tuple[Any, ...]:
         losses.append(result.loss)
         norms.append(result.gradient_norm)
         rates.append(sorted({group["lr"] for group in engine.state.base.param_groups}))
-    run = RunDirectory(folder)
-    if rank == 0:
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_json(run.job_file, {"attempt": 1})
-    engine.accelerator.wait_for_everyone()
-    save_checkpoint(
-        engine.state, run, run.attempt(1), rank=rank, world_size=world_size, frozen=engine.frozen,
-        facts={"step": config.steps, "ema": False},
-    )  # fmt: skip
+    save_state(engine, folder, config.steps)
     return losses, norms, rates
 
 

@@ -129,6 +129,26 @@ def train_while_writing(folder: str) -> dict[str, object]:
     return found
 
 
+def save_before_the_last_is_written(folder: str) -> tuple[float, list[float]]:
+    """Seconds that the second of two saves took, which had to wait for the first; and what was said of each."""
+    training, stalls = Training(folder), []
+    training.saver._cadence.measured = lambda stall_seconds, seconds: stalls.append(stall_seconds)
+
+    def slowly(original, *arguments):
+        time.sleep(0.5)
+        original(*arguments)
+
+    with writing(slowly):
+        training.steps()
+        training.save()
+        training.steps()
+        began = time.perf_counter()
+        training.save()
+        seconds = time.perf_counter() - began
+        training.saver.finish()
+    return seconds, stalls
+
+
 def change_while_copying(folder: str, stage: int) -> dict[str, object]:
     """A step, then a validation by the moving average, each begun before a slow copy of the state is through."""
     training, found = Training(folder, stage=stage), {}

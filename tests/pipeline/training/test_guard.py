@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.guard import GuardConfig
 from pipeline.run_directory import RolledBack, RunDirectory
 from pipeline.training.engine import StepResult
-from pipeline.training.guard import LEAST, Guard, RollBack
+from pipeline.training.guard import LEAST, Guard
 from tests.pipeline.training.runs import BATCH, new_run, recorded, train_until
 from tests.ranks import run_on_ranks
 
@@ -24,10 +24,8 @@ BAD = StepResult(math.nan, math.inf, True, False, {})
 def judge_all(guard: Guard, results: list[StepResult]) -> tuple[int, int] | None:
     """Steps that the guard wants to go back over, counted from 0."""
     for step, result in enumerate(results):
-        try:
-            guard.judge(step, result)
-        except RollBack as bad:
-            return bad.first, bad.last
+        if (bad := guard.judge(step, result)) is not None:
+            return bad
     return None
 
 

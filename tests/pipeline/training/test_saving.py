@@ -20,6 +20,12 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_a_failed_write_ends_
         assert "attempt 1 was replaced by attempt 2; it may not commit" in found["cut-off attempt"]
 
 
+def test_what_a_save_waits_for_the_one_before_is_counted_as_its_cost(tmp_path):
+    (seconds, stalls), _ = run_on_ranks(saver_cases.save_before_the_last_is_written, 2, str(tmp_path))
+    assert seconds > 0.3 and stalls[0] < 0.3
+    assert stalls[1] == pytest.approx(seconds, abs=0.1)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_state_changes_only_when_its_copy_is_through(stage, tmp_path):
     for found in run_on_ranks(saver_cases.change_while_copying, 2, str(tmp_path), stage):

@@ -4,11 +4,11 @@ import pytest
 
 from pipeline.config.optimizer import AdamWConfig
 from pipeline.config.plan import StepPlan, plan_steps
-from pipeline.config.recipe import load_recipe
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import InputError
 from pipeline.training.optimizer import parameter_groups
 from pipeline.training.schedule import learning_rate
+from tests.recipes import load_recipe
 
 
 def rate(seen: int, schedule: str = "cosine", warmup: int = 100, cooldown: int = 0, samples: int = 1000) -> float:

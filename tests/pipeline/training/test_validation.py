@@ -108,8 +108,8 @@ def one_at_a_time(module, stream, config) -> dict[str, float]:
         batch = to_device(raw, torch.device("cpu"), config.data.mean, config.data.std, torch.float32)
         outcome = module(batch)
         sums["validation/loss"] = sums.get("validation/loss", 0.0) + outcome.loss.item()
-        if "top1" in outcome.sums:
-            sums["validation/accuracy"] = sums.get("validation/accuracy", 0.0) + outcome.sums["top1"].item()
+        if "accuracy" in outcome.sums:
+            sums["validation/accuracy"] = sums.get("validation/accuracy", 0.0) + outcome.sums["accuracy"].item()
     return {name: total / stream.num_samples for name, total in sums.items()}
 
 
@@ -146,7 +146,15 @@ def test_a_run_is_scored_at_its_cadence_and_at_its_end_and_trains_as_without(pic
         run_on_ranks(train_whole, 2, str(run.path))
         ledgers.append(ledger_of(run))
         result = json.loads(run.result_file.read_text())["metrics"]
-        assert ("validation/accuracy" in result) == bool(every)
+        assert ("validation/accuracy" in result) == bool(every) and "train/accuracy" in result
+        best = json.loads(run.result_file.read_text())["best"]
+        if every:
+            scored = {line["step"]: line["validation/accuracy"] for line in ledgers[0] if "validation/accuracy" in line}
+            step, value = max(scored.items(), key=lambda item: (item[1], item[0]))
+            directory = str(run.checkpoints / f"step-{step:08d}")
+            assert best == {"step": step, "directory": directory, "metric": "validation/accuracy", "value": value}
+        else:
+            assert best is None
     assert [line["step"] for line in ledgers[0] if "validation/loss" in line] == [3, 6, 7]
     losses = [[line["train/loss"] for line in lines] for lines in ledgers]
     assert losses[0] == losses[1]

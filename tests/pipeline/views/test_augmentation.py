@@ -193,3 +193,22 @@ def test_a_tenth_of_the_labels_is_a_tenth_of_every_class_and_always_the_same(dig
     for label in range(10):
         assert labels.count(label) == round(0.1 * (everything == label).sum())
     assert all((a == b).all() for a, b in zip(selection.chosen, again.chosen, strict=True))
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"jitter_brightness": 1e12, "jitter_contrast": 1e12, "jitter_saturation": 1e12, "jitter_hue": 0.5},
+        {"affine_degrees": 1e12, "affine_scale": 1 - 1e-12, "affine_shift": 1},
+        {"crop_scale": (0, 0)},
+        {"crop_ratio": (0.01, 0.01)},
+        {"crop_ratio": (0.01, 100)},
+        {"rand_augment_layers": 20, "rand_augment_magnitude": 10, "rand_augment_deviation": 1e12},
+        {"three_augment": True},
+    ],
+)
+@pytest.mark.parametrize("shape", [(16, 48, 3), (1, 1, 3)])
+def test_settings_at_the_ends_of_what_is_accepted_make_views(extreme, shape):
+    content = encoded(photographs()[0].resize((90, 60)), "JPEG")
+    for seed in range(10):
+        view(content, AugmentationConfig(**extreme), seed, shape=shape)

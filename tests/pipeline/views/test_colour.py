@@ -6,12 +6,21 @@ from PIL import Image
 from pydantic import ValidationError
 from torchvision.transforms import functional
 
-from pipeline.config.recipe import load_recipe
+from pipeline.config.recipe import read_yaml, recipe_names, recipe_path
 from pipeline.config.training import AugmentationConfig, PretrainConfig
 from pipeline.errors import InputError
 from pipeline.shards.decoding import ImageFault
-from pipeline.views.colour import colour_jitter, rand_augment, recolour, three_augment, turn_hue
+from pipeline.views.colour import (
+    colour_jitter,
+    posterize,
+    rand_augment,
+    rand_augment_transform,
+    recolour,
+    three_augment,
+    turn_hue,
+)
 from tests.pipeline.photographs import photographs
+from tests.recipes import load_recipe
 
 PHOTO = photographs()[1].resize((96, 64))
 
@@ -98,3 +107,32 @@ def test_colours_need_three_channels(override):
 def test_augmentations_that_cannot_be_are_refused(keys, words):
     with pytest.raises(ValidationError, match=words):
         AugmentationConfig(**keys)
+
+
+def rand_augments_of_recipes() -> list[tuple[float, float]]:
+    augmentations = [read_yaml(recipe_path(name)).get("augmentation", {}) for name in recipe_names()]
+    used = [found for found in augmentations if found.get("rand_augment_layers")]
+    return sorted({(found["rand_augment_magnitude"], found.get("rand_augment_deviation", 0)) for found in used})
+
+
+@pytest.mark.parametrize(("magnitude", "deviation"), [*rand_augments_of_recipes(), (9.5, 0), (0, 1e-5), (10, 300)])
+def test_rand_augment_takes_whatever_it_draws(magnitude, deviation):
+    """At magnitude 10 one draw in 15 keeps no bits at all."""
+    config = AugmentationConfig(
+        rand_augment_layers=2, rand_augment_magnitude=magnitude, rand_augment_deviation=deviation
+    )
+    image = PHOTO.resize((32, 32))
+    assert all(rand_augment(image, config, generator(seed)).size == (32, 32) for seed in range(1500))
+
+
+@pytest.mark.parametrize("magnitude", [0, 5, 9.9, 10])
+def test_every_operation_takes_the_ends_of_the_scale(magnitude):
+    for operation in rand_augment_transform(1, magnitude, 0.0, 14).ops:
+        operation.prob = 1.0
+        assert operation(PHOTO).size == PHOTO.size
+
+
+def test_no_bits_kept_are_black_and_others_are_pillows():
+    assert not np.asarray(posterize(PHOTO, 0)).any()
+    for bits in range(1, 9):
+        assert (np.asarray(posterize(PHOTO, bits)) == np.asarray(PHOTO) & (256 - (1 << 8 - bits))).all()

@@ -1,0 +1,130 @@
+"""What `vit plan` says of a prepared run: what follows from it, whether its data keep up here, and what it costs."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from cluster.profile import LocalProfile
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, InputError
+from pipeline.launch import environment_of_ranks
+from pipeline.loading.verdict import expected_images_per_second, expected_verdict
+from pipeline.preparation.training import PreparedRun
+from pipeline.words import bytes_in_words, duration_in_words, number_in_words
+
+ASSUMED_FLOPS = 1e14  # per second, where no accelerator can be timed: about what an A100 reaches at training a ViT
+
+
+def plan_lines(prepared: PreparedRun, profile: str, lowest_stage: int | None) -> list[str]:
+    """What is known before anything is measured; `lowest_stage` fits, None where none does or nobody knows."""
+    plan, batches, steps = prepared.plan, prepared.plan["batches"], prepared.plan["steps"]
+    epochs = steps["samples"] / plan["samples_per_epoch"]
+    lines = [
+        f"recipe      {prepared.name} on {plan['data']['name']}; profile {profile}: {_placement_in_words(plan)}",
+        f"length      {steps['steps']:,} steps = {number_in_words(epochs)} epochs of {plan['samples_per_epoch']:,} "
+        f"images: {steps['samples']:,} images seen",
+        f"batch       {batches['global_batch_size']:,} images = {batches['world_size']} ranks x "
+        f"micro-batch {batches['micro_batch_size']} x {batches['gradient_accumulation_steps']:,} accumulated",
+        f"model       {number_in_words(plan['parameters'] / 1e6)} M parameters, "
+        f"{number_in_words(plan['training_flops_per_image'] / 1e9)} GFLOP per training image",
+        *_memory_lines(prepared, lowest_stage),
+        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, "
+        f"{prepared.config.checkpoint.interval_in_words(plan['nodes'])}",
+    ]
+    return lines + [f"note        {note}" for note in prepared.notes]
+
+
+def _placement_in_words(plan: dict[str, Any]) -> str:
+    devices = "an accelerator each" if plan["accelerators_per_node"] else "no accelerator"
+    nodes, ranks = _counted(plan["nodes"], "node"), _counted(plan["ranks_per_node"], "rank")
+    return f"{nodes} x {ranks}, {devices}, {_counted(plan['loader_workers'], 'loader worker')} each"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _memory_lines(prepared: PreparedRun, lowest_stage: int | None) -> list[str]:
+    plan = prepared.plan
+    sizes = "  ".join(
+        f"{name.removeprefix('stage ')}: {bytes_in_words(size)}" for name, size in plan["memory_bytes_per_rank"].items()
+    )
+    advice = "" if lowest_stage is None else f"; the lowest that fits here: {lowest_stage}"
+    lines = [
+        f"memory      per rank by ZeRO stage (estimate)  {sizes}",
+        f"            this recipe: stage {prepared.config.zero.stage}, {plan['precision']}{advice}",
+    ]
+    if plan["accelerators_per_node"] == 0:
+        lines.append(
+            f"            and {bytes_in_words(plan['host_bytes_per_rank'])} for the process and a checkpoint's copy"
+        )
+    return lines
+
+
+def measured(prepared: PreparedRun, profile: LocalProfile) -> tuple[int, list[str]]:
+    """Whether the run would be input-bound on this machine, and how long it would take: an exit code, and lines.
+
+    Measured in a process of its own, which may load torch, in the environment of a rank. What the data would make of a
+    training, damaged or out of reach, it makes of the plan.
+    """
+    request = {"config": prepared.config.model_dump(mode="json"), "plan": prepared.plan}
+    process = subprocess.run(
+        [sys.executable, "-m", "pipeline.loading.probe"], input=json.dumps(request), capture_output=True, text=True,
+        env=environment_of_ranks(prepared.plan, os.environ | profile.env),
+    )  # fmt: skip
+    words = process.stderr.strip().splitlines()
+    if process.returncode == EXIT_INPUT:
+        raise InputError(*words)
+    if process.returncode:
+        reason = words[-1] if words else f"its process ended with {process.returncode}"
+        code = process.returncode if process.returncode in (EXIT_FAILED, EXIT_FAULT) else EXIT_FAULT
+        return code, [f"data        the loader could not be measured: {reason}"]
+    figures, workers = json.loads(process.stdout.splitlines()[-1]), prepared.plan["loader_workers"]
+    notes = [note for note in figures.pop("notes") if note not in prepared.notes]
+    verdict = expected_verdict(**figures, workers=workers, config=prepared.config)
+    lines = [f"data        {line}" for line in [*notes, verdict]]
+    if figures["model_images_per_second"] is None:
+        return EXIT_DONE, lines + unmeasured_lines(prepared.plan, profile.price_per_device_hour)
+    speed = expected_images_per_second(**figures, workers=workers) * prepared.plan["nodes"]
+    return EXIT_DONE, lines + cost_lines(prepared, speed, profile.price_per_device_hour)
+
+
+def cost_lines(prepared: PreparedRun, images_per_second: float, price_per_device_hour: float) -> list[str]:
+    """Time, accelerators' time and price of the whole run at a speed; and where its budget ends it."""
+    plan, budget = prepared.plan, prepared.config.budget_gpu_hours
+    seconds, steps = plan["steps"]["samples"] / images_per_second, plan["steps"]["steps"]
+    rank_hours = seconds / 3600 * plan["world_size"]
+    lines = [f"time        about {duration_in_words(seconds)}"]
+    if cost := _cost(plan, seconds, price_per_device_hour):
+        lines.append(f"cost        {cost}")
+    if budget is not None and rank_hours > budget:
+        lines.append(
+            f"budget      all of it takes about {number_in_words(rank_hours)} rank-hours and budget_gpu_hours is "
+            f"{number_in_words(budget)}: the run will stop with a checkpoint at about step "
+            f"{int(steps * budget / rank_hours):,} of {steps:,}"
+        )
+    return lines
+
+
+def unmeasured_lines(plan: dict[str, Any], price_per_device_hour: float) -> list[str]:
+    """Instead of the time, where the plan is for accelerators and this machine has none."""
+    devices = plan["accelerators_per_node"] * plan["nodes"]
+    seconds = plan["steps"]["samples"] * plan["training_flops_per_image"] / (ASSUMED_FLOPS * devices)
+    return [
+        f"time        not measured: profile.accelerators_per_node is {plan['accelerators_per_node']} and there is no "
+        "accelerator here; run `vit plan` where they are",
+        f"cost        not measured; {ASSUMED_FLOPS / 1e12:.0f} TFLOP/s from each would make it "
+        f"{duration_in_words(seconds)}, {_cost(plan, seconds, price_per_device_hour)}",
+    ]
+
+
+def _cost(plan: dict[str, Any], seconds: float, price_per_device_hour: float) -> str:
+    """Hours of all devices, where that says more than the time, and their price, where it is known."""
+    hours = seconds / 3600 * max(1, plan["accelerators_per_node"]) * plan["nodes"]
+    price = price_per_device_hour * hours
+    parts = [f"price {price:,.2f}" if price >= 0.01 else "price less than 0.01"] if price else []
+    if plan["accelerators_per_node"] or plan["nodes"] > 1:
+        unit = "GPU-hours" if plan["accelerators_per_node"] else "machine-hours"
+        parts.insert(0, f"{number_in_words(hours)} {unit}")
+    return ", ".join(parts)

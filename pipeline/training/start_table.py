@@ -1,0 +1,59 @@
+"""What a run is about to do, in a table: the first thing that its log and its terminal say. Torch-free."""
+
+from pipeline.config.training import TrainingConfig
+from pipeline.words import bytes_in_words
+
+
+def start_table(config: TrainingConfig, plan: dict) -> list[str]:
+    """What is trained on what, for how long and how: a line each."""
+    batches, steps, data = plan["batches"], plan["steps"], plan["data"]
+    classes = f", {plan['num_classes']:,} classes" if plan["num_classes"] else ""
+    epochs = steps["samples"] / plan["samples_per_epoch"]
+    every = config.validation.every_steps
+    return [
+        f"model       {config.encoder.name}, {config.objective.kind}: {plan['parameters'] / 1e6:.4g} M parameters, "
+        f"{plan['training_flops_per_image'] / 1e9:.4g} GFLOP per image",
+        f"images      {plan['samples_per_epoch']:,} of {data['name']}{classes}, "
+        f"{' x '.join(map(str, config.encoder.input_size))} pixels",
+        f"batch       {batches['global_batch_size']:,} = {batches['world_size']} ranks x "
+        f"{batches['micro_batch_size']} images x {batches['gradient_accumulation_steps']} accumulated",
+        f"length      {steps['steps']:,} steps = {epochs:.4g} epochs = {steps['samples']:,} images",
+        f"engine      {_engine_in_words(config, plan)}",
+        f"optimizer   {config.optimizer.kind}, clip {config.optimizer.max_grad_norm or 'off'}, "
+        f"moving average {config.ema_decay or 'off'}",
+        f"rate        {_rate_in_words(config, steps)}",
+        f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}"
+        f"{', and at every validation' if every else ''}",
+        f"validation  {f'every {every:,} steps' if every else 'off'}",
+        f"guard       {_guard_in_words(config)}",
+        *([f"budget      {config.budget_gpu_hours:g} GPU-hours"] if config.budget_gpu_hours else []),
+    ]
+
+
+def _engine_in_words(config: TrainingConfig, plan: dict) -> str:
+    zero, backend = config.zero, plan.get("compile_backend")
+    parts = {
+        f"ZeRO stage {zero.stage}" if zero.stage else "ddp": True,
+        f"optimizer offloaded to the {zero.offload_optimizer}": zero.offload_optimizer != "none",
+        plan["precision"]: True,
+        f"compiled by {backend}": backend is not None,
+        "activations computed again": config.activation_checkpointing,
+        "deterministic": config.deterministic,
+    }
+    return ", ".join(words for words, said in parts.items() if said)
+
+
+def _rate_in_words(config: TrainingConfig, steps: dict) -> str:
+    optimizer, batch = config.optimizer, config.global_batch_size
+    words = f"{optimizer.learning_rate:.3g}, warm-up {steps['warmup_samples'] // batch:,} steps, then "
+    end = f"to {optimizer.end_learning_rate:.3g}"
+    if optimizer.schedule != "constant":
+        return f"{words}{optimizer.schedule} {end}"
+    cooldown = steps.get("cooldown_samples", 0) // batch
+    return f"{words}constant" + (f", and over the last {cooldown:,} steps down {end}" if cooldown else "")
+
+
+def _guard_in_words(config: TrainingConfig) -> str:
+    guard = config.guard
+    leap = f"; bad is a leap of the loss by {guard.spike_threshold:g} deviations too" if guard.spike_threshold else ""
+    return f"{guard.max_skipped} bad steps in a row are gone back over, at most {guard.max_roll_backs} times{leap}"
