@@ -29,7 +29,11 @@ class Job:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What to run. `key` is deterministic, so that the same request is never submitted twice."""
+    """What to run. `key` is deterministic, so that the same request is never submitted twice.
+
+    On this machine the command starts with SIGTERM, SIGUSR1 and SIGINT blocked and unblocks them once it can answer:
+    a stop that is asked for while it starts waits for it.
+    """
 
     key: str
     command: tuple[str, ...]

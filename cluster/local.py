@@ -31,14 +31,15 @@ class LocalLauncher:
             with open(request.log, "ab") as log:
                 # The job file stands before the job: what it starts may already read its attempt there.
                 self._record(request, "starting")
-                process = subprocess.Popen(
-                    request.command,
-                    env=os.environ | request.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+                with _stops_held():
+                    process = subprocess.Popen(
+                        request.command,
+                        env=os.environ | request.environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
             return self._record(request, _identity(psutil.Process(process.pid)))
 
     def find(self, directory: Path) -> Job | None:
@@ -85,6 +86,16 @@ def _lock(directory: Path) -> Iterator[None]:
     with open(directory / ".submit.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _stops_held() -> Iterator[None]:
+    """A process started within begins with requests to stop blocked; see `JobRequest`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _identity(process: psutil.Process) -> str:

@@ -28,6 +28,7 @@ from pipeline.config.recipe import (
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError, near_matches
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
+from pipeline.liveness import running_elsewhere
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.preparation.resume import change_run
 from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
@@ -178,7 +179,7 @@ def run_state(run: RunDirectory, launcher: LocalLauncher) -> str:
     job = launcher.find(run.path)
     if job is None:
         return "new"
-    if launcher.state(job) is JobState.RUNNING:
+    if launcher.state(job) is JobState.RUNNING or running_elsewhere(run):
         return "running"
     verdict = run.attempt(job.attempt).verdict()
     if verdict is None:
@@ -198,6 +199,8 @@ def stop_command(name: str, directory: str | None, say: Say) -> int:
     run, launcher = find_run(name, home_directory(directory)), LocalLauncher()
     job = launcher.find(run.path)
     if job is None or launcher.state(job) is JobState.ENDED:
+        if where := running_elsewhere(run):
+            raise InputError(f"{run.path}: {where}; stop it there by `vit stop {run.path}`")
         say(f"{run.path.name} is not running")
         return EXIT_DONE
     launcher.cancel(job, STOP_GRACE_SECONDS)

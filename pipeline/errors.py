@@ -7,6 +7,7 @@ Everything else is a defect of ours and keeps its traceback.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Literal
 
@@ -15,6 +16,7 @@ EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_STOPPED = 75  # stopped on request with a complete checkpoint: run me again (EX_TEMPFAIL)
 EXIT_FAULT = 76  # infrastructure fault: the last verified checkpoint stands, run me again
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # an OSError of these is such a fault
 
 
 class InputError(Exception):

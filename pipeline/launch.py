@@ -4,7 +4,6 @@ It starts the node's ranks with the five standard variables, forwards signals to
 decided from their exit records. torchrun is not used: it loses exit codes and dies of SIGUSR1.
 """
 
-import json
 import os
 import signal
 import socket
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError
-from pipeline.parenthood import die_with_parent
-from pipeline.run_directory import Attempt, RunDirectory, read_json, verdict_of, write_atomic, write_json
+from pipeline.liveness import BEAT_SECONDS, beat, begin_by_hand
+from pipeline.parenthood import STOP_SIGNALS, die_with_parent, stops_held
+from pipeline.run_directory import Attempt, RunDirectory, verdict_of
 from pipeline.watchdog import Watchdog, killed_for_memory
 
 ENTRY_POINTS = {
@@ -28,16 +28,16 @@ ENTRY_POINTS = {
     "sequence": "pipeline.sequence",
 }
 GRACE_SECONDS = 15.0  # for the peers of a dead rank to see their broken collective and leave a record
-HEARTBEAT_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 
 
 def main(run_directory: str) -> int:
-    run = RunDirectory(run_directory).require()
-    plan = run.plan()
-    attempt = _begin_attempt(run)
-    ranks = _start_ranks(run, plan, attempt)
-    _forward_signals(ranks)
+    with stops_held():
+        run = RunDirectory(run_directory).require()
+        plan = run.plan()
+        attempt = _begin_attempt(run)
+        ranks = _start_ranks(run, plan, attempt)
+        _forward_signals(ranks)
     killed_before = killed_for_memory()
     watchdog = Watchdog(attempt, ranks.keys(), time.monotonic())
     return_codes, hang = _wait(ranks, attempt, watchdog)
@@ -45,9 +45,12 @@ def main(run_directory: str) -> int:
     places = {rank: position.in_words for rank, position in watchdog.positions.items()}
     records = [record for record in attempt.exit_records() if record.rank in ranks]
     code, reason = verdict_of(records, return_codes, hang=hang, places=places)
-    if code == EXIT_FAULT and killed_for_memory() > killed_before:
+    if code == EXIT_FAULT and killed_for_memory() > killed_before and f"signal {signal.SIGKILL.value}" in reason:
         reason += "; the machine ran out of memory: lower micro_batch_size or profile.loader_workers"
-    write_json(attempt.path / "exit" / "verdict.json", {"code": code, "reason": reason, "time": time.time()})
+    try:
+        attempt.write_verdict(code, reason)
+    except OSError as error:
+        sys.stderr.write(f"{reason}; and the verdict could not be written: {error}\n")
     return code
 
 
@@ -56,11 +59,7 @@ def _begin_attempt(run: RunDirectory) -> Attempt:
     given = os.environ.get("VIT_ATTEMPT")
     if given:
         return run.attempt(int(given)).make()
-    number = run.last_attempt() + 1
-    attempt = run.attempt(number).make()
-    job = read_json(run.job_file) or {"kind": "by hand", "id": str(os.getpid()), "key": run.key}
-    write_json(run.job_file, job | {"attempt": number})
-    return attempt
+    return begin_by_hand(run)
 
 
 def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, subprocess.Popen]:
@@ -109,13 +108,14 @@ def free_port() -> int:
 
 
 def _forward_signals(ranks: dict[int, subprocess.Popen]) -> None:
-    def forward(number: int, frame: object) -> None:
-        for process in ranks.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: _ask_to_stop(ranks))
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, forward)
+
+def _ask_to_stop(ranks: dict[int, subprocess.Popen]) -> None:
+    for process in ranks.values():
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
 
 
 def _wait(
@@ -124,9 +124,11 @@ def _wait(
     """Return codes in the order the ranks ended, and what is to be said of those that had to be ended, if any had.
 
     Once one fails the others get a grace; they are ended too when the one behind all others does not move any more.
+    Where one stopped, maybe before it met the others, they are asked to stop as well.
     """
     codes: dict[int, int] = {}
-    failed_at, beat_at, looked_at, started = None, 0.0, 0.0, time.time()
+    failed_at, asked, beat_at, looked_at, started = None, False, 0.0, 0.0, time.time()
+    pids = {rank: process.pid for rank, process in ranks.items()}
     while True:
         now, polled = time.monotonic(), {rank: process.poll() for rank, process in ranks.items()}
         codes |= {rank: code for rank, code in polled.items() if rank not in codes and code is not None}
@@ -135,6 +137,9 @@ def _wait(
             return codes, None
         if failed_at is None and any(code not in (EXIT_DONE, EXIT_STOPPED) for code in codes.values()):
             failed_at = now
+        if not asked and EXIT_STOPPED in codes.values():
+            asked = True
+            _ask_to_stop(ranks)
         if now - looked_at > LOOK_SECONDS:
             looked_at = now
             watchdog.look(now)
@@ -144,16 +149,10 @@ def _wait(
                 ranks[rank].kill()
                 ranks[rank].wait()
             return codes, hang
-        if now - beat_at > HEARTBEAT_SECONDS:
+        if now - beat_at > BEAT_SECONDS:
             beat_at = now
-            _beat(ranks, attempt, started)
+            beat(attempt, started, pids)
         time.sleep(0.05)
-
-
-def _beat(ranks: dict[int, subprocess.Popen], attempt: Attempt, started: float) -> None:
-    pids = {rank: process.pid for rank, process in ranks.items()}
-    beat = {"time": time.time(), "started": started, "pid": os.getpid(), "ranks": pids}
-    write_atomic(attempt.path / "heartbeat" / "node-000", json.dumps(beat))
 
 
 if __name__ == "__main__":

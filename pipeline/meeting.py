@@ -41,6 +41,15 @@ def open_store(me: Rank) -> Store:
 
 def in_the_words_of_rank_0(me: Rank, store: Store, own: Any, decide: Callable[[list[Any]], Any]) -> Any:
     """What rank 0 decides from what every rank has to say, `own`, in JSON. Collective."""
+    try:
+        return _decision_of_rank_0(me, store, own, decide)
+    except (DistStoreError, DistNetworkError):
+        if me.stop_requested:  # and so was rank 0, which served the store
+            raise Stopped("stopped on request before the first step") from None
+        raise
+
+
+def _decision_of_rank_0(me: Rank, store: Store, own: Any, decide: Callable[[list[Any]], Any]) -> Any:
     place = f"vit/{next(_rounds)}"
     store.set(f"{place}/{me.rank}", json.dumps(own))
     if me.is_first:
@@ -52,6 +61,12 @@ def in_the_words_of_rank_0(me: Rank, store: Store, own: Any, decide: Callable[[l
     if me.is_first:
         _waited_for(me, store, f"{place}/all told")  # it serves the store: the others must have read before it leaves
     return decision
+
+
+def stop_together(me: Rank, store: Store) -> None:
+    """Raise Stopped on every rank where one was asked to stop. Collective."""
+    if in_the_words_of_rank_0(me, store, me.stop_requested, any):
+        raise Stopped("stopped on request before the first step")
 
 
 def _waited_for(me: Rank, store: Store, key: str) -> bytes:

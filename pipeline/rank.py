@@ -1,18 +1,22 @@
 """What every rank does around its stage: signals become a flag, exceptions become an exit code and a record.
 
-The handlers are installed before torch is imported, so that a stop that arrives during start-up is not lost.
+The handlers are installed before torch is imported, and stops that come earlier wait for them: none is lost.
 """
 
+import contextlib
 import faulthandler
 import importlib
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from pipeline.errors import (
+    DISK_FULL,
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_FAULT,
@@ -22,8 +26,10 @@ from pipeline.errors import (
     FaultError,
     InputError,
 )
-from pipeline.progress import Progress
-from pipeline.run_directory import BROKEN_COLLECTIVE, Attempt, ExitRecord, RunDirectory, read_json, write_json
+from pipeline.liveness import beat_for_all, begin_by_hand, lives
+from pipeline.parenthood import STOP_SIGNALS
+from pipeline.progress import Position, Progress
+from pipeline.run_directory import BROKEN_COLLECTIVE, Attempt, ExitRecord, RunDirectory, read_json
 from pipeline.watchdog import DUMP_SIGNAL
 
 MEETING_SECONDS = 60.0
@@ -81,41 +87,67 @@ def run_rank(run_directory: str, stage: str, *, stops_at_steps: bool = True) -> 
     """Run `stage` ("module:function", called with a Rank) and end this process with the code of the contract.
 
     A stage that `stops_at_steps` finds `stop_requested` set and saves first; any other is interrupted where it is.
+    While it is being imported it has met no peer and has nothing to save: this process then ends at once.
     """
-    run = RunDirectory(run_directory).require()
-    rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    attempt = _attempt(run, rank)
-    me = Rank(run, attempt, rank, local_rank, world_size, progress=Progress(attempt.progress(rank)))
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        me = _this_rank(RunDirectory(run_directory).require())
+    except (InputError, FaultError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_INPUT if isinstance(error, InputError) else EXIT_FAULT)
+    attempt = me.attempt  # the supervisor's; a sequence goes on to those of its runs
     faulthandler.enable()
-    faulthandler.register(DUMP_SIGNAL, open(attempt.stacks(rank), "a"), all_threads=True)
+    faulthandler.register(DUMP_SIGNAL, open(attempt.stacks(me.rank), "a"), all_threads=True)
     _install_handlers(me, stops_at_steps)
-    code, reason = _run(me, stage)
-    attempt.write_exit(ExitRecord(me.rank, code, reason, me.phase, me.step))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _leave(me, attempt, *_run(me, stage))
+
+
+def _this_rank(run: RunDirectory) -> Rank:
+    rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    attempt = _attempt(run, rank, world_size)
+    return Rank(run, attempt, rank, local_rank, world_size, progress=Progress(attempt.progress(rank)))
+
+
+def _leave(me: Rank, attempt: Attempt, code: int, reason: str) -> NoReturn:
+    try:
+        attempt.write_exit(ExitRecord(me.rank, code, reason, me.phase, me.step))
+    except OSError as error:
+        sys.stderr.write(f"{reason}; and the exit record could not be written: {error}\n")
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # a process group with a dead peer can hang in its destructors
 
 
-def _attempt(run: RunDirectory, rank: int) -> Attempt:
+def _attempt(run: RunDirectory, rank: int, world_size: int) -> Attempt:
     """The attempt the supervisor numbered; under another launcher rank 0 takes the next and the others wait for it."""
     if given := os.environ.get("VIT_ATTEMPT"):
         return run.attempt(int(given))
     meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}:{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
     if rank == 0:
-        number = run.last_attempt() + 1
-        write_json(run.job_file, {"kind": "by hand", "id": meeting, "key": run.key, "attempt": number})
-        return run.attempt(number).make()
+        attempt = begin_by_hand(run, meeting)
+        beat_for_all(attempt, world_size)
+        return attempt
     deadline = time.monotonic() + MEETING_SECONDS
-    while (job := read_json(run.job_file) or {}).get("id") != meeting:
+    while not _names_attempt(job := read_json(run.job_file) or {}, meeting):
         if time.monotonic() > deadline:
             raise FaultError(f"{run.job_file}: rank 0 did not name an attempt within {MEETING_SECONDS:.0f} s")
         time.sleep(0.1)
     return run.attempt(job["attempt"]).make()
 
 
+def _names_attempt(job: dict, meeting: str) -> bool:
+    """Whether rank 0 of this meeting wrote it: an earlier one may have had the same address."""
+    return job.get("meeting") == meeting and (job["host"] != socket.gethostname() or lives(job))
+
+
 def _install_handlers(me: Rank, stops_at_steps: bool) -> None:
     def request_stop(number: int, frame: object) -> None:
+        if me.stop_requested:
+            return
         me.stop_requested = True
+        if me.phase == "start":  # an exception out of an import may end anywhere
+            _leave(me, me.attempt, EXIT_STOPPED, "stopped on request before the first step")
         if not stops_at_steps:
             raise Stopped(f"stopped on request during {me.phase}")
 
@@ -127,6 +159,7 @@ def _install_handlers(me: Rank, stops_at_steps: bool) -> None:
 def _run(me: Rank, stage: str) -> tuple[int, str]:
     module, _, function = stage.partition(":")
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         getattr(importlib.import_module(module), function)(me)
     except Stopped as stopped:
         return EXIT_STOPPED, str(stopped)
@@ -137,7 +170,11 @@ def _run(me: Rank, stage: str) -> tuple[int, str]:
     except DataError as error:
         return EXIT_FAILED, f"DataError: {error}"
     except BaseException as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            what, where = error.filename or f"what belongs to {me.run.path}", Position(0, me.step, me.phase).in_words
+            return EXIT_FAULT, f"{what} could not be written {where}: {error.strerror}"
         words = f"{type(error).__name__}: {error}"
         broken = isinstance(error, RuntimeError) and any(mark in words for mark in _BROKEN_COLLECTIVE)
         first_line = words.splitlines()[0]

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,18 +24,23 @@ from typing import Any
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, InputError
 
 FORMAT_VERSION = 1
+RESERVE_BYTES = 256 << 10  # for what ranks and supervisor say last: a disk that fills up is a thing to be told of
 BROKEN_COLLECTIVE = "a collective broke"  # how a rank says that a peer was lost
 _STEP = re.compile(r"step-(\d{8,})")
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file or nothing: temporary name, fsync, rename."""
+    """Write a whole file or nothing: temporary name, fsync, rename. An OSError names the file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -165,7 +171,13 @@ class Attempt:
     def make(self) -> "Attempt":
         for folder in ("log", "heartbeat", "samples", "exit"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
+        if not self._reserve.exists():
+            self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # zeros may take no room
         return self
+
+    @property
+    def _reserve(self) -> Path:
+        return self.path / "exit" / "reserve"
 
     def log(self, rank: int) -> Path:
         return self.path / "log" / f"rank-{rank:05d}.log"
@@ -183,14 +195,32 @@ class Attempt:
         return self.path / "exit" / f"rank-{rank:05d}.json"
 
     def write_exit(self, record: ExitRecord) -> None:
-        write_json(self.exit_file(record.rank), asdict(record))
+        self._write_last(self.exit_file(record.rank), asdict(record))
+
+    def write_verdict(self, code: int, reason: str) -> None:
+        self._write_last(self.path / "exit" / "verdict.json", {"code": code, "reason": reason, "time": time.time()})
+        self._reserve.unlink(missing_ok=True)
+
+    def _write_last(self, path: Path, content: Any) -> None:
+        try:
+            write_json(path, content)
+        except OSError:
+            self._reserve.unlink(missing_ok=True)
+            write_json(path, content)
 
     def exit_records(self) -> list[ExitRecord]:
         return [ExitRecord(**read_json(path)) for path in sorted((self.path / "exit").glob("rank-*.json"))]
 
     def verdict(self) -> dict[str, Any] | None:
-        """What the supervisor concluded: {code, reason}; None while the attempt runs or after it was killed."""
-        return read_json(self.path / "exit" / "verdict.json")
+        """What the supervisor concluded: {code, reason}; None while the attempt runs or after it was killed.
+
+        Where another launcher started the ranks: what those conclude that have ended.
+        """
+        verdict, records = read_json(self.path / "exit" / "verdict.json"), self.exit_records()
+        if verdict is None and records:
+            code, reason = verdict_of(records, {})
+            return {"code": code, "reason": reason}
+        return verdict
 
 
 def verified_manifest(directory: Path) -> dict[str, Any] | None:

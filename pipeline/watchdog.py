@@ -114,9 +114,9 @@ def _place(frames: list[str]) -> str:
 
 
 def killed_for_memory() -> int:
-    """How many processes of this machine's, or this container's, memory group the kernel has killed so far."""
-    try:
-        events = Path("/sys/fs/cgroup/memory.events").read_text().split()
-        return int(events[events.index("oom_kill") + 1])
-    except (OSError, ValueError):
-        return 0
+    """How many processes of this container, or of the whole machine where it is none, the kernel has killed so far."""
+    for counters in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+        words = counters.read_text().split() if counters.exists() else []
+        if "oom_kill" in words:
+            return int(words[words.index("oom_kill") + 1])
+    return 0

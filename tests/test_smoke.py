@@ -192,6 +192,8 @@ def test_ranks_run_under_torchrun_as_well(module_home, digits):
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((run / "result.json").read_text())["steps"] == 20
     assert len(list((run / "attempts").iterdir())) == 1
+    job, beat = (json.loads((run / path).read_text()) for path in ("job.json", "attempts/01/heartbeat/node-000"))
+    assert job["id"].startswith(f"{beat['pid']}:") and beat["ranks"].keys() == {"0", "1"}  # found, and counted
 
 
 def test_the_same_command_again_finds_the_run_done(pretrained, module_home, digits):

@@ -1,5 +1,7 @@
 """What would stop a job on this machine minutes after its start, found before it is submitted. Torch-free."""
 
+import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,18 +17,19 @@ from pipeline.config.recipe import read_yaml
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError, InputError
+from pipeline.liveness import running_elsewhere
 from pipeline.run_directory import RunDirectory
 from pipeline.words import bytes_in_words
 
 LEAST_FREE_BYTES = 64 << 20  # for logs and the ledger; checkpoints are counted where they are written
-STALE_SECONDS = 300.0
+HELD_SECONDS = 300.0  # that a build may hold its lock without a compiler at work
 SHARED_MEMORY_PER_RANK = 32 << 20  # NCCL's buffers between the accelerators of a node
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def require_ready(run: RunDirectory, accelerators: int) -> None:
     """InputError with one line per obstacle that a person has to remove first; this machine shows `accelerators`."""
-    problems = [*_writing(run.path), *_stale_locks(extensions_directory())]
+    problems = [*_writing(run.path), *_elsewhere(run), *_locks(extensions_directory())]
     if read_yaml(run.profile_file).get("kind") == "local":  # any other runs elsewhere
         problems += [*_shared_memory(run.plan()), *_accelerators(run.plan(), accelerators)]
     if problems:
@@ -70,19 +73,65 @@ def _writing(path: Path) -> list[str]:
     return []
 
 
+def _elsewhere(run: RunDirectory) -> list[str]:
+    where = running_elsewhere(run)
+    return [f"{run.path}: {where}; stop it there first"] if where else []
+
+
 def extensions_directory() -> Path:
     """Where torch builds the C++ extensions of DeepSpeed."""
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
 
 
+def _locks(root: Path) -> list[str]:
+    return _held_locks(root) if has_advisory_locks() else _stale_locks(root)
+
+
+def has_advisory_locks() -> bool:
+    """Whether the builds of this torch hold a lock that the kernel takes from a dead one; older ones left a file."""
+    torch = importlib.util.find_spec("torch")
+    source = Path(torch.submodule_search_locations[0]) / "utils" / "cpp_extension.py"
+    return "FileLock(" in source.read_text()
+
+
+def _held_locks(root: Path) -> list[str]:
+    """Advisory locks that somebody holds who builds nothing: every rank would wait for them, without a word."""
+    old = time.time() - HELD_SECONDS
+    return [
+        f"{lock}: held by {' and '.join(_users(lock)) or 'another machine'}, where no compiler runs, and every rank "
+        "would wait for it; end that process"
+        for lock in sorted(root.glob("**/lock"))
+        if lock.stat().st_mtime < old and _is_locked(lock) and not _is_being_built(lock.parent)
+    ]
+
+
+def _is_locked(lock: Path) -> bool:
+    try:
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # not ours to open, or on a file system without locks: nobody knows
+        pass
+    return False
+
+
 def _stale_locks(root: Path) -> list[str]:
-    """Locks of builds that died: every rank would wait for them for ever, without a word."""
-    old = time.time() - STALE_SECONDS
+    """Lock files of builds that died: every rank would wait for them for ever, without a word."""
     return [
         f"{lock}: left by a build of a torch extension that no longer runs, and every rank would wait for it; "
         f"remove it: rm {lock}"
         for lock in sorted(root.glob("**/lock"))
-        if lock.stat().st_mtime < old and not _is_being_built(lock.parent)
+        if not (_users(lock) or _is_being_built(lock.parent)) and lock.exists()
+    ]
+
+
+def _users(lock: Path) -> list[str]:
+    """The processes that have it open, as far as we may see: a build has, from the making of its lock to the end."""
+    return [
+        f"process {process.pid} ({process.info['name']})"
+        for process in psutil.process_iter(["name", "open_files"])
+        if any(file.path == str(lock.resolve()) for file in process.info["open_files"] or ())
     ]
 
 

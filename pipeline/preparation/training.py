@@ -32,6 +32,7 @@ WINDOW_BYTES = 1 << 30
 REMOTE_WINDOWS = 4  # as many times smaller
 ADOPTED_WINDOWS = 4  # as many times larger for tars that nobody says were shuffled
 MOST_VALIDATIONS = 100  # in a run that does not say
+LEAST_STD = 1 / 255  # of a channel that does not vary: one grey level
 PROCESS_BYTES = 1_000_000_000  # torch, DeepSpeed and timm, resident in each rank before the model
 CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
@@ -155,7 +156,7 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
         data__sources=_filled_in_sources(config, sources),
         data__window_shards=data.window_shards
         or _window(sources.indexes[0].directory, sources.shards(data.split)[0]),
-        data__mean=list(mean), data__std=list(std), data__evaluation_crop=crop,
+        data__mean=list(mean), data__std=[max(one, LEAST_STD) for one in std], data__evaluation_crop=crop,
         data__evaluation_crop_mode=crop_mode,
     )  # fmt: skip
 

@@ -27,10 +27,10 @@ class BadSteps(NamedTuple):
 
 
 class Guard:
-    """Judges the steps of a run that has rolled back `roll_backs` times so far."""
+    """Judges the steps of a run in `precision` that has rolled back `roll_backs` times so far."""
 
-    def __init__(self, config: GuardConfig, roll_backs: int = 0):
-        self.config, self.roll_backs = config, roll_backs
+    def __init__(self, config: GuardConfig, precision: str, roll_backs: int = 0):
+        self.config, self.precision, self.roll_backs = config, precision, roll_backs
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._bad: list[int] = []  # steps, without a good one among them
 
@@ -62,8 +62,8 @@ class Guard:
         if self.roll_backs >= self.config.max_roll_backs:
             raise FloatingPointError(
                 f"the loss or the gradient was bad for {self.config.max_skipped} steps in a row, {first + 1} to "
-                f"{step + 1}, after {self.roll_backs} roll-backs; lower optimizer.learning_rate, clip with "
-                "optimizer.max_grad_norm, or try precision: fp32"
+                f"{step + 1}, after {self.roll_backs} roll-backs; in a new run lower optimizer.learning_rate, clip "
+                f"harder with optimizer.max_grad_norm{'' if self.precision == 'fp32' else ', or try precision: fp32'}"
             )
         self.roll_backs += 1
         return BadSteps(first, step)

@@ -20,7 +20,7 @@ from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
-from pipeline.meeting import open_store
+from pipeline.meeting import open_store, stop_together
 from pipeline.rank import Rank, Stopped
 from pipeline.registry.weights import source_weights
 from pipeline.run_directory import write_json
@@ -54,6 +54,7 @@ def train(me: Rank) -> None:
     me.phase = "data"
     store = open_store(me)
     sources = open_agreed_sources(me, store, config.data, plan)
+    stop_together(me, store)
     checkpoint = newest_intact_checkpoint(me, store, config.checkpoint.mirror)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     supply = Supply(
@@ -76,6 +77,7 @@ def train(me: Rank) -> None:
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
             log.info("resumed at step %d from %s", first_step, checkpoint.directory)
+        stop_together(me, store)
 
         # 3. Steps, to the last.
         train_steps(me, config, plan, engine, loader, supply, validation, first_step)
@@ -95,7 +97,7 @@ def train_steps(
     saver = Saver(me, config, plan, engine, best=config.validation.best_metric)
     if step >= lengths.steps:  # killed behind its last checkpoint
         return
-    guard, trace = Guard(config.guard, len(supply.rolled_back)), StepTrace(me, config.profiling)
+    guard, trace = Guard(config.guard, plan["precision"], len(supply.rolled_back)), StepTrace(me, config.profiling)
     report = Report(me, config, plan, engine, step, lengths.steps)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)

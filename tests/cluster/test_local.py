@@ -10,7 +10,8 @@ from cluster.job import Job, JobRequest, JobState
 from cluster.local import LocalLauncher
 from cluster.profile import LocalProfile, resolved_profile
 
-SLEEPS = "import time; print('up', flush=True); time.sleep(60)"
+LISTENS = "import signal; signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM]); "
+SLEEPS = LISTENS + "import time; print('up', flush=True); time.sleep(60)"
 REFUSES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 
 
@@ -55,6 +56,14 @@ def test_a_job_that_refuses_to_stop_is_ended_after_its_grace(tmp_path, launcher)
     wait_until(lambda: launcher.log(tmp_path / "job.log", 0)[0])
     launcher.cancel(job, grace_seconds=0.3)
     wait_until(lambda: launcher.state(job) is JobState.ENDED)
+
+
+def test_a_stop_that_comes_before_the_job_can_answer_waits_for_it(tmp_path, launcher):
+    code = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('stopped', flush=True))); "
+    job = launcher.submit(request_of(tmp_path, code + LISTENS))
+    launcher.cancel(job, 30)  # it is starting
+    wait_until(lambda: launcher.state(job) is JobState.ENDED)
+    assert launcher.log(tmp_path / "job.log", 0)[0] == "stopped\n"
 
 
 def test_a_recycled_pid_is_not_taken_for_the_job(launcher):

@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import FaultError, InputError
+from pipeline.liveness import FRESH_SECONDS
 from pipeline.preparation import preflight
 from pipeline.preparation.preflight import require_ready
 from pipeline.run_directory import RunDirectory, write_json
@@ -54,16 +56,66 @@ def test_a_full_disk_is_refused(run, monkeypatch):
     )
 
 
-def test_the_lock_of_a_build_that_died_is_named_with_the_command_that_removes_it(run, tmp_path):
+@pytest.fixture
+def lock(run, tmp_path) -> Path:
+    """As a build leaves it, long ago."""
     lock = tmp_path / "extensions" / "py311_cpu" / "cpu_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    require_ready(run, accelerators=0)  # it may be that of a build that has just begun
-    long_ago = time.time() - 2 * preflight.STALE_SECONDS
-    os.utime(lock, (long_ago, long_ago))
+    os.utime(lock, (0, 0))
+    return lock
+
+
+def python(code: str, folder: Path) -> subprocess.Popen:
+    """A process that has said that it got to the end of `code`, and waits."""
+    code += "; print(flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    return process
+
+
+def test_the_lock_that_an_older_torch_left_is_named_with_the_command_that_removes_it(run, lock, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "has_advisory_locks", lambda: False)
     assert problem(run).endswith(f"remove it: rm {lock}")
-    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=lock.parent, stdin=subprocess.PIPE):
+    lock.touch()
+    assert problem(run).endswith(f"remove it: rm {lock}")  # however young it is
+    with python("pass", lock.parent):
         require_ready(run, accelerators=0)  # somebody builds there
+    with python(f"import os; os.open({str(lock.relative_to(tmp_path))!r}, os.O_RDONLY)", tmp_path):
+        require_ready(run, accelerators=0)  # somebody is about to
+
+
+def test_the_lock_file_that_torch_leaves_after_every_build_stops_nobody(run, lock, tmp_path, monkeypatch):
+    require_ready(run, accelerators=0)
+    monkeypatch.setattr(preflight, "has_advisory_locks", lambda: True)
+    require_ready(run, accelerators=0)
+    hold = "import fcntl; file = open({!r}); fcntl.flock(file, fcntl.LOCK_EX)"
+    with python(hold.format("lock"), lock.parent):
+        require_ready(run, accelerators=0)  # somebody builds there
+    with python(hold.format(str(lock.relative_to(tmp_path))), tmp_path) as holder:
+        assert problem(run).startswith(f"{lock}: held by process {holder.pid} (python")
+        lock.touch()
+        require_ready(run, accelerators=0)  # it may have just begun
+
+
+def test_whose_lock_it_is_is_known_of_this_torch():
+    from torch.utils import cpp_extension
+
+    assert preflight.has_advisory_locks() == hasattr(cpp_extension, "FileLock")
+
+
+def test_a_run_that_trains_on_another_machine_is_not_started_a_second_time(run):
+    attempt = run.attempt(1).make()
+    beat = {"time": time.time(), "started": 0.0, "host": "else", "pid": 7, "ranks": {"0": 7}}
+    write_json(attempt.path / "heartbeat" / "node-000", beat)
+    assert "attempt 1 runs on else as process 7, heard of 0 s ago; stop it there first" in problem(run)
+    write_json(attempt.path / "heartbeat" / "node-000", beat | {"time": time.time() - FRESH_SECONDS - 1})
+    require_ready(run, accelerators=0)
+    write_json(attempt.path / "heartbeat" / "node-000", beat)
+    write_json(attempt.path / "exit" / "verdict.json", {"code": 75, "reason": "stopped"})
+    require_ready(run, accelerators=0)
 
 
 def test_too_little_shared_memory_matters_only_between_accelerators(run, monkeypatch):

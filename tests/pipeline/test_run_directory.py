@@ -1,6 +1,7 @@
 """The run directory: verdicts from exit records, and checkpoints that count only when they verify."""
 
 import json
+import resource
 
 import pytest
 
@@ -73,3 +74,14 @@ def test_the_current_attempt_is_the_one_the_job_file_names(tmp_path):
 )
 def test_a_hang_is_the_reason_where_no_rank_has_an_exception_of_its_own(records, code, words):
     assert verdict_of(records, {0: records[0].code}, hang="rank 1 hung") == (code, words)
+
+
+def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(tmp_path):
+    run, (soft, hard) = RunDirectory(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{run.plan_file}'"):
+            write_json(run.plan_file, {"ranks_per_node": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

@@ -4,12 +4,13 @@ import faulthandler
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from pipeline.progress import Position, Progress, read_position
 from pipeline.run_directory import RunDirectory
-from pipeline.watchdog import Watchdog, hang_seconds, long_hang_seconds, main_frames
+from pipeline.watchdog import Watchdog, hang_seconds, killed_for_memory, long_hang_seconds, main_frames
 
 
 @pytest.fixture
@@ -99,3 +100,12 @@ def test_the_stack_of_the_main_thread_is_read_innermost_first(tmp_path):
 def _wait_to_be_asked() -> None:
     os.kill(os.getpid(), signal.SIGUSR2)
     time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="needs Linux")
+def test_processes_killed_for_memory_are_counted_in_a_container_and_outside(tmp_path, monkeypatch):
+    assert killed_for_memory() >= 0
+    outside = tmp_path / "vmstat"
+    outside.write_text("pgfault 12\noom_kill 3\n")
+    monkeypatch.setattr("pipeline.watchdog.Path", lambda name: outside if name == "/proc/vmstat" else tmp_path / "none")
+    assert killed_for_memory() == 3

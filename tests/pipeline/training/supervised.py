@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,8 @@ class PoolRank:
 def supervise(run: RunDirectory, *faults: Fault, environment: dict[str, str] = {}) -> tuple[int, str]:
     """The supervisor's code and reason for one attempt of `run`."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()  # not within `main`, where it would inherit that requests to stop are held
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_start_ranks", lambda *given: _start(*given, faults))
         for name, value in environment.items():
@@ -85,7 +88,6 @@ def supervise(run: RunDirectory, *faults: Fault, environment: dict[str, str] = {
 
 def _start(run: RunDirectory, plan: dict, attempt: Attempt, faults: tuple[Fault, ...]) -> dict[int, PoolRank]:
     context, port = multiprocessing.get_context("forkserver"), launch.free_port()
-    context.set_forkserver_preload(PRELOAD)
     ranks = {}
     for rank in range(plan["ranks_per_node"]):
         variables = {

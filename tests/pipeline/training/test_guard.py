@@ -30,27 +30,32 @@ def judge_all(guard: Guard, results: list[StepResult]) -> tuple[int, int] | None
 
 
 def test_bad_steps_in_a_row_roll_back_and_a_good_one_among_them_is_forgiven():
-    guard = Guard(GuardConfig(max_skipped=3))
+    guard = Guard(GuardConfig(max_skipped=3), "fp32")
     assert judge_all(guard, [good(), BAD, BAD, good(), BAD, BAD]) is None and guard.in_doubt
-    assert judge_all(Guard(GuardConfig(max_skipped=3)), [good(), BAD, BAD, BAD]) == (1, 3)
+    assert judge_all(Guard(GuardConfig(max_skipped=3), "fp32"), [good(), BAD, BAD, BAD]) == (1, 3)
 
 
 def test_after_the_last_roll_back_the_run_stops_with_what_to_do():
-    guard = Guard(GuardConfig(max_skipped=2, max_roll_backs=2), roll_backs=1)
-    assert judge_all(guard, [BAD, BAD]) == (0, 1)
-    with pytest.raises(FloatingPointError, match="steps in a row, 1 to 2, after 2 roll-backs; lower optimizer"):
-        judge_all(guard, [BAD, BAD])
+    for precision, advice in (("fp32", ""), ("bf16", ", or try precision: fp32")):
+        guard = Guard(GuardConfig(max_skipped=2, max_roll_backs=2), precision, roll_backs=1)
+        assert judge_all(guard, [BAD, BAD]) == (0, 1)
+        with pytest.raises(FloatingPointError) as failed:
+            judge_all(guard, [BAD, BAD])
+        assert str(failed.value).endswith(
+            "steps in a row, 1 to 2, after 2 roll-backs; in a new run lower optimizer.learning_rate, clip harder "
+            f"with optimizer.max_grad_norm{advice}"
+        )
 
 
 def test_a_leap_of_the_loss_counts_only_when_asked_for_and_against_a_window_it_does_not_enter():
     noisy = [good(1 + 0.01 * (-1) ** step) for step in range(LEAST)]
     leaps = [good(2.0)] * 2
-    assert judge_all(Guard(GuardConfig(max_skipped=2)), noisy + leaps) is None
-    assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=20)), noisy + leaps) == (LEAST, LEAST + 1)
-    assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=200)), noisy + leaps) is None
-    assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=20)), [*leaps, *noisy, *noisy]) is None
+    assert judge_all(Guard(GuardConfig(max_skipped=2), "fp32"), noisy + leaps) is None
+    assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=20), "fp32"), noisy + leaps) == (LEAST, LEAST + 1)
+    assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=200), "fp32"), noisy + leaps) is None
+    assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=20), "fp32"), [*leaps, *noisy, *noisy]) is None
     falling = [good(0.0)] * 2
-    assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=20)), noisy + falling) is None
+    assert judge_all(Guard(GuardConfig(max_skipped=2, spike_threshold=20), "fp32"), noisy + falling) is None
 
 
 def poison(positions: list[int]) -> None:

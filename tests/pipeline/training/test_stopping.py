@@ -7,7 +7,9 @@ from functools import partial
 
 import pytest
 
+from cluster.local import LocalLauncher
 from flows import requests
+from flows.jobs import conclude, submit
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED
 from pipeline.preparation.resume import change_run
 from tests.pipeline.training.runs import STEPS, new_run
@@ -56,6 +58,23 @@ def test_all_ranks_save_the_same_step_and_end_with_75(target, number, pictures, 
     assert (code, reason) == (EXIT_STOPPED, f"stopped on request at step {step} of {STEPS}, checkpoint complete")
     assert [(record.code, record.step) for record in run.attempt(1).exit_records()] == [(EXIT_STOPPED, step - 1)] * 2
     assert 4 <= step < STEPS
+
+
+def test_a_stop_while_the_supervisor_and_its_ranks_start_is_heard_by_all(pictures, tmp_path):
+    run, launcher = new_run(tmp_path, str(pictures)), LocalLauncher()
+    job = submit(run, launcher)
+    launcher.cancel(job, 120)
+    assert conclude(run, job) == (EXIT_STOPPED, "stopped on request before the first step")
+    assert [record.code for record in run.attempt(1).exit_records()] == [EXIT_STOPPED] * 2
+
+
+@pytest.mark.parametrize("phase", ["data", "model"])
+def test_a_stop_of_one_rank_before_the_first_step_stops_all_before_it(phase, pictures, tmp_path):
+    run = new_run(tmp_path, str(pictures))
+    assert supervise(run, Fault(1, phase, -1, partial(signal_rank, signal.SIGTERM))) == (
+        EXIT_STOPPED, "stopped on request before the first step",
+    )  # fmt: skip
+    assert [(record.code, record.step) for record in run.attempt(1).exit_records()] == [(EXIT_STOPPED, -1)] * 2
 
 
 def test_a_sequence_stops_in_the_run_it_makes_and_goes_on_with_it(pictures, tmp_path):
