@@ -10,6 +10,7 @@ from pipeline.config.training import TrainingConfig
 
 GATHERED_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: so many stay whole until they are updated
 PREFETCHED_ELEMENTS = 50_000_000  # DeepSpeed's stage3_prefetch_bucket_size
+WIDEST_GRADIENT = 8  # bytes by width and token: of an MLP's hidden layer, of two-byte numbers
 ACTIVATIONS_PER_TOKEN = 34  # bytes by width and block, of two-byte numbers (arXiv:2205.05198, equation 2)
 
 
@@ -82,7 +83,7 @@ def _partitioned_weights(
 
 
 def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: str) -> int:
-    """Bytes kept for backward; with activation checkpointing the inputs of all blocks and all of one block."""
+    """Bytes kept for backward; with activation checkpointing the inputs of all blocks, and one block in backward."""
     encoder, objective = config.encoder, config.objective
     size = 4 if precision == "fp32" else 2
     tokens, of_loss = encoder.num_patches + 1, 0
@@ -96,7 +97,7 @@ def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: s
         of_loss = 8 * encoder.num_patches * encoder.patch_size**2 * encoder.channels  # error and its weight, in fp32
     of_block = ACTIVATIONS_PER_TOKEN * size // 2
     if config.activation_checkpointing:
-        whole_block = max(count * width * of_block for count, width, _ in parts)
+        whole_block = max(count * width * (of_block + WIDEST_GRADIENT * size // 2) for count, width, _ in parts)
         return micro_batch_size * (whole_block + sum(size * count * width * depth for count, width, depth in parts))
     return micro_batch_size * (sum(count * width * depth * of_block for count, width, depth in parts) + of_loss)
 
