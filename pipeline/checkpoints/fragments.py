@@ -58,10 +58,10 @@ class TrainingState:
         for group in self.base.param_groups:
             group["lr"] = rate * group["learning_rate_scale"]
 
-    @torch.no_grad()
     def update_average(self) -> None:
         if self.average:
-            torch._foreach_lerp_(self.average, [flat.detach() for flat in self._flats()], 1 - self.ema_decay)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, [flat.detach() for flat in self._flats()], 1 - self.ema_decay)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

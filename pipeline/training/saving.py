@@ -44,7 +44,10 @@ class Saver:
     def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine, *, best: Best | None = None):
         """The checkpoint whose validation is `best` stays on disk; see `save`."""
         self.me, self.config, self.plan, self.engine, self.best = me, config.checkpoint, plan, engine, best
-        self._lengths = StepPlan(**plan["steps"])
+        lengths = StepPlan(**plan["steps"])
+        self._last, self._ends = lengths.steps, (lengths.steps, lengths.cooldown_begins)
+        cycles = (self.config.every_steps, self.config.keep_every_steps, self.config.weights_every_steps)
+        self._cycles = [steps for steps in cycles if steps]
         self._snapshot = Snapshot(engine.state, me.rank, me.world_size)
         engine.before_change = self._snapshot.hold
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -60,12 +63,10 @@ class Saver:
 
     def is_due(self, done: int) -> bool:
         """Whether the state after `done` steps is to be saved."""
-        every = (self.config.every_steps, self.config.keep_every_steps, self.config.weights_every_steps)
-        in_cycle = any(steps and done % steps == 0 for steps in every)
-        return self._is_time or in_cycle or done in (self._lengths.steps, self._lengths.cooldown_begins)
+        return self._is_time or done in self._ends or any(done % steps == 0 for steps in self._cycles)
 
     def _is_last(self, done: int) -> bool:
-        return done == self._lengths.steps
+        return done == self._last
 
     def save(
         self, done: int, supply: Supply, *, validation: Mapping[str, float] | None = None, wait: bool = False
