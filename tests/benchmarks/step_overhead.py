@@ -1,12 +1,11 @@
 """What our training step adds to a bare PyTorch loop, and to DeepSpeed's own engine, in milliseconds of CPU time.
 
-The loops of `training_loops`, one thread each, in processes that take turns. A round has processes of its own: the same
-loop differs by a millisecond from process to process, by where its memory lies. Differences are paired by round.
+The loops of `training_loops`, one thread each, in processes that stay and take turns; differences are paired by round.
 Ours is the product's own loop with its ledger, log and meters; the peers keep no record. All use the same network of
 55 tensors, batch, optimizer (ours) and clipping, so what differs is the loop. A round is made in short turns, so that
 what else the machine does falls on all alike. Goals hold for one process. The collective in which the ranks agree on
 loss, flags and sums has a row of its own: wall time over gloo, two ranks in step.
-About 8 minutes:
+About 3 minutes:
 
     uv run python -m tests.benchmarks.step_overhead
 """
@@ -41,7 +40,7 @@ AGREED_VALUES = 8  # loss, two flags, the objective's sums and the damage counts
 Rounds = dict[str, list[Round]]
 
 
-def step_overhead(rounds: int = 9, steps: int = 90, collectives: int = 500) -> tuple[str, dict[str, Any]]:
+def step_overhead(rounds: int = 9, steps: int = 150, collectives: int = 500) -> tuple[str, dict[str, Any]]:
     measured, missing = measure(rounds, steps)
     if lost := [name for loop in GOALS for name in (loop, LOOPS[loop][1]) if name in missing]:
         raise ContestantError("; ".join(f"{name}: {missing[name]}" for name in lost))
@@ -69,35 +68,35 @@ def step_overhead(rounds: int = 9, steps: int = 90, collectives: int = 500) -> t
 
 def measure(rounds: int, steps: int) -> tuple[Rounds, dict[str, str]]:
     """What every loop that runs took in every round, and why the others do not run."""
-    missing: dict[str, str] = {}
-    measured: Rounds = {name: [] for name in LOOPS}
-    for _ in range(rounds):
-        for name, turns in one_round(max(1, steps // TURN_STEPS), missing).items():
-            measured[name].append(Round(*(sum(costs) / len(costs) for costs in zip(*turns, strict=True))))
-    return {name: taken for name, taken in measured.items() if name not in missing}, missing
-
-
-def started(loop: str, workspace: Path) -> Contestant:
-    return Contestant(interpreter(()), loop, workspace, program="tests.benchmarks.training_loops")
-
-
-def one_round(turns: int, missing: dict[str, str]) -> Rounds:
-    """The turns of one round in new processes, the loops in an order that moves on by one each turn."""
+    missing = {}
     with TemporaryDirectory() as workspace, ExitStack() as stack:
-        loops = {name: loop for name, (loop, _) in LOOPS.items() if name not in missing}
-        running = {name: stack.enter_context(started(loop, Path(workspace))) for name, loop in loops.items()}
+        running = {name: stack.enter_context(started(loop, Path(workspace))) for name, (loop, _) in LOOPS.items()}
         for name, contestant in list(running.items()):
             try:
                 contestant.run(WARM_STEPS * BATCH_SIZE)
             except ContestantError as error:
                 missing[name] = str(error)
                 del running[name]
-        names, taken = list(running), {name: [] for name in running}
-        for turn in range(turns):
-            start = turn % len(names)
-            for name in names[start:] + names[:start]:
-                taken[name].append(running[name].run(TURN_STEPS * BATCH_SIZE))
-        return taken
+        measured: Rounds = {name: [] for name in running}
+        for _ in range(rounds):
+            turns = one_round(running, max(1, steps // TURN_STEPS))
+            for name in running:
+                measured[name].append(Round(*(sum(costs) / len(costs) for costs in zip(*turns[name], strict=True))))
+    return measured, missing
+
+
+def started(loop: str, workspace: Path) -> Contestant:
+    return Contestant(interpreter(()), loop, workspace, program="tests.benchmarks.training_loops")
+
+
+def one_round(running: dict[str, Contestant], turns: int) -> Rounds:
+    """The turns of one round, the loops in an order that moves on by one each turn."""
+    names, taken = list(running), {name: [] for name in running}
+    for turn in range(turns):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            taken[name].append(running[name].run(TURN_STEPS * BATCH_SIZE))
+    return taken
 
 
 def milliseconds(rounds: list[Round]) -> Figure:
