@@ -38,7 +38,7 @@ class Snapshot:
         self._thread = None if on_cuda else ThreadPoolExecutor(1, "snapshot")
         self._copy: Future | torch.cuda.Event | None = None  # the last one begun
         self._held = True  # nothing need wait for it any more
-        self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # of the device, before and after
+        self._wait: tuple[torch.cuda.Event, torch.cuda.Event] | None = None  # of the device, before and after
         self._waited = 0.0  # by the host
         self._content = [self._copied()]
 
@@ -64,7 +64,7 @@ class Snapshot:
 
     def _forget_last(self) -> None:
         self.hold()
-        self._copy, self._waits, self._waited = None, [], 0.0
+        self._copy, self._wait, self._waited = None, None, 0.0
 
     def _copied(self) -> memoryview:
         return memoryview(self._buffer.numpy()).cast("B")
@@ -82,13 +82,15 @@ class Snapshot:
         stream = torch.cuda.current_stream()
         before = stream.record_event(torch.cuda.Event(enable_timing=True))
         stream.wait_event(self._copy)
-        self._waits.append((before, stream.record_event(torch.cuda.Event(enable_timing=True))))
+        self._wait = before, stream.record_event(torch.cuda.Event(enable_timing=True))
 
     def seconds_waited(self) -> float:
         """How long `hold` kept the state from changing; once it has been written."""
-        for _, after in self._waits:
-            after.synchronize()
-        return self._waited + sum(before.elapsed_time(after) for before, after in self._waits) / 1000
+        if self._wait is None:
+            return self._waited
+        before, after = self._wait
+        after.synchronize()
+        return before.elapsed_time(after) / 1000
 
     def write(self, directory: Path) -> dict[str, dict[str, Any]]:
         """The file of this rank, when the copy is through, and its entry for the manifest. FaultError."""

@@ -36,8 +36,10 @@ def rank_memory(
         return RankMemory(_replicated(state, parameters, activations, world, accumulates, precision), 0)
     compute = 4 if precision == "fp32" else 2
     own = state // world
-    partitioned = _partitioned_weights if stage == 3 else _partitioned_state
-    peak = partitioned(stage, parameters, activations, world, accumulates, compute)
+    if stage == 3:
+        peak = _partitioned_weights(parameters, activations, world, compute)
+    else:
+        peak = _partitioned_state(stage, parameters, activations, world, accumulates, compute)
     if config.zero.offload_optimizer == "none":
         return RankMemory(peak + own, 0)
     return RankMemory(peak, own + 4 * parameters // world)  # with the gradients that it updates by
@@ -68,9 +70,7 @@ def _partitioned_state(
     return kept + (gradients + max(activations, cast) if accumulates else max(activations, gradients + cast))
 
 
-def _partitioned_weights(
-    stage: int, parameters: int, activations: int, world: int, accumulates: bool, compute: int
-) -> int:
+def _partitioned_weights(parameters: int, activations: int, world: int, compute: int) -> int:
     """Stage 3 without the optimizer's share: its gradients in fp32, their bucket, and the weights gathered to compute.
 
     They are gathered by way of a second buffer; gradients are reduced in fp32, a bucket of them at a time.

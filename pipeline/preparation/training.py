@@ -145,11 +145,6 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
             f"{path.name}: data.mean: {sources.path}: the images differ in their channels, so there are no statistics "
             "of pixels; give data.mean and data.std"
         )
-    if len(mean) != config.encoder.channels:
-        raise InputError(
-            f"{path.name}: data.mean has {len(mean)} values, encoder.channels is {config.encoder.channels}; "
-            "they must agree, and images must have as many channels"
-        )
     return _with(
         config, path.name,
         data__lanes=data.lanes or default_lanes(config.global_batch_size),
