@@ -29,6 +29,7 @@ class Round(NamedTuple):
 
     cpu_seconds: float
     wall_seconds: float
+    bare_cpu_seconds: float | None = None  # of what it is held against in its own process, where there is such a thing
 
 
 class ContestantError(Exception):
@@ -66,7 +67,7 @@ class Contestant:
         answer = json.loads(self._process.stdout.readline() or "{}")
         if "images" not in answer:
             raise ContestantError(answer.get("error") or _last_line(self.log))
-        return Round(answer["cpu_seconds"] / answer["images"], answer["wall_seconds"] / answer["images"])
+        return Round(*(value and value / answer["images"] for value in (answer.get(field) for field in Round._fields)))
 
     def __enter__(self) -> "Contestant":
         return self

@@ -3,7 +3,8 @@
 Every loop takes the same batch of uint8 images from the host again and again, and normalises it by the same function.
 It draws its batches from an iterator that waits for its next turn on standard input, so a loop that owns its process
 (ours, Hugging Face's Trainer) is measured as it is. The network is a ViT of width 64 and 4 blocks, 55 tensors, small
-enough that what a loop adds to it can be seen. The process is
+enough that what a loop adds to it can be seen. Two processes differ by more than that, so each loop is held against
+bare steps on its own network and optimizer, which the iterator makes between the loop's own. The process is
 
     python -m tests.benchmarks.training_loops LOOP-STAGE WORKSPACE
 """
@@ -12,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from pipeline.loading.loader import RawBatch, to_device
 from pipeline.rank import Rank
 from pipeline.run_directory import RunDirectory
 from pipeline.training.optimizer import build_optimizer, parameter_groups
-from tests.benchmarks.our_deepspeed import our_deepspeed_config
 
 BATCH_SIZE, IMAGE_SIZE, CLASSES = 8, 32, 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -63,12 +63,14 @@ class Turns:
     """Batches without end; between turns it answers what the last one cost and waits for the next.
 
     A line on standard input is the number of images that the loop is to take; the end of the input ends the process.
+    Within each turn as many of the loop's `bare_step`, which it names before it draws, are made and timed first.
     """
 
     images_per_second = None  # of a loader that was never waited for
 
     def __init__(self, answers: Any):
         self.answers, self.batch = answers, raw_batch()
+        self.bare_step: Callable[[Batch], None]
         self._batches = self._iterate()
 
     def __iter__(self) -> "Turns":
@@ -80,14 +82,41 @@ class Turns:
     def _iterate(self) -> Iterator[RawBatch]:
         for line in sys.stdin:
             steps = max(1, int(line) // BATCH_SIZE)
+            began = time.process_time()
+            for _ in range(steps):
+                self.bare_step(prepared(self.batch))
+            bare = time.process_time() - began
             cpu, wall = time.process_time(), time.perf_counter()
             for _ in range(steps):
                 yield self.batch
             answer(
                 self.answers, images=steps * BATCH_SIZE, cpu_seconds=time.process_time() - cpu,
-                wall_seconds=time.perf_counter() - wall,
+                wall_seconds=time.perf_counter() - wall, bare_cpu_seconds=bare,
             )  # fmt: skip
         os._exit(0)  # the loop around this would go on for ever
+
+
+def plain_step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Batch], None]:
+    """A step of plain PyTorch."""
+    parameters = list(module.parameters())
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        module(batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+
+    return step
+
+
+def deepspeed_step(engine: Any) -> Callable[[Batch], None]:
+    """A step of DeepSpeed's engine."""
+
+    def step(batch: Batch) -> None:
+        engine.backward(engine(batch).loss)
+        engine.step()
+
+    return step
 
 
 def prepared(raw: RawBatch) -> Batch:
@@ -113,37 +142,8 @@ def ours(turns: Any, workspace: Path, stage: int) -> None:
     }  # fmt: skip
     engine = Engine(micro_module(config), config, batches, precision="fp32")
     validation = Validation(me, config, plan, None, 0, FOR_EVER)  # none: there is no split
+    turns.bare_step = deepspeed_step(engine.wrapped) if stage else plain_step(engine.module, engine.optimizer)
     train_steps(me, config, plan, engine, turns, Supply(config, {}), validation, 0)
-
-
-def bare(turns: Any, workspace: Path, stage: int) -> None:
-    """Plain PyTorch, with our optimizer."""
-    config = micro_config(stage)
-    module, optimizer = module_and_optimizer(config)
-    parameters = list(module.parameters())
-    module.train()
-    for raw in turns:
-        optimizer.zero_grad()
-        module(prepared(raw)).loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-
-
-def deepspeed(turns: Any, workspace: Path, stage: int) -> None:
-    """DeepSpeed's engine, with our dictionary and our optimizer."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as our engine: it would need a compiler
-    deepspeed.init_distributed("gloo")
-    config = micro_config(stage)
-    module, optimizer = module_and_optimizer(config)
-    parameters = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    dictionary = our_deepspeed_config(config, world_size=1, parameters=parameters)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=dictionary)
-    engine.train()
-    for raw in turns:
-        engine.backward(engine(prepared(raw)).loss)
-        engine.step()
 
 
 def accelerate(turns: Any, workspace: Path, stage: int) -> None:
@@ -151,7 +151,9 @@ def accelerate(turns: Any, workspace: Path, stage: int) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    module, optimizer = accelerator.prepare(*module_and_optimizer(micro_config(stage)))
+    plain = module_and_optimizer(micro_config(stage))
+    turns.bare_step = plain_step(*plain)
+    module, optimizer = accelerator.prepare(*plain)
     module.train()
     for raw in turns:
         with accelerator.accumulate(module):
@@ -179,6 +181,7 @@ def trainer(turns: Any, workspace: Path, stage: int) -> None:
 
     names = ("images", "labels", "positions")
     module, optimizer = module_and_optimizer(micro_config(stage))
+    turns.bare_step = plain_step(module, optimizer)
     arguments = TrainingArguments(
         output_dir=str(workspace / "trainer"), use_cpu=True, max_steps=FOR_EVER, max_grad_norm=CLIP, report_to=[],
         save_strategy="no", disable_tqdm=True, per_device_train_batch_size=BATCH_SIZE,
