@@ -75,7 +75,8 @@ class LedgerTail:
         end = content.rfind(b"\n") + 1
         self.offset += end
         if end:
-            self.newest = json.loads(content[:end].splitlines()[-1])
+            lines = map(json.loads, reversed(content[:end].splitlines()))
+            self.newest = next((line for line in lines if "perf/images_per_second" in line), self.newest)
 
 
 def progress_line(entry: dict[str, Any], last_step: int) -> str:

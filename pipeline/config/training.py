@@ -67,7 +67,7 @@ class TrainingConfig(Config):
     """Where the ledger is shown beside MLflow: event files in RUN/tensorboard, or Weights & Biases; each is an extra of
     the project that must be installed."""
     log_every_steps: Count = 10
-    """Steps between progress lines; the ledger holds every step."""
+    """Steps between progress lines, at most one a second; the ledger holds every step."""
     budget_gpu_hours: Positive | None = None
     """Hours of all ranks together, over all attempts, after which the run stops with a checkpoint. None: no limit."""
 

@@ -1,10 +1,12 @@
-"""The ledger of a run: one JSON line per step, appended with one write. The controller forwards it to MLflow."""
+"""The ledger of a run: one JSON line per step, appended in whole lines. The controller forwards it to MLflow."""
 
 import json
 import math
 import os
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from pipeline.run_directory import Attempt
 
@@ -14,11 +16,16 @@ class Ledger:
 
     def __init__(self, attempt: Attempt):
         self._file = os.open(attempt.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._pending: list[dict[str, float]] = []
 
-    def write(self, step: int, **values: Any) -> None:
-        finite = {key: value for key, value in values.items() if math.isfinite(value)}  # NaN is not JSON
-        line = json.dumps({"step": step, "time": round(time.time(), 3)} | finite)
-        os.write(self._file, line.encode() + b"\n")
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """The line of a step, to be written by the next `flush`."""
+        self._pending.append({"step": step, "time": round(time.time(), 3), **values})
+
+    def flush(self) -> None:
+        lines, self._pending = self._pending, []
+        finite = ({key: value for key, value in line.items() if math.isfinite(value)} for line in lines)  # no NaN: JSON
+        os.write(self._file, b"".join(json.dumps(line).encode() + b"\n" for line in finite))
 
 
 class SampleRecorder:
@@ -27,6 +34,7 @@ class SampleRecorder:
     def __init__(self, attempt: Attempt, rank: int, enabled: bool):
         self._file = open(attempt.samples(rank), "a", buffering=1) if enabled else None
 
-    def write(self, step: int, positions: list[int], keys: list[str]) -> None:
+    def write(self, step: int, positions: Tensor, keys: Sequence[str]) -> None:
         if self._file is not None:
-            self._file.write("".join(f"{step}\t{p}\t{k}\n" for p, k in zip(positions, keys, strict=True)))
+            pairs = zip(positions.tolist(), keys, strict=True)
+            self._file.write("".join(f"{step}\t{position}\t{key}\n" for position, key in pairs))

@@ -107,7 +107,6 @@ class SpeedMeter:
         figures = {
             "perf/images_per_second": round(speed, 2),
             "perf/step_seconds": round(mean.whole, 4),
-            "perf/last_step_seconds": round(self.recent[-1].whole, 4),
             "perf/between_steps_seconds": round(mean.before, 5),
             "perf/peak_memory_bytes": peak_memory_bytes(),
             "perf/data_wait_share": round(mean.waited / passed, 4),

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -75,14 +76,15 @@ class Engine:
             self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
         if self.stage == 0:  # undo accelerate's autocast around forward, which no graph can hold; `step` has its own
             self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        # Contexts of 16-bit computing without ZeRO, and of accumulation under ddp, where gradients are exchanged once.
+        self._autocast = self.accelerator.autocast if self.accelerator.native_amp else nullcontext
+        self._unsynchronised = nullcontext if self.stage else getattr(self.wrapped, "no_sync", nullcontext)
         if compile_backend is not None:
             compile_in_place(module, self.stage, compile_backend)
         _set_time_out()
         base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
         self.clock = StepClock(self.device, enter)
         self.before_change: Callable[[], None] = lambda: None  # called before anything changes the weights or moments
-        if self.stage:
-            self._mark_update()
         if self.stage == 0 and self.accelerator.scaler is None:
             self.optimizer = base  # accelerate's wrapper searches the disk for a package at every step
         self.parameters = list(module.parameters())
@@ -106,7 +108,7 @@ class Engine:
         `counts()`, asked for behind the last batch, are this rank's numbers to be added up over all ranks, like the
         objective's sums and with them; the names must be the same on every rank.
         """
-        self.state.set_learning_rate(learning_rate)  # before backward: under DeepSpeed the update happens inside it
+        self.state.set_learning_rate(learning_rate)
         if not self.module.training:  # DeepSpeed's engine says that it is, also after `eval`; and `train` visits all
             self.wrapped.train()
         totals: dict[str, Tensor] = {}
@@ -116,19 +118,16 @@ class Engine:
         for batch in batches:
             taken += 1
             self.clock.begin("forward")
-            with self.accelerator.accumulate(self.wrapped):
-                with self.accelerator.autocast():
+            last = taken == self.plan.gradient_accumulation_steps
+            with nullcontext() if last else self._unsynchronised():
+                with self._autocast():
                     outcome = self.wrapped(batch)
                 self.clock.begin("backward")
-                _spread_to_gradient(outcome.loss)
-                self.accelerator.backward(outcome.loss)
-                _add({LOSS: outcome.loss} | outcome.sums, totals)
-                self.clock.begin("update")
-                if self.accelerator.sync_gradients:
-                    norm = self._clip()
-                    if self._updates(norm):
-                        self._update()
-                    self.optimizer.zero_grad()
+                self._backward(outcome.loss, last)
+            _add({LOSS: outcome.loss} | outcome.sums, totals)
+            self.clock.begin("update")
+            if last:
+                norm = self._update()
             self.clock.begin("data")
         self.clock.begin("update")
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
@@ -155,7 +154,7 @@ class Engine:
         totals: dict[str, Tensor] = {}
         with self.state.averaged():
             for batch, counted in batches:
-                with self.accelerator.autocast():
+                with self._autocast():
                     outcome = self.wrapped(batch)
                 losses = outcome.losses.double() * counted
                 _add(outcome.sums | {"loss": losses.sum(), "count": counted.sum()}, totals)
@@ -163,13 +162,14 @@ class Engine:
 
     def add_up(self, numbers: Mapping[str, Any]) -> dict[str, float]:
         """Each number's sum over all ranks, which give the same names. One collective."""
-        tensors = {name: numbers[name] for name in sorted(numbers) if isinstance(numbers[name], Tensor)}
+        if self.plan.world_size == 1:
+            return {name: float(numbers[name]) for name in sorted(numbers)}
+        tensors = {name: numbers[name].double() for name in sorted(numbers) if isinstance(numbers[name], Tensor)}
         others = {name: numbers[name] for name in sorted(numbers) if name not in tensors}
         packed = torch.tensor([*others.values()], dtype=torch.float64, device=self.device)
         if tensors:
             packed = torch.cat([packed, torch.stack([*tensors.values()])])
-        if self.plan.world_size > 1:
-            dist.all_reduce(packed)
+        dist.all_reduce(packed)
         return dict(zip([*others, *tensors], packed.tolist(), strict=True))
 
     def loss_scale(self) -> float | None:
@@ -178,34 +178,37 @@ class Engine:
             return None
         return self.accelerator.scaler.get_scale() if self.stage == 0 else float(self.wrapped.optimizer.loss_scale)
 
-    def _mark_update(self) -> None:
-        """accelerate calls DeepSpeed's `step` from within `backward`: that is where the update begins."""
-        step = self.wrapped.step
-
-        def marked_step(*arguments: Any, **options: Any) -> Any:
-            self.clock.begin("update")
-            self.before_change()
-            return step(*arguments, **options)
-
-        self.wrapped.step = marked_step
-
-    def _update(self) -> None:
-        """Under DeepSpeed it has happened, within `backward`."""
-        if not self.stage:
-            self.before_change()
-        self.optimizer.step()
-
-    def _updates(self, norm: float) -> bool:
-        """Whether the optimizer may see this gradient. DeepSpeed and the scaler of fp16 skip by themselves."""
-        return bool(self.stage or self.accelerator.scaler or math.isfinite(norm))
-
-    def _clip(self) -> float:
-        """The gradient's global norm before clipping. DeepSpeed clips by its own config and only reports here."""
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of one micro-batch; behind the `last` it is that of the mean over them, and over ranks."""
+        loss = _spread_to_gradient(loss)
         if self.stage:
+            self.wrapped.set_gradient_accumulation_boundary(last)
+            self.wrapped.backward(loss)
+            return
+        if self.plan.gradient_accumulation_steps > 1:
+            loss = loss / self.plan.gradient_accumulation_steps
+        if self.accelerator.scaler:
+            loss = self.accelerator.scaler.scale(loss)
+        loss.backward()
+
+    def _update(self) -> float:
+        """Clip, and update the weights unless the gradient is not finite. Its norm before clipping.
+
+        DeepSpeed does both by its own configuration, and the scaler of fp16 skips by itself.
+        """
+        if self.stage:
+            self.before_change()
+            self.wrapped.step()
             return float(self.wrapped.get_global_grad_norm())
-        self.accelerator.unscale_gradients(self.optimizer)
+        if self.accelerator.scaler:
+            self.accelerator.unscale_gradients(self.optimizer)
         limit = self.config.optimizer.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf).item()
+        self.before_change()
+        if self.accelerator.scaler or math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
 
     def _agree(self, norm: float, skipped: bool, stop: bool, sums: Mapping[str, Any]) -> StepResult:
         """Loss, stop and skip flags and the other sums in one collective."""
@@ -215,16 +218,17 @@ class Engine:
         return StepResult(loss_sum / micro_batches, norm, skips > 0, stops > 0, totals, self.loss_scale())
 
 
-def _spread_to_gradient(loss: Tensor) -> None:
-    """A loss that is not finite makes the gradient so, on every rank, however it came about: 0 times it is NaN."""
-    value = loss.detach()
-    loss.register_hook(lambda gradient: torch.add(gradient, value, alpha=0))
+def _spread_to_gradient(loss: Tensor) -> Tensor:
+    """The loss; one that is not finite makes the gradient so, on every rank, however it came about: 0 times it is NaN.
+
+    Its value is x + 0 x c, and its gradient 1 + 0 c, where c is the value of x.
+    """
+    return torch.addcmul(loss, loss, loss.detach(), value=0)
 
 
 def _add(values: Mapping[str, Tensor], totals: dict[str, Tensor]) -> None:
     for name, value in values.items():
-        value = value.detach().double()
-        totals[name] = totals[name] + value if name in totals else value
+        totals[name] = totals[name].double() + value.detach() if name in totals else value.detach()
 
 
 def _be_deterministic() -> None:

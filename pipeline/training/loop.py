@@ -98,45 +98,46 @@ def train_steps(
     if step >= lengths.steps:  # killed behind its last checkpoint
         return
     guard, trace = Guard(config.guard, plan["precision"], len(supply.rolled_back)), StepTrace(me, config.profiling)
-    report = Report(me, config, plan, engine, step, lengths.steps)
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)
     me.phase = "train"
-    while step < lengths.steps:
-        me.step, done = step, step + 1
-        trace.before(done)
-        report.meter.begin()
+    with Report(me, config, plan, engine, step, lengths.steps) as report:
+        while step < lengths.steps:
+            me.step, done = step, step + 1
+            trace.before(done)
+            report.meter.begin()
 
-        # Read, augment and learn, one micro-batch after the other; then update the weights.
-        rate = rate_of_step(config, lengths, step)
-        micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
-        stop = me.stop_requested or budget.is_spent
-        result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
-        supply.add(result.sums)
-        saver.follow(result.sums)
-        report.meter.end()
+            # Read, augment and learn, one micro-batch after the other; then update the weights.
+            rate = rate_of_step(config, lengths, step)
+            micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
+            stop = me.stop_requested or budget.is_spent
+            result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
+            supply.add(result.sums)
+            saver.follow(result.sums)
+            report.meter.end()
 
-        # Validate and report.
-        scores = validation.scores(engine, done)
-        report.step(done, result, rate, supply, loader, scores)
-        trace.after(done, lengths.steps)
+            # Validate and report.
+            scores = validation.scores(engine, done)
+            report.step(done, result, rate, supply, loader, scores)
+            trace.after(done, lengths.steps)
 
-        # After too many bad steps in a row go on from before them, without their samples.
-        if (bad := guard.judge(step, result)) is not None:
-            me.phase = "roll back"
-            saver.finish()
-            step = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
-            me.phase = "train"
-            continue
+            # After too many bad steps in a row go on from before them, without their samples.
+            if (bad := guard.judge(step, result)) is not None:
+                me.phase = "roll back"
+                saver.finish()
+                step = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
+                me.phase = "train"
+                continue
 
-        # Save when it is time, what was scored, and before stopping.
-        stopping = done < lengths.steps and (result.stop or _rehearses_a_stop(me, plan, done))
-        due = saver.is_due(done) or bool(scores)
-        if (due and not guard.in_doubt) or stopping or done == lengths.steps:
-            saver.save(done, supply, validation=scores, wait=stopping)
-        if stopping:
-            raise Stopped(f"{budget.why_stopped} at step {done} of {lengths.steps}, checkpoint complete")
-        step = done
+            # Save when it is time, what was scored, and before stopping.
+            stopping = done < lengths.steps and (result.stop or _rehearses_a_stop(me, plan, done))
+            due = saver.is_due(done) or bool(scores)
+            if (due and not guard.in_doubt) or stopping or done == lengths.steps:
+                report.flush()
+                saver.save(done, supply, validation=scores, wait=stopping)
+            if stopping:
+                raise Stopped(f"{budget.why_stopped} at step {done} of {lengths.steps}, checkpoint complete")
+            step = done
 
 
 def _rehearses_a_stop(me: Rank, plan: dict, done: int) -> bool:
@@ -150,7 +151,7 @@ def micro_batches_of_step(
     data, augmentation = config.data, config.augmentation
     for _ in range(engine.plan.gradient_accumulation_steps):
         raw = supply.draw(loader)
-        recorder.write(me.step, raw.positions.tolist(), raw.keys)
+        recorder.write(me.step, raw.positions, raw.keys)
         batch = to_device(raw, engine.device, data.mean, data.std, engine.compute_dtype)
         if augmentation.erase_probability:
             batch = erase(batch, raw.positions.numpy(), augmentation, config.seed)

@@ -5,7 +5,9 @@ Rank 0 reports; the other ranks only say how long their own share of the work to
 
 import json
 import logging
+import math
 import sys
+import time
 from collections.abc import Mapping
 
 from pipeline.checkpoints.retention import Best, best_checkpoint
@@ -24,17 +26,31 @@ from pipeline.training.supply import DAMAGED, Supply
 from pipeline.words import bytes_in_words, duration_in_words
 
 WARM_STEPS = 20  # after which the loader's speed can be told
+LINE_SECONDS = 1.0  # between progress lines at least: nobody reads more
+# Between writes to the ledger, and between its lines with means of `SpeedMeter.figures`: short steps share one, else
+# shared file systems and the step itself would feel it.
+FLUSH_SECONDS = 0.2
 log = logging.getLogger(__name__)
 
 
 class Report:
-    """Writes the ledger and the log of steps [first, last) of one attempt. Collective: all ranks call it alike."""
+    """Writes the ledger and the log of steps [first, last) of one attempt. Collective: all ranks call it alike.
+
+    A context manager: however the steps end, what was told of them is written.
+    """
 
     def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine, first: int, last: int):
         self.config, self.plan, self.first, self.last = config, plan, first, last
         self.ledger = Ledger(me.attempt) if me.is_first else None
         self.clock, self.meter = engine.clock, SpeedMeter(plan, last)
         self.stragglers = Stragglers(me.rank, me.world_size, engine.device)
+        self._flushed_at = self._told_at = -math.inf
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
 
     def step(
         self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, scores: Mapping[str, float]
@@ -47,19 +63,32 @@ class Report:
             slow_ranks = self.stragglers.of_window(self.meter.own_seconds(window), self.meter.means().whole)
         if self.ledger is None:
             return
-        figures = self.meter.figures(done)
-        self.ledger.write(
-            done, **self._metrics(result, rate), **supply.metrics(loader, self.plan), **figures, **scores
-        )  # fmt: skip
-        if done % every == 0 or done in (self.first + 1, self.last):
+        now = time.monotonic()
+        told = done % every == 0 and now - self._told_at >= LINE_SECONDS or done in (self.first + 1, self.last)
+        summed_up = done in (min(self.first + WARM_STEPS, self.last), self.last)
+        figures = {}
+        if told or summed_up or scores or now - self._flushed_at >= FLUSH_SECONDS:
+            self._flushed_at = now
+            figures = self.meter.figures(done) | supply.metrics(loader, self.plan)
+        self.ledger.add(done, self._metrics(result, rate) | figures | scores)
+        if figures or result.skipped:
+            self.flush()
+        if told:
+            self._told_at = now
             log.info(progress_words(done, self.last, result, rate, figures))
         for line in slow_ranks:
             log.warning(line)
-        if done in (min(self.first + WARM_STEPS, self.last), self.last):
+        if summed_up:
             log.info(supply.in_words(loader, figures, self.plan))
+
+    def flush(self) -> None:
+        """All that was told is in the ledger's file when this returns. Steps of more than 0.2 s are at once."""
+        if self.ledger is not None:
+            self.ledger.flush()
 
     def _metrics(self, result: StepResult, rate: float) -> dict[str, float]:
         metrics = {
+            "perf/last_step_seconds": round(self.meter.recent[-1].whole, 5),
             "train/loss": result.loss,
             "train/learning_rate": rate,
             "train/gradient_norm": result.gradient_norm,

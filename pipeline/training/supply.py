@@ -63,8 +63,10 @@ class Supply:
 
     def add(self, sums: Mapping[str, float]) -> None:
         """Take the counts of all ranks after a step; DataError on every rank beyond what is allowed."""
-        for cause in CAUSES:
-            self.damaged[cause] += int(sums[DAMAGED + cause])
+        new = {cause: int(sums[DAMAGED + cause]) for cause in CAUSES}
+        if not any(new.values()):
+            return
+        self.damaged = {cause: self.damaged[cause] + new[cause] for cause in CAUSES}
         commonest = max(self.damaged, key=lambda cause: self.damaged[cause])
         self._require_allowed(sum(self.damaged.values()), commonest, "; the ranks' logs name them")
 

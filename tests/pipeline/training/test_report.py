@@ -85,7 +85,7 @@ def test_what_goes_by_between_steps_counts_in_the_speed_and_in_the_time_left():
     meter = SpeedMeter(plan, last_step=104, window=2)
     take_steps(meter, (5.0, 6.0, 0.1), (8.0, 9.0, 0.3), (9.0, 10.0, 0.5))
     figures = meter.figures(3)
-    assert figures["perf/step_seconds"] == figures["perf/last_step_seconds"] == 1.0
+    assert figures["perf/step_seconds"] == 1.0
     assert figures["perf/between_steps_seconds"] == 1.0  # two seconds before the first of the last two steps
     assert figures["perf/images_per_second"] == 15.0  # 60 images from 6.0 to 10.0
     assert figures["perf/data_wait_share"] == 0.2
@@ -221,7 +221,9 @@ def test_a_run_tells_its_table_its_progress_and_which_rank_holds_it_up(stage, tm
     assert told.count("holds up the others") == 1 and "rank 1 on" in told and "the other needs" in told
     assert "MFU" not in told or torch.cuda.is_available()
     lines = ledger_of(run)
-    for line in lines[2:]:
+    figured = [line for line in lines[2:] if "perf/step_seconds" in line]
+    assert lines[-1] in figured and len(figured) >= 5  # five times a second
+    for line in figured:
         parts = sum(line[f"perf/{part}_seconds"] for part in PARTS)
         assert parts == pytest.approx(line["perf/step_seconds"], rel=0.25), json.dumps(line)
         assert line["perf/update_seconds"] > 0 and line["perf/backward_seconds"] > 0
