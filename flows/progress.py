@@ -18,24 +18,26 @@ SCORES = ("validation/loss", "validation/accuracy")
 
 
 class LedgerTail:
-    """Progress lines of one attempt, at most one per `LINE_SECONDS`, and the last step's always.
+    """Progress lines of one attempt, at most one per `line_seconds`, and the last step's always.
 
-    Until the first step is made it says what the ranks do instead, each time that changes.
+    Until the first step is made it says what the ranks do instead, each time that changes. `latest` is the newest
+    line of the ledger with figures, {} before the first.
     """
 
-    def __init__(self, run: RunDirectory, attempt: int):
-        self.attempt = run.attempt(attempt)
+    def __init__(self, run: RunDirectory, attempt: int, line_seconds: float = LINE_SECONDS):
+        self.attempt, self.line_seconds = run.attempt(attempt), line_seconds
         self.ledger = self.attempt.ledger
         self.run, self.plan = run, run.plan()
         self.last_step = self.plan.get("steps", {}).get("steps", 0)
         self.offset, self.shown_at, self.newest = 0, 0.0, None
+        self.latest: dict[str, Any] = {}
         self.began, self.start_words = time.monotonic(), ""
 
     def lines(self, *, last: bool = False) -> list[str]:
         self._read()
         if not self.offset and not last:
             return self._start_lines()
-        if self.newest is None or not (last or time.monotonic() - self.shown_at >= LINE_SECONDS):
+        if self.newest is None or not (last or time.monotonic() - self.shown_at >= self.line_seconds):
             return []
         self.shown_at, entry, self.newest = time.monotonic(), self.newest, None
         lines = [progress_line(entry, self.last_step)]
@@ -77,6 +79,7 @@ class LedgerTail:
         if end:
             lines = map(json.loads, reversed(content[:end].splitlines()))
             self.newest = next((line for line in lines if "perf/images_per_second" in line), self.newest)
+            self.latest = self.newest or self.latest
 
 
 def progress_line(entry: dict[str, Any], last_step: int) -> str:
