@@ -51,7 +51,7 @@ class Follower:
 
     def follow(self) -> tuple[int, str]:
         """Submit or attach, and follow to the end: exit code and reason. `has_left` says that it was left instead."""
-        job = submit(self.run, self.launcher)
+        job = self._living() or submit(self.run, self.launcher)
         while True:
             attempt = self._watch(job)
             if self.has_left:
@@ -62,6 +62,11 @@ class Follower:
                 return code, reason
             self.report(f"{reason}; going on")
             job = successor
+
+    def _living(self) -> Job | None:
+        """The job to attach to: one that has not ended, also where the cluster does not answer."""
+        job = None if self.here else self.launcher.find(self.run.path)
+        return job if job is not None and self.launcher.state(job) is not JobState.ENDED else None
 
     def _watch(self, job: Job) -> int | None:
         """Until the job has ended, or is left; the newest attempt that it made."""
