@@ -12,6 +12,7 @@ from flows.progress import LINE_SECONDS, LedgerTail
 from flows.submission import LOCAL, attempt_of, runs_here, submit
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from pipeline.run_directory import RunDirectory
+from pipeline.verdict import concluded
 
 LOOK_SECONDS = 0.3  # between two looks at the run directory
 STATE_SECONDS, STATE_SECONDS_LATER, SOON_SECONDS = 2.0, 10.0, 120.0  # between two questions to a cluster
@@ -56,6 +57,8 @@ class Follower:
             attempt = self._watch(job)
             if self.has_left:
                 return EXIT_DONE, f"goes on as {_in_words(job)}"
+            if attempt is not None and not self.here:
+                concluded(self.run, self.run.attempt(attempt))  # unless the script has: it may have been killed before
             code, reason = conclude(self.run, job, self._words(job), attempt=attempt)
             successor = self._successor(job, code, attempt)
             if successor is None:
@@ -214,6 +217,8 @@ def conclude(run: RunDirectory, job: Job, words: str = "", *, attempt: int | Non
             f"go on with: vit resume {run.path}"
         )
     code, reason = verdict["code"], verdict["reason"]
+    if code == EXIT_FAULT:
+        reason += said
     return code, reason if code in (EXIT_DONE, EXIT_STOPPED) else f"{reason} (logs: {log})"
 
 

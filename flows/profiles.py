@@ -45,7 +45,8 @@ def _validated(raw: dict[str, Any], overrides: Sequence[str], source: str) -> Pr
 def _placement(name: str, profile: Profile) -> Placement:
     """Of a cluster's nodes nobody here knows what they have: nothing is taken from this machine."""
     least, most = nodes_range(profile)
+    asked = (least, most) if least < most else None
     return Placement(
         name, most, profile.ranks_per_node, profile.loader_workers, profile.accelerators_per_node,
-        least_nodes=least, here=isinstance(profile, LocalProfile),
+        nodes_range=asked, here=isinstance(profile, LocalProfile),
     )  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.config.stages import read_run_config
 from pipeline.ingestion.build import IngestReport
 from pipeline.loading.verdict import observed_verdict
-from pipeline.progress import read_position
+from pipeline.nodes import positions_of
+from pipeline.progress import Position, read_position
 from pipeline.run_directory import RunDirectory
 from pipeline.words import duration_in_words
 
@@ -45,8 +46,7 @@ class LedgerTail:
 
     def _start_lines(self) -> list[str]:
         """What the rank that is furthest behind does, of a training."""
-        files = [self.attempt.progress(rank) for rank in range(self.plan["ranks_per_node"])] if self.last_step else []
-        position = min(filter(None, map(read_position, files)), default=None)
+        position = min(self._positions(), default=None) if self.last_step else None
         before = self.start_words
         if position is not None:
             first_step = "compiling, in the first step" if self.plan.get("compile_backend") else "making the first step"
@@ -54,6 +54,11 @@ class LedgerTail:
         if self.start_words == before:
             return []
         return [f"starting, {duration_in_words(time.monotonic() - self.began)}: {self.start_words}"]
+
+    def _positions(self) -> list[Position]:
+        """Of all ranks; those of several nodes write where only their supervisors see it, whose heartbeats tell."""
+        files = [self.attempt.progress(rank) for rank in range(self.plan["ranks_per_node"])]
+        return [*filter(None, map(read_position, files))] or positions_of(self.attempt)
 
     def _supply_line(self, entry: dict[str, Any]) -> str:
         """Whether the run was input-bound, at its last step, and what was damaged."""

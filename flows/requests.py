@@ -24,7 +24,7 @@ from pipeline.errors import InputError, near_matches
 from pipeline.ingestion.build import ingest
 from pipeline.loading.sources import Sources
 from pipeline.preparation.memory import memory_shortage
-from pipeline.preparation.placement import Placement
+from pipeline.preparation.placement import Placement, require_every_size
 from pipeline.preparation.rehearsal import (
     DAY_SECONDS,
     length_set_by_hand,
@@ -162,6 +162,8 @@ def prepared_training(
     full = prepare_training(stage, recipe, overrides, sources, placement, source)
     if _should_rehearse(rehearse, built_in, full, overrides, placement):
         full = prepare_rehearsal(stage, recipe, overrides, sources, placement, source, full, built_in_data=built_in)
+    if placement.nodes_range is not None:
+        require_every_size(full.config, placement, *placement.nodes_range)
     return full
 
 

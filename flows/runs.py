@@ -20,7 +20,7 @@ from flows.profiles import changed_profile
 from flows.submission import attempt_of, launcher_of, runs_here, submit
 from pipeline.budget import hours_of
 from pipeline.config.recipe import split_profile_overrides
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, FaultError, InputError, near_matches
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_STOPPED, FaultError, InputError, near_matches
 from pipeline.liveness import running_elsewhere
 from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.resume import change_run
@@ -70,7 +70,7 @@ def finished(conclusion: Conclusion, say: Say) -> int:
     say(conclusion.message, error=conclusion.code not in (EXIT_DONE, EXIT_STOPPED))
     if conclusion.left:
         say(f"follow it again: vit resume {conclusion.run.path}   stop it: vit stop {conclusion.run.path}")
-    elif conclusion.code == EXIT_STOPPED:
+    elif conclusion.code in (EXIT_STOPPED, EXIT_FAULT) and "vit resume" not in conclusion.message:
         say(f"go on with: vit resume {conclusion.run.path}")
     return conclusion.code
 
