@@ -1,8 +1,9 @@
 """From a profile's name and settings to where a run goes: one face for this machine and for clusters. Torch-free."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 
@@ -34,12 +35,35 @@ def profile_text(profile: Profile) -> str:
 
 
 def _validated(raw: dict[str, Any], overrides: Sequence[str], source: str) -> Profile:
-    raw = apply_overrides(raw, parse_overrides(overrides))
+    settings = parse_overrides(overrides)
     try:
-        of_kind = profile_class(raw.get("kind"))
+        of_kind = profile_class(settings.get("kind", raw.get("kind")))
     except ValueError as error:
         raise InputError(f"{source}: {error}") from None
-    return resolved(validate(of_kind, raw, source))
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if isinstance(settings[key.strip()], int | float) and _is_text(of_kind, key.strip()):
+            settings[key.strip()] = value.strip()
+    return resolved(validate(of_kind, apply_overrides(raw, settings), source))
+
+
+def _is_text(of_kind: Any, key: str) -> bool:
+    """Whether a field holds text alone: YAML reads 24:00:00 as 86400 and 0007 as 7, and a time or a umask is meant."""
+    field = of_kind.model_fields.get(key)
+    kinds = set(_types(field.annotation)) if field is not None else set()
+    return str in kinds and not kinds & {int, float, bool}
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The plain types that a value may have."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        yield from _types(arguments[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for argument in arguments:
+            yield from _types(argument)
+    else:
+        yield annotation
 
 
 def _placement(name: str, profile: Profile) -> Placement:
