@@ -29,7 +29,7 @@ from tests.pipeline.training.runs import recorded
 
 pytestmark = pytest.mark.slurm
 RECIPE = "pretrain_mae_debug"
-STEPS, BATCH, EVERY = 60, 48, 10
+STEPS, BATCH, EVERY = 150, 48, 20
 SETTINGS = (
     f"steps={STEPS}", f"global_batch_size={BATCH}", "micro_batch_size=2", "data.record=true", "data.lanes=6",
     "data.window_shards=1", f"checkpoint.every_steps={EVERY}", "checkpoint.keep=3", "profile.nodes=2",
@@ -132,7 +132,7 @@ def test_a_run_on_two_nodes_is_submitted_listed_followed_and_finished(slurm, hom
 
 
 def test_before_its_time_limit_a_run_saves_goes_back_into_the_queue_and_finishes(slurm, make_run):
-    run = make_run("steps=120")
+    run = make_run("steps=400")
     controller = Controller(run)
     reaches_step(run, 5)
     first = job_id(run)
@@ -158,7 +158,7 @@ def test_a_preempted_run_goes_on_when_its_nodes_are_free_again(slurm, make_run, 
 
 
 def test_a_run_that_somebody_cancels_stays_so_until_it_is_resumed_and_a_stop_is_confirmed(slurm, make_run):
-    run = make_run("steps=90")
+    run = make_run("steps=200")
     controller = Controller(run)
     reaches_step(run, EVERY + 1)
     slurm.command("scancel", job_id(run))
@@ -207,7 +207,7 @@ def test_a_node_that_loses_power_takes_nothing_of_the_run_with_it(slurm, make_ru
 
 
 def test_a_controller_that_is_away_for_a_minute_is_waited_for(slurm, make_run):
-    run = make_run("steps=150")
+    run = make_run()  # ends while nobody can say so
     controller = Controller(run)
     reaches_step(run, 5)
     slurm.stop_controller()
@@ -232,7 +232,7 @@ def test_what_sbatch_refuses_is_said_in_one_line_and_exits_with_2(slurm, home, p
 def test_a_range_of_nodes_begins_with_what_is_there(slurm, make_run):
     slurm.command("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
     try:
-        run = make_run("profile.nodes=1-2")
+        run = make_run("profile.nodes=1-2", "steps=40")
         assert run.plan()["nodes_range"] == [1, 2]
         assert Controller(run).ends() == (EXIT_DONE, "done")
     finally:
