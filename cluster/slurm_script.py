@@ -6,6 +6,7 @@ time limit end it before it submits anything.
 """
 
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -20,9 +21,11 @@ PASSED_INTO_IMAGES = (
 )  # fmt: skip
 
 _AWAIT_JOB_FILE = """\
-# job.json names this job a moment after sbatch answered; without a submitter left, go on
+# an element of an array is named by both numbers
 job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
 job="${job:-$SLURM_JOB_ID}"
+exec >>"submit/slurm-$job.out" 2>&1
+# job.json names this job a moment after sbatch answered; without a submitter left, go on
 for _ in $(seq 60); do
   if grep -qs "\\"id\\": \\"$job\\"" job.json; then break; fi
   sleep 0.5
@@ -61,7 +64,8 @@ def directives(request: JobRequest, profile: SlurmProfile) -> list[str]:
         "job-name": job_name(request.key),
         "comment": _directive_value(job_comment(request.directory)),
         "chdir": _directive_value(str(request.directory)),
-        "output": "submit/slurm-%j.out",
+        # SLURM would expand these in the whole path, the run directory too; the script writes there in any case
+        "output": "/dev/null" if re.search(r"[%\\]", str(request.directory)) else "submit/slurm-%j.out",
         "open-mode": "append",
         "requeue": True,
         "export": "NONE",  # nothing of the submitter's shell, and no secret in it, enters SLURM's records
@@ -100,8 +104,7 @@ def array_script(name: str, comment: str, requests: list[JobRequest], profile: S
     lines += ['case "$SLURM_ARRAY_TASK_ID" in']
     lines += [f"  {task}) run={_quoted(request.directory)} ;;" for task, request in enumerate(requests)]
     lines += ["  *) exit 2 ;;", "esac"]
-    lines += ['out="$run/submit/slurm-${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.out"']
-    lines += [f'exec bash "$run/submit/{SCRIPT}" >>"$out" 2>&1']
+    lines += [f'exec bash "$run/submit/{SCRIPT}"']
     return "\n".join(lines) + "\n"
 
 

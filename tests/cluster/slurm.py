@@ -150,7 +150,8 @@ class Slurm:
         wait_until(lambda: self._answers("scontrol", "ping"), 30, "an answer of slurmctld")
 
     def stop_controller(self) -> None:
-        self._end("slurmctld", signal.SIGKILL)
+        """It saves what it knows; jobs go on. (Killed, it would forget the last seconds.)"""
+        self._end("slurmctld", signal.SIGTERM)
 
     def start_node(self, name: str) -> None:
         script = 'mount --bind "$1" /etc/hosts && hostname "$2" && exec slurmd -D -N "$2"'
