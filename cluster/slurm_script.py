@@ -21,18 +21,17 @@ PASSED_INTO_IMAGES = (
 )  # fmt: skip
 
 _AWAIT_JOB_FILE = """\
-# an element of an array is named by both numbers
-job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
-job="${job:-$SLURM_JOB_ID}"
+mine="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"
+job="$mine${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 exec >>"submit/slurm-$job.out" 2>&1
-# job.json names this job a moment after sbatch answered; without a submitter left, go on
+# job.json names this job a moment after sbatch answered; go on where no submitter is left to write it
 for _ in $(seq 60); do
-  if grep -qs "\\"id\\": \\"$job\\"" job.json; then break; fi
+  named="$(sed -n 's/.*"id": "\\([0-9]*\\)[_"].*/\\1/p' job.json 2>/dev/null)"
+  if [ "${named:-0}" -ge "$mine" ]; then break; fi
   sleep 0.5
 done
 # SLURM requeued this job after it had been submitted again
-newest="$(sed -n 's/.*"id": "\\([0-9]*\\)[_"].*/\\1/p' job.json 2>/dev/null)"
-if [ "${newest:-0}" -gt "$SLURM_JOB_ID" ]; then echo "job $job gives way to the newer job $newest"; exit 0; fi"""
+if [ "${named:-0}" -gt "$mine" ]; then echo "job $job gives way to the newer job $named"; exit 0; fi"""
 
 _FIND_MODULE = """\
 if ! command -v module >/dev/null 2>&1; then

@@ -285,9 +285,9 @@ class Slurm:
             folder.mkdir()
             shutil.chown(folder, "mysql", "mysql")
         own = ["--no-defaults", "--user=mysql", f"--datadir={database}"]  # in this order
-        with open(self.root / "log" / "mariadb-install-db", "wb") as log:
-            install = ["mariadb-install-db", *own, "--auth-root-authentication-method=normal", "--skip-test-db"]
-            subprocess.run([*install, "--skip-name-resolve"], check=True, stdout=log, stderr=log)
+        install = ["mariadb-install-db", *own, "--auth-root-authentication-method=normal", "--skip-test-db"]
+        done = subprocess.run([*install, "--skip-name-resolve"], capture_output=True, text=True)
+        assert done.returncode == 0, f"mariadb-install-db: {done.stdout} {done.stderr}"
         self._begin(
             "mariadbd",
             ["mariadbd", *own, f"--socket={run}/socket", f"--pid-file={run}/pid", f"--port={self.ports[2]}",

@@ -9,7 +9,7 @@ from cluster.slurm import SlurmLauncher
 from cluster.slurm_profile import SlurmProfile
 from tests.cluster.slurm import wait_until
 
-SLEEPS = ("bash", "-c", "echo up; sleep 300")
+SLEEPS = ("bash", "-c", "echo listening; sleep 300")
 
 # Writes each start and waits to be stopped, with code 75; ends well once the file `finish` is there.
 LISTENS = (sys.executable, "-c", """
@@ -18,7 +18,7 @@ for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda *_: sys.exit(75))
 with open("starts", "a") as starts:
     starts.write(os.environ["VIT_START"] + " " + os.environ["SLURMD_NODENAME"] + "\\n")
-print("up", flush=True)
+print("listening", flush=True)
 while not pathlib.Path("finish").exists():
     time.sleep(0.1)
 """)  # fmt: skip

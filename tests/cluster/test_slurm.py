@@ -24,7 +24,7 @@ def test_a_job_that_lives_is_found_and_not_submitted_twice(tmp_path, slurm):
     assert launcher_with().submit(request_of(tmp_path, SLEEPS)) == job == launcher.find(tmp_path)
     assert slurm.command("squeue", "-h", "-o", "%A").split() == [job.id]
     assert json.loads((tmp_path / "job.json").read_text())["id"] == job.id
-    logs(launcher, job, "up")
+    logs(launcher, job, "listening")
     assert launcher.state(job) is JobState.RUNNING and "RUNNING, on node1" in launcher.explain(job)
 
 
@@ -80,7 +80,7 @@ def test_a_job_whose_submitter_was_killed_before_it_wrote_job_json_is_found_by_n
     assert job is not None and job.id == (tmp_path / "id").read_text().strip()
     assert launcher.submit(request_of(run, SLEEPS)) == job and (run / "job.json").exists()
     assert slurm.command("squeue", "-h", "-o", "%A").split() == [job.id]
-    logs(launcher, job, "up")
+    logs(launcher, job, "listening")
 
 
 def test_a_pending_job_says_why_and_is_cancelled_at_once(tmp_path, slurm):
@@ -106,9 +106,9 @@ def test_a_running_job_is_asked_to_stop_and_is_not_submitted_again(tmp_path, slu
 
 def test_a_job_that_does_not_listen_is_ended_after_its_grace(tmp_path, slurm):
     launcher = launcher_with()
-    refuses = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); "
+    refuses = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('listening', flush=True); "
     job = launcher.submit(request_of(tmp_path, (sys.executable, "-c", refuses + "time.sleep(300)")))
-    logs(launcher, job, "up")
+    logs(launcher, job, "listening")
     launcher.cancel(job, grace_seconds=2)
     assert launcher.state(job) is JobState.ENDED and slurm.command("squeue", "-h") == ""
 
@@ -116,7 +116,7 @@ def test_a_job_that_does_not_listen_is_ended_after_its_grace(tmp_path, slurm):
 def test_a_controller_that_is_down_is_unknown_and_nothing_is_submitted(tmp_path, slurm):
     launcher = launcher_with()
     job = launcher.submit(request_of(tmp_path / "a", LISTENS))
-    logs(launcher, job, "up")
+    logs(launcher, job, "listening")
     slurm.stop_controller()
     try:
         assert launcher.state(job) is JobState.UNKNOWN
@@ -189,7 +189,7 @@ def test_an_array_is_one_submission_of_many_runs(tmp_path, slurm):
     wait_until(lambda: starts(runs[2]), 40, "the third running")
     (runs[2] / "job.json").unlink()
     assert launcher.find(runs[2]) == jobs[2]
-    logs(launcher, jobs[2], "up")
+    logs(launcher, jobs[2], "listening")
     (runs[1] / "finish").touch(), (runs[2] / "finish").touch()
     for job in jobs[1:]:
         reaches(launcher, job, JobState.ENDED)
