@@ -85,7 +85,7 @@ def _refusal(run_directory: Path) -> str | None:
 def _submit_again(run_directory: Path, code: int) -> str:
     submission = read_submission(run_directory)
     if code == FAULT and (node := _named_node(run_directory)) is not None:
-        submission["avoided"] = list(dict.fromkeys([*submission["avoided"], node]))
+        submission["avoided"] = [*(one for one in submission["avoided"] if one != node), node]  # the newest is last
         write_submission(run_directory, submission)
     for avoided in _ways_to_avoid(submission["avoided"]):
         try:

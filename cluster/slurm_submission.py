@@ -115,12 +115,15 @@ def _names(submission: dict[str, Any]) -> list[str]:
 
 
 def _of_the_run(records: Iterable[Record], submission: dict[str, Any]) -> list[Record]:
-    """Those with the run's own comment, and the run's element of an array."""
+    """Those with the run's own comment, and the run's element of an array; not what sbatch refused, which is FAILED."""
     array = submission["array"]
     element = f"_{array['task']}" if array else None
     return [
         record
         for record in records
-        if (record.name == job_name(submission["key"]) and record.comment == submission["comment"])
-        or (element and record.name == array["name"] and record.id.endswith(element))
+        if not (record.state_text == "FAILED" and record.nodes in ("", "None assigned"))
+        and (
+            (record.name == job_name(submission["key"]) and record.comment == submission["comment"])
+            or (element and record.name == array["name"] and record.id.endswith(element))
+        )
     ]
