@@ -11,8 +11,9 @@ from prefect.runtime import flow_run as current_flow_run
 from prefect.states import Completed, Failed, State
 
 from cluster.local import LocalLauncher
+from flows.following import STOP_GRACE_SECONDS
 from flows.home import home_directory
-from flows.jobs import STOP_GRACE_SECONDS, Conclusion, control
+from flows.jobs import Conclusion, control
 from pipeline.errors import EXIT_DONE, InputError
 from pipeline.run_directory import RunDirectory
 
