@@ -71,6 +71,9 @@ def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | 
     for directory in removed:
         going = directory.rename(directory.with_name(f"{directory.name}.removed.partial"))  # a kill leaves no half
         shutil.rmtree(going)
+    for aside in run.checkpoints.glob("step-*.cooled"):  # of a run made longer, once it has come as far again
+        if committed and int(aside.name[len("step-") :].partition(".")[0]) <= committed[0].step:
+            shutil.rmtree(aside, ignore_errors=True)
     current = run.current_attempt()
     for left in [*run.checkpoints.glob("step-*.partial"), *run.checkpoints.glob("step-*.damaged")]:
         if not left.name.endswith(f".attempt-{current:02d}.partial"):

@@ -110,12 +110,20 @@ class Report:
 
 
 def log_to_stdout(me: Rank) -> None:
-    """Rank 0 tells the run's story; the others speak up only when something is wrong."""
+    """Rank 0 tells the run's story; the others speak up only when something is wrong.
+
+    What is no progress (checkpoints, roll-backs, what was damaged) it also writes where the controller reads it.
+    """
     level = logging.INFO if me.is_first else logging.WARNING
     logging.basicConfig(
         stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     logging.getLogger("pipeline").setLevel(level)
+    if me.is_first:
+        events = logging.FileHandler(me.attempt.events)
+        events.setFormatter(logging.Formatter("%(message)s"))
+        events.addFilter(lambda record: record.name != __name__)  # the progress that the ledger tells too
+        logging.getLogger("pipeline").handlers[:] = [events]  # in place of that of the run before, in a sequence
 
 
 def log_start(config: TrainingConfig, plan: dict) -> None:

@@ -47,6 +47,9 @@ def test_the_same_request_is_the_same_run_and_another_config_in_its_place_is_ref
     run = prepared(home, digits)
     assert prepared(home, digits).path == run.path
     assert prepared(home, digits, "seed=1").path != run.path
+    prepared(home, digits, "seed=2", run_dir=str(run.path))  # nothing of it has begun: tried again by a dry run
+    assert yaml.safe_load(run.config_file.read_text())["seed"] == 2
+    run.attempt(1).make()
     with pytest.raises(InputError, match="holds another run; go on with it by `vit resume"):
         prepared(home, digits, "seed=1", run_dir=str(run.path))
 
@@ -108,7 +111,14 @@ def resume(home, run, *overrides: str) -> None:
 def test_a_refused_resume_changes_nothing(home, digits):
     run = prepared(home, digits)
     files = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
-    for override in ("profile.ranks_per_node=3", "seed=1", "micro_batch_size=7", "zero.stage=9", "epochs=3"):
+    for override in (
+        "profile.ranks_per_node=3",
+        "seed=1",
+        "validation.best=accuracy",
+        "micro_batch_size=7",
+        "zero.stage=9",
+        "epochs=3",
+    ):
         with pytest.raises(InputError):
             resume(home, run, override)
     assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == files

@@ -100,6 +100,16 @@ def test_a_disk_without_room_is_named_before_the_first_step(run, monkeypatch):
         require_room(run, config, 10)  # the oldest goes behind the next commit only
 
 
+def test_what_was_set_aside_by_a_longer_run_goes_once_it_has_come_as_far_again(run):
+    commit(run, 10)
+    (run.checkpoints / "step-00000020.cooled").mkdir()
+    prune_checkpoints(run, CheckpointConfig(keep=1))
+    assert (run.checkpoints / "step-00000020.cooled").is_dir()
+    commit(run, 20)
+    prune_checkpoints(run, CheckpointConfig(keep=1))
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000020"]
+
+
 def test_those_kept_at_intervals_need_room_too(run, monkeypatch):
     write_json(run.plan_file, {"steps": StepPlan(1000, 100, 0)._asdict()})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(100, 0, 100))
