@@ -18,7 +18,7 @@ from tests.cluster.slurm import wait_until
 from tests.cluster.slurm_jobs import LISTENS, SLEEPS, launcher_with, logs, reaches, request_of, starts
 
 pytestmark = pytest.mark.slurm
-STOPS_ONCE = "echo listening; until [ -e go ]; do sleep 0.2; done; rm go; exit 75"
+STOPS_ONCE = "echo listening; [ ! -e gone ] || exit 0; until [ -e go ]; do sleep 0.2; done; mv go gone; exit 75"
 
 
 def test_a_job_that_lives_is_found_and_not_submitted_twice(tmp_path, slurm):
