@@ -99,9 +99,8 @@ def test_a_node_that_is_killed_with_its_ranks_is_named_and_the_other_ends(pictur
 )
 def test_what_ends_a_rank_of_another_node_is_said_by_that_node(strike, code, words, avoid, pictures, tmp_path):
     run = run_for_nodes(tmp_path, pictures)
-    fault = ("tests.pipeline.training.faulty_node", "1", "forward", "4", strike)
-    environment = {"VIT_COLLECTIVE_TIMEOUT_SECONDS": str(HANG_SECONDS)}
-    with Nodes(run, "7.0", module=fault, **environment) as nodes:
+    environment = {"VIT_COLLECTIVE_TIMEOUT_SECONDS": str(HANG_SECONDS), "FAULT": f"1 forward 4 {strike}"}
+    with Nodes(run, "7.0", module="tests.pipeline.training.faulty_node", **environment) as nodes:
         assert nodes.wait() == [EXIT_FAULT, code]
     attempt = run.attempt(1)
     if strike == "hang":
