@@ -6,13 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cluster.job import JobState
 from cluster.local import LocalLauncher
 from flows import requests
 from flows.home import home_directory
-from flows.jobs import MIRRORED, STOP_GRACE_SECONDS, Conclusion, conclude, control, stop_on_interrupt
+from flows.jobs import STOP_GRACE_SECONDS, Conclusion, conclude, control, stop_on_interrupt
 from flows.planning import measured, plan_lines
 from flows.progress import ingest_progress, ingest_words
 from pipeline.budget import hours_of
@@ -111,7 +112,8 @@ def _controlled(run: RunDirectory, home: Path, say: Say) -> Conclusion:
     with stop_on_interrupt(cancelled):
         from flows.mirror import mirrored
 
-        return mirrored(run, home, lambda: control(run, home, say, cancelled=cancelled))
+        work = partial(control, run, home, say, cancelled=cancelled)
+        return mirrored(run, home, lambda observe: work(observe=observe), cancelled)
 
 
 def _finish(conclusion: Conclusion, say: Say) -> int:
@@ -229,27 +231,9 @@ def replay_command(name: str, step: int, directory: str | None) -> int:
 
 
 def reconcile_command(directory: str | None, say: Say) -> int:
-    from flows.home import tracking_uri
-    from pipeline.registry.locate import require_tracking_server
-    from pipeline.registry.tracking import Mirror
-    from pipeline.registry.writers import writers_of
+    from flows.reconciliation import reconcile_home
 
-    home, launcher = home_directory(directory), LocalLauncher()
-    require_tracking_server(tracking_uri(home))
-    statuses = {"done": "FINISHED", "running": "RUNNING", "stopped": "KILLED", "failed": "FAILED", "lost": "FAILED"}
-    for path in sorted((home / "runs").glob("*/config.yaml")):
-        run = RunDirectory(path.parent)
-        state = run_state(run, launcher)
-        if run.plan()["stage"] not in MIRRORED or state not in statuses:
-            continue
-        mirror = Mirror(run, tracking_uri(home), home)
-        mirror.forward()
-        if state != "running":
-            mirror.finish(statuses[state])
-            for writer in writers_of(run):
-                writer.finish()
-        say(f"{run.path.name}: {state}, MLflow says {statuses[state]}")
-    return EXIT_DONE
+    return reconcile_home(home_directory(directory), say)
 
 
 def up_command(directory: str | None, data: str | None, say: Say) -> int:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.job import Job, JobRequest, JobState, Launcher
 from cluster.local import LocalLauncher
@@ -55,7 +55,26 @@ class Conclusion:
         return f"{self.run.path.name}: {self.reason}"
 
 
-def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threading.Event | None = None) -> Conclusion:
+class Observation(NamedTuple):
+    job: Job
+    state: JobState
+    step: int
+    last_step: int
+    entry: dict
+
+
+def ignore(observation: Observation) -> None:
+    pass
+
+
+def launcher_of(run: RunDirectory) -> Launcher:
+    return LocalLauncher()
+
+
+def control(
+    run: RunDirectory, home: Path, report: Report, *, cancelled: threading.Event | None = None,
+    observe: Callable[[Observation], None] = ignore,
+) -> Conclusion:  # fmt: skip
     """Bring a run to its end: attach to its living job or submit one, watch it, forward its ledger, conclude.
 
     When `cancelled` is set, the job is asked to stop with a checkpoint and waited for.
@@ -77,11 +96,11 @@ def control(run: RunDirectory, home: Path, report: Report, *, cancelled: threadi
             report(line)
     launcher: Launcher = LocalLauncher()
     cancelled = cancelled or threading.Event()
-    forwarder = _Forwarder(run, home, report)
-    code, reason = _one_attempt(run, launcher, report, cancelled)
+    forwarder = Forwarder(run, home, report)
+    code, reason = _one_attempt(run, launcher, report, cancelled, observe)
     if plan.get("rehearsal") and code == EXIT_STOPPED and not cancelled.is_set():
         report("stopped on request with a checkpoint, as planned; resuming")
-        code, reason = _one_attempt(run, launcher, report, cancelled)
+        code, reason = _one_attempt(run, launcher, report, cancelled, observe)
     if plan.get("rehearsal") and code == EXIT_DONE:
         write_json(run.result_file, read_json(run.result_file) | rehearsal_verdict(run))
     result = read_json(run.result_file) or {}
@@ -111,7 +130,7 @@ def submit(run: RunDirectory, launcher: Launcher) -> Job:
     return launcher.submit(request)
 
 
-def _one_attempt(run: RunDirectory, launcher: Launcher, report: Report, cancelled: threading.Event) -> tuple[int, str]:
+def _one_attempt(run, launcher, report, cancelled, observe):
     job = submit(run, launcher)
     report(f"{run.path.name}: attempt {job.attempt} runs as {job.kind} job {job.id.partition(':')[0]}; {run.path}")
     tail = LedgerTail(run, job.attempt)
@@ -119,6 +138,8 @@ def _one_attempt(run: RunDirectory, launcher: Launcher, report: Report, cancelle
     while launcher.state(job) is not JobState.ENDED:
         for line in tail.lines():
             report(line)
+        entry = tail.seen
+        observe(Observation(job, launcher.state(job), entry.get("step", -1), tail.last_step, entry))
         if cancelled.is_set() and not asked_to_stop:
             asked_to_stop = True
             report("stopping")
@@ -164,7 +185,7 @@ def rehearsal_message(result: dict[str, Any]) -> str:
     )
 
 
-class _Forwarder:
+class Forwarder:
     """Forwards the ledger from a thread of its own, so that a slow server never delays what a person sees.
 
     To MLflow, and to the writers that the run's config names.

@@ -28,7 +28,7 @@ class LedgerTail:
         self.ledger = self.attempt.ledger
         self.run, self.plan = run, run.plan()
         self.last_step = self.plan.get("steps", {}).get("steps", 0)
-        self.offset, self.shown_at, self.newest = 0, 0.0, None
+        self.offset, self.shown_at, self.newest, self.seen = 0, 0.0, None, {}
         self.began, self.start_words = time.monotonic(), ""
 
     def lines(self, *, last: bool = False) -> list[str]:
@@ -77,6 +77,7 @@ class LedgerTail:
         if end:
             lines = map(json.loads, reversed(content[:end].splitlines()))
             self.newest = next((line for line in lines if "perf/images_per_second" in line), self.newest)
+            self.seen = self.newest or self.seen
 
 
 def progress_line(entry: dict[str, Any], last_step: int) -> str:

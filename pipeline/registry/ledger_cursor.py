@@ -33,6 +33,15 @@ class LedgerCursor:
             cursor["last_step"] = max([cursor["last_step"], *(line["step"] for line in fresh)])
             write_json(self.file, cursor)
 
+    def is_behind(self) -> bool:
+        """Whether the ledgers hold whole lines that this reader has not had."""
+        offsets = (read_json(self.file) or {}).get("offsets", {})
+        for number in range(1, self.run.last_attempt() + 1):
+            ledger, offset = self.run.attempt(number).ledger, offsets.get(f"{number:02d}", 0)
+            if ledger.is_file() and ledger.stat().st_size > offset and _whole_lines(ledger, offset)[0]:
+                return True
+        return False
+
 
 def metrics_of(line: dict[str, Any]) -> dict[str, float]:
     """What a line of the ledger says beside its step and time."""

@@ -65,7 +65,7 @@ def test_an_outage_and_another_attempt_lose_and_double_nothing(server, run, monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setattr(jobs, "FORWARD_SECONDS", 0.2)
     said: list[str] = []
-    forwarder = jobs._Forwarder(run, server.home, said.append)
+    forwarder = jobs.Forwarder(run, server.home, said.append)
     write_steps(run, 1, range(1, 21), 0.0)
     wait_until(lambda: said, "that MLflow cannot be written was not said")  # it was never there until now
     server.start()
@@ -80,7 +80,7 @@ def test_an_outage_and_another_attempt_lose_and_double_nothing(server, run, monk
 
     server.start()
     write_steps(run, 2, range(71, STEPS + 1), 0.0)  # went on from a checkpoint at step 70
-    again = jobs._Forwarder(run, server.home, said.append)
+    again = jobs.Forwarder(run, server.home, said.append)
     again.finish(EXIT_DONE, {"stage": "pretrain"})
     client = connect(server.uri)
     (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "vit/pretrain"]
