@@ -1,9 +1,8 @@
 """Jobs on this machine: a process group of its own per job, found again by pid and start time."""
 
 import contextlib
-import fcntl
-import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -12,9 +11,17 @@ from pathlib import Path
 
 import psutil
 
-from cluster.job import Job, JobRequest, JobState
-
-JOB_FILE = "job.json"
+from cluster.job import (
+    JOB_FILE,
+    STOP_FILE,
+    Job,
+    JobRequest,
+    JobState,
+    read_from,
+    read_object,
+    submission_lock,
+    write_object,
+)
 
 
 class LocalLauncher:
@@ -23,10 +30,11 @@ class LocalLauncher:
     kind = "local"
 
     def submit(self, request: JobRequest) -> Job:
-        with _lock(request.directory):
+        with submission_lock(request.directory):
             existing = self.find(request.directory)
             if existing is not None and self.state(existing) is JobState.RUNNING:
                 return existing
+            (request.directory / STOP_FILE).unlink(missing_ok=True)
             request.log.parent.mkdir(parents=True, exist_ok=True)
             with open(request.log, "ab") as log:
                 # The job file stands before the job: what it starts may already read its attempt there.
@@ -42,23 +50,29 @@ class LocalLauncher:
                     )
             return self._record(request, _identity(psutil.Process(process.pid)))
 
+    def render(self, request: JobRequest) -> dict[str, str]:
+        lines = ["#!/bin/bash"]
+        lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(request.environment.items())]
+        lines.append(f"exec {shlex.join(request.command)} >>{shlex.quote(str(request.log))} 2>&1")
+        return {"job.sh": "\n".join(lines) + "\n"}
+
     def find(self, directory: Path) -> Job | None:
-        try:
-            raw = json.loads((directory / JOB_FILE).read_text())
-        except FileNotFoundError:
-            return None
-        return Job(raw["kind"], raw["id"], raw["key"], raw["attempt"])
+        raw = read_object(directory / JOB_FILE)
+        return Job(raw["kind"], raw["id"], raw["key"], raw["attempt"], directory) if raw else None
 
     def state(self, job: Job) -> JobState:
         return JobState.RUNNING if _process(job) is not None else JobState.ENDED
 
-    def log(self, request_log: Path, offset: int) -> tuple[str, int]:
-        if not request_log.exists():
-            return "", offset
-        with open(request_log, "rb") as file:
-            file.seek(offset)
-            content = file.read()
-        return content.decode(errors="replace"), offset + len(content)
+    def explain(self, job: Job) -> str:
+        process = _process(job)
+        return f"process {process.pid}, on this machine" if process is not None else ""
+
+    def log(self, job_or_path: Job | Path, offset: int) -> tuple[str, int]:
+        if isinstance(job_or_path, Path):
+            return read_from(job_or_path, offset)
+        directory = job_or_path.directory
+        assert directory is not None, "a job that a launcher returned knows its run directory"
+        return read_from(directory / f"attempts/{job_or_path.attempt:02d}/log/supervisor.log", offset)
 
     def cancel(self, job: Job, grace_seconds: float) -> None:
         process = _process(job)
@@ -74,18 +88,9 @@ class LocalLauncher:
                 member.kill()
 
     def _record(self, request: JobRequest, identity: str) -> Job:
-        job = Job(self.kind, identity, request.key, request.attempt)
-        temporary = request.directory / f".{JOB_FILE}.tmp"
-        temporary.write_text(json.dumps(job.__dict__, indent=2) + "\n")
-        os.replace(temporary, request.directory / JOB_FILE)
-        return job
-
-
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    with open(directory / ".submit.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        content = {"kind": self.kind, "id": identity, "key": request.key, "attempt": request.attempt}
+        write_object(request.directory / JOB_FILE, content)
+        return Job(**content, directory=request.directory)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,14 @@
 import glob
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.slurm_profile import Count, SlurmProfile
+
 PROFILES = Path(__file__).parent / "profiles"
+ProfileT = TypeVar("ProfileT", "LocalProfile", SlurmProfile)
 
 
 class LocalProfile(BaseModel):
@@ -19,7 +22,7 @@ class LocalProfile(BaseModel):
     """Where: `local` is this machine."""
     nodes: Literal[1] = 1
     """Machines; a local profile has one."""
-    ranks_per_node: Annotated[int, Field(strict=True, ge=1)] | None = None
+    ranks_per_node: Count | None = None
     """Processes, each with one accelerator. None: one per accelerator, or two on a machine without."""
     loader_workers: Annotated[int, Field(strict=True, ge=0)] | None = None
     """Processes per rank that decode images. None: the rank's share of the cores less one, at most 16."""
@@ -29,6 +32,26 @@ class LocalProfile(BaseModel):
     """Cost of an hour of one accelerator, or of a machine without; `vit plan` multiplies. 0: unknown."""
     env: dict[str, str] = {}
     """Environment variables of the job."""
+
+
+Profile = Annotated[LocalProfile | SlurmProfile, Field(discriminator="kind")]
+
+
+def profile_class(kind: Any) -> type[LocalProfile] | type[SlurmProfile]:
+    """The config class of a profile's `kind`; ValueError in one line where there is none."""
+    match kind:
+        case "local":
+            return LocalProfile
+        case "slurm":
+            return SlurmProfile
+        case _:
+            raise ValueError(f"kind: `{kind}` is not a place that runs jobs; use local or slurm")
+
+
+def nodes_range(profile: LocalProfile | SlurmProfile) -> tuple[int, int]:
+    """Least and most machines that a job of this profile runs on."""
+    least, _, most = str(profile.nodes).partition("-")
+    return int(least), int(most or least)
 
 
 def profile_names() -> list[str]:
@@ -49,17 +72,32 @@ def accelerators_here() -> int:
     return len(devices)
 
 
-def resolved_profile(profile: LocalProfile) -> LocalProfile:
-    """The profile with every None replaced by what this machine offers."""
+def resolved_profile(profile: ProfileT) -> ProfileT:
+    """The profile with each None of processes replaced: by what this machine offers, or by what SLURM is asked for."""
+    chosen = _of_slurm(profile) if isinstance(profile, SlurmProfile) else _of_this_machine(profile)
+    return type(profile).model_validate(profile.model_dump() | chosen)
+
+
+def _of_this_machine(profile: LocalProfile) -> dict[str, Any]:
     accelerators = profile.accelerators_per_node
     accelerators = accelerators_here() if accelerators is None else accelerators
     ranks = profile.ranks_per_node or accelerators or 2
     workers = profile.loader_workers
     if workers is None:
         workers = min(16, max(0, (os.cpu_count() or 1) // ranks - 1))
-    chosen: dict[str, Any] = {
+    return {
         "accelerators_per_node": min(accelerators, ranks) if accelerators else 0,
         "ranks_per_node": ranks,
         "loader_workers": workers,
     }
-    return LocalProfile.model_validate(profile.model_dump() | chosen)
+
+
+def _of_slurm(profile: SlurmProfile) -> dict[str, Any]:
+    """Of the machine that submits nothing is taken: it is not the one that runs."""
+    ranks = profile.ranks_per_node or profile.accelerators_per_node or 1
+    workers = profile.loader_workers
+    if workers is None and profile.cpus_per_task is not None:
+        workers = min(16, max(0, profile.cpus_per_task // ranks - 1))
+    elif workers is None:
+        workers = 8 if profile.accelerators_per_node else 1
+    return {"ranks_per_node": ranks, "loader_workers": workers}

@@ -79,11 +79,15 @@ def pretrain(
     recipe: str, *, data: Data = [], profile: str = "local", set: Set = [], dry_run: bool = False,
     rehearse: Rehearse = None, run_dir: str | None = None, watch: bool = False, dir: Dir = None,
 ) -> int:  # fmt: skip
-    """Pretrain an encoder. Ctrl-C stops with a checkpoint (exit 75); the same command goes on."""
+    """Pretrain an encoder. Ctrl-C stops with a checkpoint (exit 75); the same command goes on.
+
+    On a cluster it submits and returns; with --watch it follows, and Ctrl-C leaves the job to itself.
+    """
     from flows.commands import training_command
 
     return training_command("pretrain", recipe, data=data, profile=profile, overrides=set, dry_run=dry_run,
-                            rehearse=rehearse, run_dir=run_dir, directory=dir, model=None, say=say)  # fmt: skip
+                            rehearse=rehearse, run_dir=run_dir, directory=dir, model=None, watch=watch,
+                            say=say)  # fmt: skip
 
 
 @app.command
@@ -95,7 +99,22 @@ def finetune(
     from flows.commands import training_command
 
     return training_command("finetune", recipe, data=data, profile=profile, overrides=set, dry_run=dry_run,
-                            rehearse=rehearse, run_dir=run_dir, directory=dir, model=model, say=say)  # fmt: skip
+                            rehearse=rehearse, run_dir=run_dir, directory=dir, model=model, watch=watch,
+                            say=say)  # fmt: skip
+
+
+@app.command
+def sweep(
+    recipe: str, *, data: Data = [], profile: str = "local", set: Set = [], dir: Dir = None
+) -> int:  # fmt: skip
+    """Train every combination of the values in brackets: --set 'optimizer.learning_rate=[1e-3,3e-4]'; one table.
+
+    On this machine one run after the other, Ctrl-C stops; on a cluster an array, Ctrl-C leaves it to itself. The same
+    command goes on with what is not done.
+    """
+    from flows.commands import sweep_command
+
+    return sweep_command(recipe, data, profile, set, dir, say)
 
 
 @app.command
@@ -120,31 +139,34 @@ def register(model: str, *, name: str, dir: Dir = None) -> int:
 @app.command
 def runs(*, dir: Dir = None) -> int:
     """What runs where."""
-    from flows.commands import runs_command
+    from flows.runs import runs_command
 
     return runs_command(dir, say)
 
 
 @app.command
 def logs(run: str, *, dir: Dir = None) -> int:
-    """The log of a run's newest attempt."""
-    from flows.commands import logs_command
+    """The log of a run's newest attempt, and of its job's script on a cluster."""
+    from flows.runs import logs_command
 
     return logs_command(run, dir, say)
 
 
 @app.command
 def stop(run: str, *, dir: Dir = None) -> int:
-    """Stop a run with a checkpoint."""
-    from flows.commands import stop_command
+    """Stop a run with a checkpoint, wherever it runs; returns when nothing of it is left."""
+    from flows.runs import stop_command
 
     return stop_command(run, dir, say)
 
 
 @app.command
 def resume(run: str, *, set: Set = [], dir: Dir = None) -> int:
-    """Go on with a run from its newest checkpoint; --set changes only what does not change the training."""
-    from flows.commands import resume_command
+    """Go on with a run from its newest checkpoint; --set changes only what does not change the training.
+
+    A run whose job lives on a cluster is followed instead; Ctrl-C leaves it to itself.
+    """
+    from flows.runs import resume_command
 
     return resume_command(run, set, dir, say)
 
@@ -152,7 +174,7 @@ def resume(run: str, *, set: Set = [], dir: Dir = None) -> int:
 @app.command
 def replay(run: str, step: int, *, dir: Dir = None) -> int:
     """One step of a run again, from the nearest checkpoint: its loss, and that of every sample, the worst first."""
-    from flows.commands import replay_command
+    from flows.runs import replay_command
 
     return replay_command(run, step, dir)
 

@@ -56,7 +56,7 @@ def _enter(
 
 def _is_limited(name: str) -> bool:
     with contextlib.suppress(Exception), impatient_client() as client:  # not there, or Prefect is away: no limit
-        client.request("GET", "/v2/concurrency_limits/{id_or_name}", path_params={"id_or_name": name})
+        client.read_global_concurrency_limit_by_name(name)
         return True
     return False
 

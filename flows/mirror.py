@@ -65,7 +65,7 @@ def mirrored(run: RunDirectory, home: Path, work: Work, cancelled: threading.Eve
 
 def _as_flow_run(run: RunDirectory, home: Path, work: Work, cancelled: threading.Event) -> None:
     from prefect import flow
-    from prefect.states import State
+    from prefect.states import Cancelled, State
 
     from flows.artifacts import run_artifacts
     from flows.own_state import own_state
@@ -81,8 +81,11 @@ def _as_flow_run(run: RunDirectory, home: Path, work: Work, cancelled: threading
         ):
             watch.note.add(run)
             conclusion = work(artifacts.observe)
-            artifacts.finish(conclusion)
+            if not conclusion.left:
+                artifacts.finish(conclusion)
         watch.note.remove()
+        if conclusion.left:
+            return Cancelled(name="Detached", message=f"{conclusion.message}; nobody watches it here any more")
         return state_of(conclusion)
 
     command_line_run(return_state=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
-from cluster.profile import LocalProfile
+from cluster.profile import LocalProfile, Profile
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, InputError
 from pipeline.launch import environment_of_ranks
 from pipeline.loading.verdict import expected_images_per_second, expected_verdict
@@ -14,6 +14,7 @@ from pipeline.preparation.training import PreparedRun
 from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
 ASSUMED_FLOPS = 1e14  # per second, where no accelerator can be timed: about what an A100 reaches at training a ViT
+ASSUMED_CPU_FLOPS = 1e11  # per second and rank, in fp32 on a few cores
 
 
 def plan_lines(prepared: PreparedRun, profile: str, lowest_stage: int | None) -> list[str]:
@@ -37,7 +38,9 @@ def plan_lines(prepared: PreparedRun, profile: str, lowest_stage: int | None) ->
 
 def _placement_in_words(plan: dict[str, Any]) -> str:
     devices = "an accelerator each" if plan["accelerators_per_node"] else "no accelerator"
-    nodes, ranks = _counted(plan["nodes"], "node"), _counted(plan["ranks_per_node"], "rank")
+    least, most = plan["nodes_range"]
+    nodes = _counted(most, "node") if least == most else f"{least} to {most} nodes"
+    ranks = _counted(plan["ranks_per_node"], "rank")
     return f"{nodes} x {ranks}, {devices}, {_counted(plan['loader_workers'], 'loader worker')} each"
 
 
@@ -62,12 +65,14 @@ def _memory_lines(prepared: PreparedRun, lowest_stage: int | None) -> list[str]:
     return lines
 
 
-def measured(prepared: PreparedRun, profile: LocalProfile) -> tuple[int, list[str]]:
+def measured(prepared: PreparedRun, profile: Profile) -> tuple[int, list[str]]:
     """Whether the run would be input-bound on this machine, and how long it would take: an exit code, and lines.
 
     Measured in a process of its own, which may load torch, in the environment of a rank. What the data would make of a
-    training, damaged or out of reach, it makes of the plan.
+    training, damaged or out of reach, it makes of the plan. A cluster's nodes cannot be measured from here.
     """
+    if not isinstance(profile, LocalProfile):
+        return EXIT_DONE, unmeasured_lines(prepared.plan, profile.price_per_device_hour, here=False)
     request = {"config": prepared.config.model_dump(mode="json"), "plan": prepared.plan}
     process = subprocess.run(
         [sys.executable, "-m", "pipeline.loading.probe"], input=json.dumps(request), capture_output=True, text=True,
@@ -107,16 +112,27 @@ def cost_lines(prepared: PreparedRun, images_per_second: float, price_per_device
     return lines
 
 
-def unmeasured_lines(plan: dict[str, Any], price_per_device_hour: float) -> list[str]:
-    """Instead of the time, where the plan is for accelerators and this machine has none."""
-    devices = plan["accelerators_per_node"] * plan["nodes"]
-    seconds = plan["steps"]["samples"] * plan["training_flops_per_image"] / (ASSUMED_FLOPS * devices)
+def unmeasured_lines(plan: dict[str, Any], price_per_device_hour: float, *, here: bool = True) -> list[str]:
+    """Instead of the time, where the plan is for devices that this machine does not have."""
+    devices, seconds = plan["accelerators_per_node"], plan["steps"]["steps"] * seconds_per_step(plan)
+    why = "the run goes to other machines than this one"
+    if here:
+        why = f"profile.accelerators_per_node is {devices} and there is no accelerator here"
+    assumed = f"{ASSUMED_FLOPS / 1e12:.0f} TFLOP/s from each"
+    if not devices:
+        assumed = f"{ASSUMED_CPU_FLOPS / 1e9:.0f} GFLOP/s from each rank"
     return [
-        f"time        not measured: profile.accelerators_per_node is {plan['accelerators_per_node']} and there is no "
-        "accelerator here; run `vit plan` where they are",
-        f"cost        not measured; {ASSUMED_FLOPS / 1e12:.0f} TFLOP/s from each would make it "
-        f"{duration_in_words(seconds)}, {_cost(plan, seconds, price_per_device_hour)}",
+        f"time        not measured: {why}; run `vit plan` where they are",
+        f"cost        not measured; {assumed} would make it {duration_in_words(seconds)}, "
+        f"{_cost(plan, seconds, price_per_device_hour)}".rstrip(", "),
     ]
+
+
+def seconds_per_step(plan: dict[str, Any]) -> float:
+    """What a step would take at a stated speed, where nothing was measured."""
+    speed = ASSUMED_FLOPS if plan["accelerators_per_node"] else ASSUMED_CPU_FLOPS
+    flops = plan["batches"]["global_batch_size"] * plan["training_flops_per_image"]
+    return flops / (speed * plan["batches"]["world_size"])
 
 
 def _cost(plan: dict[str, Any], seconds: float, price_per_device_hour: float) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.config.stages import read_run_config
 from pipeline.ingestion.build import IngestReport
 from pipeline.loading.verdict import observed_verdict
-from pipeline.progress import read_position
+from pipeline.nodes import positions_of
+from pipeline.progress import Position, read_position
 from pipeline.run_directory import RunDirectory
 from pipeline.words import duration_in_words
 
@@ -18,24 +19,26 @@ SCORES = ("validation/loss", "validation/accuracy")
 
 
 class LedgerTail:
-    """Progress lines of one attempt, at most one per `LINE_SECONDS`, and the last step's always.
+    """Progress lines of one attempt, at most one per `line_seconds`, and the last step's always.
 
-    Until the first step is made it says what the ranks do instead, each time that changes.
+    Until the first step is made it says what the ranks do instead, each time that changes. `latest` is the newest
+    line of the ledger with figures, {} before the first.
     """
 
-    def __init__(self, run: RunDirectory, attempt: int):
-        self.attempt = run.attempt(attempt)
+    def __init__(self, run: RunDirectory, attempt: int, line_seconds: float = LINE_SECONDS):
+        self.attempt, self.line_seconds = run.attempt(attempt), line_seconds
         self.ledger = self.attempt.ledger
         self.run, self.plan = run, run.plan()
         self.last_step = self.plan.get("steps", {}).get("steps", 0)
-        self.offset, self.shown_at, self.newest, self.seen = 0, 0.0, None, {}
+        self.offset, self.shown_at, self.newest = 0, 0.0, None
+        self.latest: dict[str, Any] = {}
         self.began, self.start_words = time.monotonic(), ""
 
     def lines(self, *, last: bool = False) -> list[str]:
         self._read()
         if not self.offset and not last:
             return self._start_lines()
-        if self.newest is None or not (last or time.monotonic() - self.shown_at >= LINE_SECONDS):
+        if self.newest is None or not (last or time.monotonic() - self.shown_at >= self.line_seconds):
             return []
         self.shown_at, entry, self.newest = time.monotonic(), self.newest, None
         lines = [progress_line(entry, self.last_step)]
@@ -43,8 +46,7 @@ class LedgerTail:
 
     def _start_lines(self) -> list[str]:
         """What the rank that is furthest behind does, of a training."""
-        files = [self.attempt.progress(rank) for rank in range(self.plan["ranks_per_node"])] if self.last_step else []
-        position = min(filter(None, map(read_position, files)), default=None)
+        position = min(self._positions(), default=None) if self.last_step else None
         before = self.start_words
         if position is not None:
             first_step = "compiling, in the first step" if self.plan.get("compile_backend") else "making the first step"
@@ -52,6 +54,11 @@ class LedgerTail:
         if self.start_words == before:
             return []
         return [f"starting, {duration_in_words(time.monotonic() - self.began)}: {self.start_words}"]
+
+    def _positions(self) -> list[Position]:
+        """Of all ranks; those of several nodes write where only their supervisors see it, whose heartbeats tell."""
+        files = [self.attempt.progress(rank) for rank in range(self.plan["ranks_per_node"])]
+        return [*filter(None, map(read_position, files))] or positions_of(self.attempt)
 
     def _supply_line(self, entry: dict[str, Any]) -> str:
         """Whether the run was input-bound, at its last step, and what was damaged."""
@@ -77,7 +84,7 @@ class LedgerTail:
         if end:
             lines = map(json.loads, reversed(content[:end].splitlines()))
             self.newest = next((line for line in lines if "perf/images_per_second" in line), self.newest)
-            self.seen = self.newest or self.seen
+            self.latest = self.newest or self.latest
 
 
 def progress_line(entry: dict[str, Any], last_step: int) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ import psutil
 
 from cluster.job import Job, JobState
 from flows.home import tracking_uri
-from flows.jobs import MIRRORED, conclude, launcher_of
+from flows.jobs import MIRRORED, Forwarder, conclude, launcher_of
+from flows.submission import runs_here
 from flows.watchers import watcher_notes
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from pipeline.liveness import lives, running_elsewhere
 from pipeline.run_directory import RunDirectory, read_json, write_json
 
+RESTART_SECONDS = 2.0
 Say = Callable[[str], None]
 
 
@@ -48,8 +51,12 @@ def standing(run: RunDirectory) -> Standing:
     if job is None:
         return Standing(None, None, None, "new")
     state = launcher.state(job)
-    if state is JobState.ENDED and running_elsewhere(run):
+    if state is JobState.ENDED and runs_here(run) and running_elsewhere(run):
         state = JobState.RUNNING
+    if state is JobState.ENDED and not runs_here(run):  # between a job's end and its own restart it may look so
+        time.sleep(RESTART_SECONDS)
+        job = launcher.find(run.path)
+        state = launcher.state(job)
     if state is not JobState.ENDED:
         return Standing(job, state, None, state.value)
     return Standing(job, state, *conclude(run, job))
@@ -114,7 +121,6 @@ def _resolved(argument: str) -> str:
 
 def _repair_tracking(home: Path, standings: dict[RunDirectory, Standing], say: Say) -> int:
     """Ledgers that were not forwarded, and MLflow runs that read RUNNING and have ended; the number of faults."""
-    from flows.jobs import Forwarder
     from pipeline.registry.locate import require_tracking_server
     from pipeline.registry.tracking import Mirror, keys_left_running
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
-from cluster.profile import LocalProfile, profile_names, profile_path, resolved_profile
+from cluster.profile import Profile
 from flows.home import read_stack, tracking_uri
+from flows.profiles import load_profile, profile_text
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import (
     apply_overrides,
@@ -25,7 +24,7 @@ from pipeline.errors import InputError, near_matches
 from pipeline.ingestion.build import ingest
 from pipeline.loading.sources import Sources
 from pipeline.preparation.memory import memory_shortage
-from pipeline.preparation.placement import Placement
+from pipeline.preparation.placement import Placement, require_every_size
 from pipeline.preparation.rehearsal import (
     DAY_SECONDS,
     length_set_by_hand,
@@ -41,27 +40,6 @@ from pipeline.storage.location import is_url
 
 Rehearse = Literal["auto", "always", "never"]
 Data = str | Sequence[str] | None  # PATH, or several PATH=WEIGHT
-
-
-def load_profile(profile: str, overrides: Sequence[str] = ()) -> tuple[LocalProfile, Placement]:
-    """The profile of this name or path with `profile.*` settings, resolved on this machine."""
-    path = profile_path(profile)
-    if not path.is_file():
-        raise InputError(f"profile `{profile}` does not exist; {near_matches(profile, profile_names())}")
-    raw = apply_overrides(read_yaml(path), parse_overrides(overrides))
-    resolved = resolved_profile(validate(LocalProfile, raw, path.name))
-    return resolved, _placement(profile, resolved)
-
-
-def _placement(name: str, profile: LocalProfile) -> Placement:
-    return Placement(name, profile.nodes, profile.ranks_per_node, profile.loader_workers, profile.accelerators_per_node)
-
-
-def changed_profile(path: Path, overrides: Sequence[str]) -> tuple[str, Placement]:
-    """The text of a run's own profile with settings changed, and its placement."""
-    raw = apply_overrides(read_yaml(path), parse_overrides(overrides))
-    resolved = resolved_profile(validate(LocalProfile, raw, str(path)))
-    return _profile_text(resolved), _placement(path.stem, resolved)
 
 
 def recipe_of(encoder: str, objective: str) -> str:
@@ -128,6 +106,17 @@ def training_run(
     home: Path, rehearse: Rehearse = "auto", model: str | None = None,
 ) -> RunDirectory:  # fmt: skip
     """A training run, or its rehearsal, on disk and ready to submit."""
+    prepared, chosen = checked_training(
+        stage, recipe, data=data, profile=profile, overrides=overrides, home=home, rehearse=rehearse, model=model
+    )
+    return written(prepared, chosen, run_dir, home)
+
+
+def checked_training(
+    stage: str, recipe: str, *, data: Data, profile: str, overrides: Sequence[str], home: Path,
+    rehearse: Rehearse = "auto", model: str | None = None,
+) -> tuple[PreparedRun, Profile]:  # fmt: skip
+    """A training run that is valid and fits where its profile puts it, not yet written; and the profile."""
     of_recipe, of_profile = split_profile_overrides(overrides)
     chosen, placement = load_profile(profile, of_profile)
     prepared = prepared_training(
@@ -135,7 +124,12 @@ def training_run(
     )
     if (shortage := memory_shortage(prepared, placement)) is not None:
         raise InputError(shortage)
-    run = write_run(prepared, run_path(prepared, home, run_dir), _profile_text(chosen))
+    return prepared, chosen
+
+
+def written(prepared: PreparedRun, profile: Profile, run_dir: str | None, home: Path) -> RunDirectory:
+    """A prepared training on disk, where it was asked for or in the home."""
+    run = write_run(prepared, run_path(prepared, home, run_dir), profile_text(profile))
     _make_known(run, home)
     return run
 
@@ -168,6 +162,8 @@ def prepared_training(
     full = prepare_training(stage, recipe, overrides, sources, placement, source)
     if _should_rehearse(rehearse, built_in, full, overrides, placement):
         full = prepare_rehearsal(stage, recipe, overrides, sources, placement, source, full, built_in_data=built_in)
+    if placement.nodes_range is not None:
+        require_every_size(full.config, placement, *placement.nodes_range)
     return full
 
 
@@ -196,6 +192,8 @@ def _should_rehearse(
         return False
     if built_in:
         return True
+    if not where.here:  # its processors are not timed on this one
+        return False
     return where.accelerators_per_node == 0 and seconds_without_accelerator(full) > DAY_SECONDS
 
 
@@ -307,9 +305,9 @@ def _evaluations_of(source: ModelSource, home: Path) -> list[str]:
     return found
 
 
-def _write_stage(config, plan: dict, name: str, run_dir: str | None, home: Path, profile: LocalProfile) -> RunDirectory:
+def _write_stage(config, plan: dict, name: str, run_dir: str | None, home: Path, profile: Profile) -> RunDirectory:
     prepared = PreparedRun(name, config, plan)
-    return write_run(prepared, _fresh_path(prepared, home, run_dir), _profile_text(profile))
+    return write_run(prepared, _fresh_path(prepared, home, run_dir), profile_text(profile))
 
 
 def _fresh_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
@@ -325,7 +323,3 @@ def _fresh_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
             return path
         except FileExistsError:
             number += 1
-
-
-def _profile_text(profile: LocalProfile) -> str:
-    return yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)

@@ -1,23 +1,28 @@
 """The supervisor: one per node, started as `python -m pipeline.launch RUN_DIR`.
 
-It starts the node's ranks with the five standard variables, forwards signals to them, and answers with one exit code
-decided from their exit records. torchrun is not used: it loses exit codes and dies of SIGUSR1.
+It meets those of the other nodes, starts the node's ranks with the five standard variables, forwards signals to them,
+and answers with one exit code decided from their exit records. torchrun is not used: it loses exit codes and dies of
+SIGUSR1.
 """
 
+import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError
-from pipeline.liveness import BEAT_SECONDS, beat, begin_by_hand
+from pipeline.errors import EXIT_FAULT, EXIT_STOPPED, FaultError, InputError
+from pipeline.judgement import OUT_OF_MEMORY, NodeVerdict, judge
+from pipeline.liveness import begin_by_hand
+from pipeline.nodes import Meeting, Node, StoppedBeforeMeeting, free_port, join, lead, require_newest_start
 from pipeline.parenthood import STOP_SIGNALS, die_with_parent, stops_held
-from pipeline.run_directory import Attempt, RunDirectory, verdict_of
+from pipeline.run_directory import RunDirectory
+from pipeline.supervision import Supervision
 from pipeline.watchdog import Watchdog, killed_for_memory
 
 ENTRY_POINTS = {
@@ -27,60 +32,117 @@ ENTRY_POINTS = {
     "register": "pipeline.register",
     "sequence": "pipeline.sequence",
 }
-GRACE_SECONDS = 15.0  # for the peers of a dead rank to see their broken collective and leave a record
-LOOK_SECONDS = 0.5
 
 
 def main(run_directory: str) -> int:
-    with stops_held():
-        run = RunDirectory(run_directory).require()
-        plan = run.plan()
-        attempt = _begin_attempt(run)
-        ranks = _start_ranks(run, plan, attempt)
-        _forward_signals(ranks)
-    killed_before = killed_for_memory()
-    watchdog = Watchdog(attempt, ranks.keys(), time.monotonic())
-    return_codes, hang = _wait(ranks, attempt, watchdog)
-    watchdog.look(time.monotonic())  # where those were that ended since the last look
-    places = {rank: position.in_words for rank, position in watchdog.positions.items()}
-    records = [record for record in attempt.exit_records() if record.rank in ranks]
-    code, reason = verdict_of(records, return_codes, hang=hang, places=places)
-    if code == EXIT_FAULT and killed_for_memory() > killed_before and f"signal {signal.SIGKILL.value}" in reason:
-        reason += "; the machine ran out of memory: lower micro_batch_size or profile.loader_workers"
+    with _progress_folder() as folder:
+        with stops_held():
+            run = RunDirectory(run_directory).require()
+            node = Node.here(os.environ, run.plan().get("nodes", 1))
+            meeting = _begin(run, node)
+            plan = run.plan()  # after the meeting: node 0 may have made another
+            progress = folder if node.count > 1 else None
+            ranks = _start_ranks(run, plan, meeting, node, progress)
+            watchdog = Watchdog(meeting.attempt, ranks.keys(), time.monotonic(), progress)
+            supervision = Supervision(ranks, meeting.attempt, watchdog, node)
+            for number in STOP_SIGNALS:
+                signal.signal(number, lambda number, frame: supervision.ask_to_stop())
+        killed_before = killed_for_memory()
+        supervision.wait()
+        watchdog.look(time.monotonic())  # where those were that ended since the last look
+        return _conclude(supervision, out_of_memory=killed_for_memory() > killed_before)
+
+
+@contextlib.contextmanager
+def _progress_folder() -> Iterator[Path]:
+    """On the node's own disk: the ranks of a thousand nodes must not write to a shared one all the time."""
+    with tempfile.TemporaryDirectory(prefix="vit-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _conclude(supervision: Supervision, *, out_of_memory: bool) -> int:
+    """Write the verdict on this node's ranks, or on the run where there is no other node; its code."""
+    attempt, node, codes = supervision.attempt, supervision.node, supervision.codes
+    places = {rank: position.in_words for rank, position in supervision.watchdog.positions.items()}
+    records = [record for record in attempt.exit_records() if record.rank in supervision.ranks]
+    hang = supervision.hang
+    judged = judge(records, codes, hang=hang.reason if hang else None, places=places)
+    reason = judged.reason
+    if out_of_memory and judged.code == EXIT_FAULT and f"signal {signal.SIGKILL.value}" in reason:
+        reason += f"; {OUT_OF_MEMORY}"
+    seen = NodeVerdict(
+        node.number, node.host, [*supervision.ranks], codes, places, hang, out_of_memory, time.time()
+    )  # fmt: skip
     try:
-        attempt.write_verdict(code, reason)
+        if node.start:
+            attempt.write_node_verdict(seen, judged.code, reason)
+        else:
+            attempt.write_verdict(judged.code, reason)
     except OSError as error:
         sys.stderr.write(f"{reason}; and the verdict could not be written: {error}\n")
-    return code
+    if node.start:
+        sys.stderr.write(f"node {node.number} ({node.host}): {reason}\n")
+    return judged.code
 
 
-def _begin_attempt(run: RunDirectory) -> Attempt:
-    """The attempt that the submitter numbered, or the next one when this supervisor was started by hand."""
+def _begin(run: RunDirectory, node: Node) -> Meeting:
+    """The attempt that this start makes: the one a local controller numbered, else the next one.
+
+    That is of all nodes of a cluster's start, or of this supervisor alone when it was started by hand.
+    """
     given = os.environ.get("VIT_ATTEMPT")
     if given:
-        return run.attempt(int(given)).make()
-    return begin_by_hand(run)
+        return Meeting(run.attempt(int(given)).make(), "127.0.0.1", free_port())
+    plan = run.plan()
+    if not node.start and plan.get("nodes", 1) > 1:
+        raise InputError(
+            f"{run.plan_file}: planned for {plan['nodes']} nodes; start one supervisor on each, with one and the same "
+            "VIT_START, or submit the run by `vit resume`"
+        )
+    if not node.start:
+        return Meeting(begin_by_hand(run), "127.0.0.1", free_port())
+    if node.number:
+        return join(run, node)
+    require_newest_start(run, node.start)  # before anything of the run is changed
+    if plan["nodes"] != node.count:
+        from pipeline.preparation.replan import replan  # costs half a second, and only here
+
+        plan = replan(run, node.count)
+    return lead(run, node, plan["ranks_per_node"])
 
 
-def _start_ranks(run: RunDirectory, plan: dict, attempt: Attempt) -> dict[int, subprocess.Popen]:
-    environment = environment_of_ranks(plan, os.environ) | {
-        "WORLD_SIZE": str(plan["world_size"]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "VIT_ATTEMPT": str(attempt.number),
-    }
-    ranks = {}
+def _start_ranks(
+    run: RunDirectory, plan: dict, meeting: Meeting, node: Node, progress: Path | None
+) -> dict[int, subprocess.Popen]:
+    shared, ranks = environment_of_ranks(plan, os.environ), {}
     for local_rank in range(plan["ranks_per_node"]):
-        with open(attempt.log(local_rank), "ab") as log:
-            ranks[local_rank] = subprocess.Popen(
+        own = variables_of_rank(plan, meeting, node, local_rank, progress)
+        rank = int(own["RANK"])
+        with open(meeting.attempt.log(rank), "ab") as log:
+            ranks[rank] = subprocess.Popen(
                 [sys.executable, "-m", ENTRY_POINTS[plan["stage"]], str(run.path)],
-                env=environment | {"RANK": str(local_rank), "LOCAL_RANK": str(local_rank)},
+                env=shared | own,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=die_with_parent,
             )
     return ranks
+
+
+def variables_of_rank(
+    plan: Mapping[str, Any], meeting: Meeting, node: Node, local_rank: int, progress: Path | None
+) -> dict[str, str]:
+    """A rank's place in the world, where it meets the others, and where it says how far it is."""
+    return {
+        "RANK": str(node.number * plan["ranks_per_node"] + local_rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(plan["world_size"]),
+        "MASTER_ADDR": meeting.address,
+        "MASTER_PORT": str(meeting.port),
+        "VIT_ATTEMPT": str(meeting.attempt.number),
+        **({"VIT_PROGRESS": str(progress)} if progress else {}),
+    }
 
 
 def environment_of_ranks(plan: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
@@ -101,66 +163,15 @@ def environment_of_ranks(plan: Mapping[str, Any], environment: Mapping[str, str]
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _forward_signals(ranks: dict[int, subprocess.Popen]) -> None:
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, frame: _ask_to_stop(ranks))
-
-
-def _ask_to_stop(ranks: dict[int, subprocess.Popen]) -> None:
-    for process in ranks.values():
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-
-
-def _wait(
-    ranks: dict[int, subprocess.Popen], attempt: Attempt, watchdog: Watchdog
-) -> tuple[dict[int, int], str | None]:
-    """Return codes in the order the ranks ended, and what is to be said of those that had to be ended, if any had.
-
-    Once one fails the others get a grace; they are ended too when the one behind all others does not move any more.
-    Where one stopped, maybe before it met the others, they are asked to stop as well.
-    """
-    codes: dict[int, int] = {}
-    failed_at, asked, beat_at, looked_at, started = None, False, 0.0, 0.0, time.time()
-    pids = {rank: process.pid for rank, process in ranks.items()}
-    while True:
-        now, polled = time.monotonic(), {rank: process.poll() for rank, process in ranks.items()}
-        codes |= {rank: code for rank, code in polled.items() if rank not in codes and code is not None}
-        alive = {rank: process.pid for rank, process in ranks.items() if rank not in codes}
-        if not alive:
-            return codes, None
-        if failed_at is None and any(code not in (EXIT_DONE, EXIT_STOPPED) for code in codes.values()):
-            failed_at = now
-        if not asked and EXIT_STOPPED in codes.values():
-            asked = True
-            _ask_to_stop(ranks)
-        if now - looked_at > LOOK_SECONDS:
-            looked_at = now
-            watchdog.look(now)
-        if (failed_at is not None and now - failed_at > GRACE_SECONDS) or watchdog.hung(alive, now):
-            hang = watchdog.verdict(alive, now)
-            for rank in alive:
-                ranks[rank].kill()
-                ranks[rank].wait()
-            return codes, hang
-        if now - beat_at > BEAT_SECONDS:
-            beat_at = now
-            beat(attempt, started, pids)
-        time.sleep(0.05)
-
-
 if __name__ == "__main__":
     try:
         sys.exit(main(str(Path(sys.argv[1]).absolute())))
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
-    except OSError as error:
+    except StoppedBeforeMeeting as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        sys.exit(EXIT_STOPPED)
+    except (FaultError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_FAULT)

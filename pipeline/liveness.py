@@ -18,6 +18,7 @@ from pipeline.run_directory import Attempt, RunDirectory, read_json, write_atomi
 
 BEAT_SECONDS = 10.0
 FRESH_SECONDS = 30.0  # a heartbeat that is older is no sign of life
+KINDS_OF_MACHINE = ("local", "by hand")  # of jobs that nobody but their own machine knows
 
 
 def begin_by_hand(run: RunDirectory, meeting: str = "") -> Attempt:
@@ -46,11 +47,19 @@ def lives(job: Mapping) -> bool:
     return False
 
 
-def beat(attempt: Attempt, started: float, pids: Mapping[int, int | None]) -> None:
-    """Say that the ranks of `pids`, null for one that is not known, work on `attempt` since `started`."""
-    said = {"time": time.time(), "started": started, "host": socket.gethostname(), "pid": os.getpid(), "ranks": pids}
+def beat(
+    attempt: Attempt, started: float, pids: Mapping[int, int | None], *, node: int = 0,
+    positions: Mapping[int, Mapping] | None = None,
+) -> None:  # fmt: skip
+    """Say that the ranks of `pids`, null for one that is not known, work on `attempt` since `started`, and where."""
+    said = {"time": time.time(), "started": started, "host": host_name(), "pid": os.getpid(), "ranks": pids}
     with contextlib.suppress(OSError):  # a full disk ends what needs it, and says so there
-        write_atomic(attempt.path / "heartbeat" / "node-000", json.dumps(said))
+        write_atomic(attempt.heartbeat(node), json.dumps(said | {"node": node, "positions": positions or {}}))
+
+
+def host_name() -> str:
+    """This machine's name, as its cluster knows it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def beat_for_all(attempt: Attempt, world_size: int) -> None:
@@ -67,10 +76,13 @@ def beat_for_all(attempt: Attempt, world_size: int) -> None:
 
 
 def running_elsewhere(run: RunDirectory) -> str | None:
-    """In words, where the newest attempt runs, when it is on another machine."""
+    """In words, where the newest attempt runs, when it is on another machine, and no cluster that can be asked."""
     attempt = run.attempt(run.last_attempt())
-    said = read_json(attempt.path / "heartbeat" / "node-000") or {}
-    age = time.time() - said.get("time", 0)
-    if said.get("host", socket.gethostname()) == socket.gethostname() or age > FRESH_SECONDS or attempt.verdict():
+    if (read_json(run.job_file) or {}).get("kind", "local") not in KINDS_OF_MACHINE or attempt.verdict():
         return None
-    return f"attempt {attempt.number} runs on {said['host']} as process {said['pid']}, heard of {age:.0f} s ago"
+    for path in sorted(attempt.path.glob("heartbeat/node-*")):
+        said = read_json(path) or {}
+        age = time.time() - said.get("time", 0)
+        if said.get("host", host_name()) != host_name() and age <= FRESH_SECONDS:
+            return f"attempt {attempt.number} runs on {said['host']} as process {said['pid']}, heard of {age:.0f} s ago"
+    return None

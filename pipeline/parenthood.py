@@ -30,5 +30,10 @@ def die_with_parent(parent: int | None = None) -> None:
 def serve_parent(parent: int) -> None:
     """In a helper process of a rank: die with it, and leave stop requests to it, which has a checkpoint to write."""
     die_with_parent(parent)
+    ignore_stops()
+
+
+def ignore_stops() -> None:
+    """From now on, also those that are held."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -61,6 +61,10 @@ def _mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), _WORDS.size)
 
 
+def progress_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}"
+
+
 def read_position(path: Path) -> Position | None:
     """Where the rank is that writes `path`; None before it has begun to."""
     try:

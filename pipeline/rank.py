@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import (
@@ -26,10 +27,11 @@ from pipeline.errors import (
     FaultError,
     InputError,
 )
+from pipeline.judgement import BROKEN_COLLECTIVE, BROKEN_DEVICE, ExitRecord
 from pipeline.liveness import beat_for_all, begin_by_hand, lives
 from pipeline.parenthood import STOP_SIGNALS
-from pipeline.progress import Position, Progress
-from pipeline.run_directory import BROKEN_COLLECTIVE, Attempt, ExitRecord, RunDirectory, read_json
+from pipeline.progress import Position, Progress, progress_file
+from pipeline.run_directory import Attempt, RunDirectory, read_json
 from pipeline.watchdog import DUMP_SIGNAL
 
 MEETING_SECONDS = 60.0
@@ -38,6 +40,12 @@ MEETING_SECONDS = 60.0
 _BROKEN_COLLECTIVE = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting",
     "Connection refused", "NCCL", "gloo", "Gloo", "DistNetworkError", "DistStoreError", "connectFullMesh",
+)  # fmt: skip
+# What a device says that is broken or not to be had: this machine's fault, and another may do.
+_BROKEN_DEVICE = (
+    "uncorrectable ECC", "CUDA error: unknown error", "unspecified launch failure", "hardware stack error",
+    "CUDA-capable device(s) is/are busy or unavailable", "no CUDA-capable device", "GPU has fallen off the bus",
+    "NVLink",
 )  # fmt: skip
 
 
@@ -105,7 +113,13 @@ def run_rank(run_directory: str, stage: str, *, stops_at_steps: bool = True) -> 
 def _this_rank(run: RunDirectory) -> Rank:
     rank, local_rank, world_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     attempt = _attempt(run, rank, world_size)
-    return Rank(run, attempt, rank, local_rank, world_size, progress=Progress(attempt.progress(rank)))
+    return Rank(run, attempt, rank, local_rank, world_size, progress=Progress(_progress_file(attempt, rank)))
+
+
+def _progress_file(attempt: Attempt, rank: int) -> Path:
+    """Where the supervisor follows this rank: on the node's own disk where there are several nodes."""
+    folder = os.environ.get("VIT_PROGRESS")
+    return progress_file(Path(folder), rank) if folder else attempt.progress(rank)
 
 
 def _leave(me: Rank, attempt: Attempt, code: int, reason: str) -> NoReturn:
@@ -176,7 +190,10 @@ def _run(me: Rank, stage: str) -> tuple[int, str]:
             what, where = error.filename or f"what belongs to {me.run.path}", Position(0, me.step, me.phase).in_words
             return EXIT_FAULT, f"{what} could not be written {where}: {error.strerror}"
         words = f"{type(error).__name__}: {error}"
-        broken = isinstance(error, RuntimeError) and any(mark in words for mark in _BROKEN_COLLECTIVE)
         first_line = words.splitlines()[0]
-        return (EXIT_FAULT, f"{BROKEN_COLLECTIVE}: {first_line}") if broken else (EXIT_FAILED, first_line)
+        if isinstance(error, RuntimeError):
+            for what, marks in ((BROKEN_DEVICE, _BROKEN_DEVICE), (BROKEN_COLLECTIVE, _BROKEN_COLLECTIVE)):
+                if any(mark in words for mark in marks):
+                    return EXIT_FAULT, f"{what}: {first_line}"
+        return EXIT_FAILED, first_line
     return EXIT_DONE, "done"

@@ -1,8 +1,8 @@
 """The run directory: the one truth about a run. Everything else (Prefect, MLflow, the cluster) mirrors it.
 
     RUN/config.yaml  profile.yaml  plan.json  deepspeed.json  provenance.json   written before submission
-    RUN/job.json                                                where it runs: kind, id, key, attempt
-    RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, rolled-back, exit}
+    RUN/job.json                                                where it runs: kind, id, key, attempt; start, host
+    RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, rolled-back, exit}; meeting.json on a cluster
     RUN/checkpoints/step-00000100/{manifest.json, ...}          complete when and only when manifest.json verifies
     RUN/weights/step-00000100/model.safetensors                 weights alone, at a cadence of their own
     RUN/result.json                                             what the next stage reads
@@ -14,18 +14,17 @@ import hashlib
 import json
 import os
 import re
-import signal
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, EXIT_STOPPED, InputError
+from pipeline.errors import InputError
+from pipeline.judgement import ExitRecord, NodeVerdict, merged_verdict, verdict_of
+from pipeline.progress import progress_file
 
 FORMAT_VERSION = 1
 RESERVE_BYTES = 256 << 10  # for what ranks and supervisor say last: a disk that fills up is a thing to be told of
-BROKEN_COLLECTIVE = "a collective broke"  # how a rank says that a peer was lost
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -53,17 +52,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-
-
-@dataclass(frozen=True)
-class ExitRecord:
-    """How one rank ended, in its own words."""
-
-    rank: int
-    code: int
-    reason: str
-    phase: str = ""
-    step: int = -1
 
 
 @dataclass(frozen=True, order=True)
@@ -137,6 +125,10 @@ class RunDirectory:
     def attempt(self, number: int) -> "Attempt":
         return Attempt(self.attempts / f"{number:02d}")
 
+    def node_checks(self, start: str) -> Path:
+        """What the nodes of a start found of themselves before it; see `node_check`."""
+        return self.path / "preflight" / start
+
     def checkpoint_directories(self) -> list[Path]:
         """Directories that a commit has named, newest first, whatever became of their files since."""
         named = {directory: _STEP.fullmatch(directory.name) for directory in self.checkpoints.glob("step-*")}
@@ -186,7 +178,8 @@ class Attempt:
         return self.path / "log" / f"stacks-rank-{rank:05d}.txt"
 
     def progress(self, rank: int) -> Path:
-        return self.path / "heartbeat" / f"rank-{rank:05d}"
+        """Of a rank whose node is the only one; else it lies on the node's own disk, and heartbeats tell of it."""
+        return progress_file(self.path / "heartbeat", rank)
 
     def samples(self, rank: int) -> Path:
         return self.path / "samples" / f"rank-{rank:05d}.tsv"
@@ -197,9 +190,39 @@ class Attempt:
     def write_exit(self, record: ExitRecord) -> None:
         self._write_last(self.exit_file(record.rank), asdict(record))
 
-    def write_verdict(self, code: int, reason: str) -> None:
-        self._write_last(self.path / "exit" / "verdict.json", {"code": code, "reason": reason, "time": time.time()})
+    def write_verdict(self, code: int, reason: str, *, node: str | None = None, step: int = -1) -> None:
+        """What the whole attempt came to: `node` is the host to avoid, `step` the newest committed checkpoint's."""
+        content = {"code": code, "reason": reason, "time": time.time(), "node": node, "step": step}
+        self._write_last(self.path / "exit" / "verdict.json", content)
         self._reserve.unlink(missing_ok=True)
+
+    def write_node_verdict(self, seen: NodeVerdict, code: int, reason: str) -> None:
+        """What one of several supervisors saw; `merged` makes one verdict of all."""
+        content = {"code": code, "reason": reason} | asdict(seen)
+        self._write_last(self.node_verdict(seen.node), content)
+
+    def node_verdict(self, node: int) -> Path:
+        return self.path / "exit" / f"verdict-node-{node:03d}.json"
+
+    def node_verdicts(self) -> list[dict[str, Any]]:
+        """What the supervisors wrote that have ended."""
+        return [read_json(path) for path in sorted((self.path / "exit").glob("verdict-node-*.json"))]
+
+    def heartbeat(self, node: int) -> Path:
+        return self.path / "heartbeat" / f"node-{node:03d}"
+
+    @property
+    def meeting_file(self) -> Path:
+        """Where the nodes of this attempt meet; there is none where one supervisor needs no other."""
+        return self.path / "meeting.json"
+
+    def merged(self) -> tuple[int, str, str | None]:
+        """Code, reason and host to avoid, of all nodes that were to meet, whether they left a verdict or not."""
+        meeting, seen = read_json(self.meeting_file), [NodeVerdict.of(said) for said in self.node_verdicts()]
+        named = dict(enumerate(meeting.get("hosts") or ()))
+        beats = {node: read_json(self.heartbeat(node)) or {} for node in range(meeting["nodes"])}
+        hosts = {node: beat.get("host") or named.get(node) for node, beat in beats.items()}
+        return merged_verdict(self.exit_records(), seen, hosts, meeting["ranks_per_node"])
 
     def _write_last(self, path: Path, content: Any) -> None:
         try:
@@ -212,15 +235,21 @@ class Attempt:
         return [ExitRecord(**read_json(path)) for path in sorted((self.path / "exit").glob("rank-*.json"))]
 
     def verdict(self) -> dict[str, Any] | None:
-        """What the supervisor concluded: {code, reason}; None while the attempt runs or after it was killed.
+        """What the attempt came to: {code, reason}; None while it runs or after its supervisor was killed.
 
-        Where another launcher started the ranks: what those conclude that have ended.
+        Where several supervisors ended and nobody put their verdicts together, or where another launcher started the
+        ranks: what follows from those that have ended.
         """
-        verdict, records = read_json(self.path / "exit" / "verdict.json"), self.exit_records()
-        if verdict is None and records:
+        verdict = read_json(self.path / "exit" / "verdict.json")
+        if verdict is not None:
+            return verdict
+        if self.node_verdicts():
+            code, reason, node = self.merged()
+            return {"code": code, "reason": reason, "node": node}
+        if records := self.exit_records():
             code, reason = verdict_of(records, {})
             return {"code": code, "reason": reason}
-        return verdict
+        return None
 
 
 def verified_manifest(directory: Path) -> dict[str, Any] | None:
@@ -233,34 +262,3 @@ def verified_manifest(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         return None
     return manifest
-
-
-def verdict_of(
-    records: Sequence[ExitRecord], return_codes: Mapping[int, int], *, hang: str | None = None,
-    places: Mapping[int, str] | None = None,
-) -> tuple[int, str]:  # fmt: skip
-    """One exit code and one reason from the ranks' own records and their processes' codes, in the order they ended.
-
-    A rank's own exception outranks a peer's broken collective; a rank that died without a word, `places` says where, is
-    a fault. `hang` is what was found of ranks that had to be ended: they are not in `return_codes`.
-    """
-    by_rank = {record.rank: record for record in records}
-    for code in (EXIT_INPUT, EXIT_FAILED):
-        for record in records:
-            if record.code == code:
-                return code, f"rank {record.rank}: {record.reason}"
-    silent = {rank: code for rank, code in return_codes.items() if rank not in by_rank}
-    if silent:
-        rank = min(silent, key=lambda rank: silent[rank] == -signal.SIGABRT)  # how gloo leaves when a peer is lost
-        code, where = silent[rank], f" {places[rank]}," if places else ""
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return EXIT_FAULT, f"rank {rank} {how}{where} without an exit record"
-    faults = [record for record in records if record.code not in (EXIT_DONE, EXIT_STOPPED)]
-    fault = min(faults, key=lambda record: record.reason.startswith(BROKEN_COLLECTIVE), default=None)
-    if hang and (fault is None or fault.reason.startswith(BROKEN_COLLECTIVE)):
-        return EXIT_FAULT, hang
-    if fault:
-        return EXIT_FAULT, f"rank {fault.rank}: {fault.reason}"
-    if all(record.code == EXIT_DONE for record in records):
-        return EXIT_DONE, "done"
-    return EXIT_STOPPED, next(record.reason for record in records if record.code == EXIT_STOPPED)

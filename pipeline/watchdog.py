@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from pipeline.progress import LONG_PHASES, Position, read_position
+from pipeline.progress import LONG_PHASES, Position, progress_file, read_position
 from pipeline.run_directory import Attempt
 
 DUMP_SIGNAL = signal.SIGUSR2  # a rank that gets it writes the stacks of all its threads
@@ -40,8 +40,11 @@ def collective_time_out() -> datetime.timedelta:
 class Watchdog:
     """Follows ranks through the files they write into `attempt`. `now` is always the caller's monotonic clock."""
 
-    def __init__(self, attempt: Attempt, ranks: Collection[int], now: float):
+    def __init__(self, attempt: Attempt, ranks: Collection[int], now: float, progress: Path | None = None):
+        """`progress`: the folder of the ranks' progress files, the attempt's own where none is given."""
         self.attempt, self._looked = attempt, now
+        self._files = {rank: progress_file(attempt.heartbeat(0).parent if progress is None else progress, rank)
+                       for rank in ranks}  # fmt: skip
         self.positions = dict.fromkeys(ranks, Position(0, -1, "start"))
         self._since = dict.fromkeys(ranks, now)  # it was first seen there
 
@@ -50,14 +53,29 @@ class Watchdog:
         paused = now - self._looked if now - self._looked > PAUSE_SECONDS else 0.0
         self._looked = now
         for rank, before in self.positions.items():
-            position = read_position(self.attempt.progress(rank)) or before
+            position = read_position(self._files[rank]) or before
             self._since[rank] = now if position != before else self._since[rank] + paused
             self.positions[rank] = position
 
     def hung(self, alive: Collection[int], now: float) -> bool:
         """Whether the rank behind all others has been where it is for longer than that may take."""
-        last = min(alive, key=lambda rank: self.positions[rank].count)
+        last = self._last(alive)
         return now - self._since[last] > self._patience(last)
+
+    def standing(self, alive: Collection[int], now: float) -> tuple[int, float]:
+        """The `count` of the rank behind all others, and for how long it has been there."""
+        last = self._last(alive)
+        return self.positions[last].count, now - self._since[last]
+
+    def _last(self, alive: Collection[int]) -> int:
+        return min(alive, key=lambda rank: self.positions[rank].count)
+
+    def places(self, now: float) -> dict[int, dict]:
+        """Where each rank is, and for how many seconds, for the heartbeat."""
+        return {
+            rank: {"phase": at.phase, "step": at.step, "count": at.count, "seconds": round(now - self._since[rank], 1)}
+            for rank, at in self.positions.items()
+        }
 
     def _patience(self, rank: int) -> float:
         position = self.positions[rank]
@@ -68,7 +86,7 @@ class Watchdog:
 
     def verdict(self, pids: Mapping[int, int], now: float) -> str:
         """Which of the ranks that are still there hangs, and where; makes all of them dump their stacks."""
-        stacks = self._dump_stacks(pids)
+        stacks = self.dump_stacks(pids)
         # Where several are equally far behind, those that wait for their peers are not the cause.
         cause = min(pids, key=lambda rank: (self.positions[rank].count, _waits_for_peers(stacks[rank]), rank))
         place = _place(stacks[cause]) or "it did not answer a signal"
@@ -77,7 +95,12 @@ class Watchdog:
             f"the stacks of all ranks: {self.attempt.stacks(cause).parent}/stacks-rank-*.txt"
         )
 
-    def _dump_stacks(self, pids: Mapping[int, int]) -> dict[int, list[str]]:
+    def waits_for_peers(self, pids: Mapping[int, int]) -> bool:
+        """Whether all those that are furthest behind wait in a collective; makes all of `pids` dump their stacks."""
+        stacks, (count, _) = self.dump_stacks(pids), self.standing(pids, 0.0)
+        return all(_waits_for_peers(stacks[rank]) for rank in pids if self.positions[rank].count == count)
+
+    def dump_stacks(self, pids: Mapping[int, int]) -> dict[int, list[str]]:
         """The frames of each rank's main thread, innermost first."""
         for pid in pids.values():
             os.kill(pid, DUMP_SIGNAL)

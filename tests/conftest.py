@@ -1,9 +1,15 @@
 """Fixtures shared by the packages: a dataset of real digits, and a home that is never the person's own."""
 
+import contextlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.cluster.slurm import Slurm, missing
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +34,44 @@ def home(tmp_path, monkeypatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VIT_HOME", str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Slurm]:
+    """A real SLURM of two nodes for the whole session. Tests ask for `slurm`."""
+    with _running_slurm() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster, monkeypatch) -> Iterator[Slurm]:
+    """The session's SLURM, empty and whole, and the environment in which its commands work."""
+    for name, value in slurm_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield slurm_cluster
+    slurm_cluster.cancel_everything()
+    slurm_cluster.wait_for_nodes()
+
+
+@pytest.fixture
+def isolated_slurm(monkeypatch) -> Iterator[Slurm]:
+    """A SLURM whose nodes can be cut off the network, for one test, and the environment in which its commands work."""
+    with _running_slurm(isolated=True) as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        yield cluster
+
+
+@contextlib.contextmanager
+def _running_slurm(*, isolated: bool = False) -> Iterator[Slurm]:
+    if (reason := missing()) is not None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    root = Path(
+        tempfile.mkdtemp(prefix="slurm-")
+    )  # pytest's own folders are too deep for sockets, and closed to others
+    cluster = Slurm(root, isolated=isolated)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+        shutil.rmtree(root, ignore_errors=True)

@@ -23,7 +23,9 @@ STAGES = range(4)
 
 
 def available_bytes_per_rank(placement: Placement) -> int | None:
-    """What a rank of this placement may hold; None where nobody here can say."""
+    """What a rank of this placement may hold; None where nobody here can say, as of a cluster's nodes."""
+    if not placement.here:
+        return None
     if not placement.accelerators_per_node:
         return psutil.virtual_memory().available // placement.ranks_per_node
     smallest = smallest_accelerator_bytes() if placement.profile == "local" else None

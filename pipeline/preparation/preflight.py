@@ -29,8 +29,9 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def require_ready(run: RunDirectory, accelerators: int) -> None:
     """InputError with one line per obstacle that a person has to remove first; this machine shows `accelerators`."""
-    problems = [*_writing(run.path), *_elsewhere(run), *_locks(extensions_directory())]
+    problems = _writing(run.path)
     if read_yaml(run.profile_file).get("kind") == "local":  # any other runs elsewhere
+        problems += [*_elsewhere(run), *_locks(extensions_directory())]
         problems += [*_shared_memory(run.plan()), *_accelerators(run.plan(), accelerators)]
     if problems:
         raise InputError(*problems)

@@ -1,6 +1,7 @@
 """Rehearsals: the whole path at the real model size for a few steps, with a stop and a resume, before the full run."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +30,12 @@ def prepare_rehearsal(
 ) -> PreparedRun:  # fmt: skip
     """The same recipe for a few steps of the smallest batch, stopped once and resumed; `full` is what it stands for."""
     micro = 2 if full.config.augmentation.mixes else 1
+    least, most = placement.nodes_range or (placement.nodes, placement.nodes)
+    nodes = range(least, most + 1)  # each number of them must be able to share the batch
     shortened = [
         f"steps={STEPS}",
         f"micro_batch_size={micro}",
-        f"global_batch_size={micro * placement.world_size}",
+        f"global_batch_size={micro * placement.ranks_per_node * math.lcm(*nodes)}",
         "checkpoint.keep=1",
         f"checkpoint.every_steps={STEPS}",
         "log_every_steps=1",

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Iterable, Sequence
 
 from pipeline.checkpoints.identity import CHANGEABLE
-from pipeline.config.plan import StepPlan, plan_batches, plan_steps, require_traced_steps
+from pipeline.config.plan import StepPlan, plan_steps, require_traced_steps
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import LENGTH_UNITS, TrainingConfig
 from pipeline.errors import InputError
-from pipeline.preparation.placement import Placement
+from pipeline.preparation.placement import Placement, placed, require_every_size
 from pipeline.preparation.preflight import require_mirror, require_writable
 from pipeline.preparation.training import dump_config
 from pipeline.preparation.write import write_deepspeed
@@ -35,17 +35,14 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
     is_longer = changed.length != config.length or changed.optimizer != config.optimizer
     if run.result_file.is_file() and not is_longer:
         return
-    batches = plan_batches(changed.global_batch_size, changed.micro_batch_size, placement.world_size)
+    if placement.nodes_range is not None:
+        require_every_size(changed, placement, *placement.nodes_range)
+    plan = placed(plan, changed, placement)
     require_writable(run)
     if changed.checkpoint.mirror != config.checkpoint.mirror:
         require_mirror(run, changed.checkpoint.mirror)
     text = dump_config(changed)
-    plan |= placement.as_plan() | {
-        "precision": placement.precision(config.precision),
-        "compile_backend": placement.compile_backend(changed.compile),
-        "batches": batches._asdict(),
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
+    plan |= {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
     steps = before = StepPlan(**plan["steps"])
     if is_longer:
         steps = _longer(changed, plan)

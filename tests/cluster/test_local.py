@@ -17,7 +17,7 @@ REFUSES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); p
 
 def request_of(directory: Path, code: str, attempt: int = 1) -> JobRequest:
     return JobRequest(
-        "key", (sys.executable, "-c", code), directory, attempt, {"GREETING": "hello"}, directory / "job.log"
+        "key", directory, (sys.executable, "-c", code), {"GREETING": "hello"}, attempt, directory / "job.log"
     )
 
 

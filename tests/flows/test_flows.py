@@ -100,7 +100,7 @@ def test_supervised_pretraining_without_labels_names_the_option(home, tmp_path):
 
 
 def resume(home, run, *overrides: str) -> None:
-    from flows.commands import resume_command
+    from flows.runs import resume_command
 
     resume_command(str(run.path), list(overrides), str(home), lambda *_, **__: None)
 
@@ -115,7 +115,7 @@ def test_a_refused_resume_changes_nothing(home, digits):
 
 
 def test_a_resume_changes_config_plan_profile_and_the_deepspeed_file_together(home, digits):
-    from flows.requests import changed_profile
+    from flows.profiles import changed_profile
     from pipeline.preparation.resume import change_run
 
     run = prepared(home, digits)
@@ -132,7 +132,7 @@ def test_a_resume_changes_config_plan_profile_and_the_deepspeed_file_together(ho
 
 
 def test_only_a_run_at_a_constant_rate_is_made_longer(home, digits):
-    from flows.requests import changed_profile
+    from flows.profiles import changed_profile
     from pipeline.preparation.resume import change_run
 
     falling, constant = prepared(home, digits), prepared(home, digits, "optimizer.schedule=constant")
@@ -183,7 +183,7 @@ def test_a_change_that_cannot_be_written_or_names_the_mirror_of_another_run_chan
 
 
 def test_a_run_that_has_begun_to_cool_down_goes_on_from_before(home, digits, caplog):
-    from flows.requests import changed_profile
+    from flows.profiles import changed_profile
     from pipeline.preparation.resume import change_run
 
     run = prepared(home, digits, "optimizer.schedule=constant", "optimizer.cooldown=5")  # of 20 steps

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import jobs
+from flows import forwarding
 from flows.services.processes import end_processes, stack_processes
 from flows.services.servers import HOST, answers, free_port, start_mlflow_server
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED
@@ -63,9 +63,9 @@ def wait_until(holds, what: str) -> None:
 @pytest.mark.slow
 def test_an_outage_and_another_attempt_lose_and_double_nothing(server, run, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr(jobs, "FORWARD_SECONDS", 0.2)
+    monkeypatch.setattr(forwarding, "FORWARD_SECONDS", 0.2)
     said: list[str] = []
-    forwarder = jobs.Forwarder(run, server.home, said.append)
+    forwarder = forwarding.Forwarder(run, server.home, said.append)
     write_steps(run, 1, range(1, 21), 0.0)
     wait_until(lambda: said, "that MLflow cannot be written was not said")  # it was never there until now
     server.start()
@@ -80,7 +80,7 @@ def test_an_outage_and_another_attempt_lose_and_double_nothing(server, run, monk
 
     server.start()
     write_steps(run, 2, range(71, STEPS + 1), 0.0)  # went on from a checkpoint at step 70
-    again = jobs.Forwarder(run, server.home, said.append)
+    again = forwarding.Forwarder(run, server.home, said.append)
     again.finish(EXIT_DONE, {"stage": "pretrain"})
     client = connect(server.uri)
     (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "vit/pretrain"]

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.job import JobState
 from cluster.local import LocalLauncher
-from flows.commands import run_state, stop_command
+from flows.runs import run_state, stop_command
 from pipeline.budget import rank_hours
 from pipeline.errors import InputError
 from pipeline.liveness import beat_for_all, begin_by_hand, running_elsewhere

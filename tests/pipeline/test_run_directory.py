@@ -6,7 +6,8 @@ import resource
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.run_directory import ExitRecord, RunDirectory, verdict_of, write_json
+from pipeline.judgement import ExitRecord, verdict_of
+from pipeline.run_directory import RunDirectory, write_json
 
 
 def record(rank: int, code: int, reason: str = "because") -> ExitRecord:

@@ -12,8 +12,10 @@ import pytest
 
 from pipeline import launch
 from pipeline.errors import EXIT_FAULT, EXIT_STOPPED
+from pipeline.judgement import ExitRecord
 from pipeline.rank import Rank, _run
-from pipeline.run_directory import ExitRecord, RunDirectory, write_json
+from pipeline.run_directory import RunDirectory, write_json
+from pipeline.supervision import Supervision
 from pipeline.watchdog import Watchdog
 
 
@@ -41,8 +43,9 @@ def supervise(run: RunDirectory) -> int:
 def test_where_one_rank_stopped_the_others_are_asked_to(run):
     attempt = run.attempt(1).make()
     ranks = {0: process(f"exit({EXIT_STOPPED})"), 1: process("import time; time.sleep(600)")}
-    codes, hang = launch._wait(ranks, attempt, Watchdog(attempt, ranks, time.monotonic()))
-    assert codes == {0: EXIT_STOPPED, 1: -signal.SIGTERM} and hang is None
+    supervision = Supervision(ranks, attempt, Watchdog(attempt, ranks, time.monotonic()))
+    supervision.wait()
+    assert supervision.codes == {0: EXIT_STOPPED, 1: -signal.SIGTERM} and supervision.hang is None
 
 
 def test_a_verdict_that_cannot_be_written_is_said(run, monkeypatch, capsys):

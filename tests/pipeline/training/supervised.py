@@ -9,14 +9,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from pipeline import launch
-from pipeline.run_directory import Attempt, RunDirectory
+from pipeline.run_directory import RunDirectory
 from tests.ranks import PRELOAD
 
 STAGES = {"sequence": "pipeline.training.sequence:train_all"}
@@ -73,7 +74,7 @@ def supervise(run: RunDirectory, *faults: Fault, environment: dict[str, str] = {
     multiprocessing.set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()  # not within `main`, where it would inherit that requests to stop are held
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "_start_ranks", lambda *given: _start(*given, faults))
+        patch.setattr(launch, "_start_ranks", partial(start_from_pool, faults=faults))
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
@@ -86,18 +87,17 @@ def supervise(run: RunDirectory, *faults: Fault, environment: dict[str, str] = {
     return code, verdict["reason"]
 
 
-def _start(run: RunDirectory, plan: dict, attempt: Attempt, faults: tuple[Fault, ...]) -> dict[int, PoolRank]:
-    context, port = multiprocessing.get_context("forkserver"), launch.free_port()
-    ranks = {}
-    for rank in range(plan["ranks_per_node"]):
-        variables = {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(plan["world_size"]),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-            "VIT_ATTEMPT": str(attempt.number),
-        }  # fmt: skip
-        own = [fault for fault in faults if fault.rank == rank]
+def start_from_pool(run: RunDirectory, plan: dict, *place: Any, faults: tuple[Fault, ...]) -> dict[int, PoolRank]:
+    """As `launch._start_ranks`, which it stands in for."""
+    context, (meeting, *_), ranks = multiprocessing.get_context("forkserver"), place, {}
+    for local_rank in range(plan["ranks_per_node"]):
+        variables = launch.variables_of_rank(plan, *place[:2], local_rank, place[2])
+        variables |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         variables |= {name: value for name, value in os.environ.items() if name.startswith("VIT_COLLECTIVE")}
-        process = context.Process(target=_rank, args=(str(run.path), plan["stage"], variables, attempt.log(rank), own))
+        rank = int(variables["RANK"])
+        own = [fault for fault in faults if fault.rank == rank]
+        log = meeting.attempt.log(rank)
+        process = context.Process(target=_rank, args=(str(run.path), plan["stage"], variables, log, own))
         process.start()
         ranks[rank] = PoolRank(process)
     return ranks

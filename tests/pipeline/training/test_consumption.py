@@ -17,7 +17,7 @@ import pytest
 import webdataset as wds
 import yaml
 
-from flows import requests
+from flows import profiles, requests
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import EXIT_FAILED, EXIT_FAULT, InputError
 from pipeline.ingestion.build import ingest
@@ -47,7 +47,7 @@ def test_three_interruptions_and_other_world_sizes_leave_the_sequence_as_it_was(
     stops = [*sorted(draw.sample(range(1, 9), 2)), draw.randrange(10, 17), STEPS + 1]
     run = new_run(tmp_path / "interrupted", str(pictures))
     for attempt, (ranks, stop_at) in enumerate(zip((2, 1, 2, 3), stops, strict=True), start=1):
-        profile, placement = requests.changed_profile(run.profile_file, [f"ranks_per_node={ranks}"])
+        profile, placement = profiles.changed_profile(run.profile_file, [f"ranks_per_node={ranks}"])
         change_run(run, [], profile, placement)
         answers = run_on_ranks(train_until, ranks, str(run.path), attempt, stop_at)
         assert set(answers) == {"done" if stop_at > STEPS else f"stopped on request at step {stop_at} of {STEPS}, "
@@ -224,7 +224,7 @@ def test_foreign_tars_train_where_they_lie(tmp_path):
     ingest(str(tars / "foreign-*.tar"), tmp_path / "adopted", IngestConfig(split_fractions={"train": 1.0}))
     assert not list((tmp_path / "adopted").glob("*.tar"))
     prepared = requests.prepared_training(
-        "pretrain", "pretrain_mae_debug", data=str(tmp_path / "adopted"), placement=requests.load_profile("local")[1],
+        "pretrain", "pretrain_mae_debug", data=str(tmp_path / "adopted"), placement=profiles.load_profile("local")[1],
         overrides=["data.window_shards=2"], home=tmp_path, rehearse="never", model=None,
     )  # fmt: skip
     assert any("within windows of 2 of 3 shards: where they are sorted by class" in note for note in prepared.notes)

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 
 from cluster.local import LocalLauncher
-from flows import requests
-from flows.jobs import conclude, submit
+from flows import profiles, requests
+from flows.following import conclude
+from flows.submission import submit
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED
 from pipeline.preparation.resume import change_run
 from tests.pipeline.training.runs import STEPS, new_run
@@ -92,6 +93,6 @@ def test_a_budget_stops_with_a_checkpoint_and_a_larger_one_goes_on(pictures, tmp
     assert code == EXIT_STOPPED and reason.startswith("budget_gpu_hours 0.0001 is spent ("), reason
     assert reason.endswith(f": stopped at step 1 of {STEPS}, checkpoint complete")
     assert run.newest_checkpoint().step == 1
-    profile, placement = requests.changed_profile(run.profile_file, [])
+    profile, placement = profiles.changed_profile(run.profile_file, [])
     change_run(run, ["budget_gpu_hours=10"], profile, placement)
     assert supervise(run)[0] == EXIT_DONE

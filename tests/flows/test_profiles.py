@@ -1,0 +1,96 @@
+"""Profiles of this machine and of clusters: from a name and settings to where a run goes, and what is submitted."""
+
+import json
+
+import pytest
+
+from flows import requests
+from flows.commands import training_command
+from flows.profiles import load_profile
+from flows.submission import request_of, stop_lead_seconds
+from pipeline.errors import InputError
+from pipeline.preparation.memory import available_bytes_per_rank
+from pipeline.run_directory import RunDirectory
+
+
+def test_a_cluster_is_planned_without_a_look_at_the_machine_that_submits(monkeypatch):
+    monkeypatch.setattr("cluster.profile.accelerators_here", lambda: pytest.fail("it was asked for its devices"))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: pytest.fail("it was asked for its memory"))
+    profile, placement = load_profile("slurm", ["nodes=2-4", "accelerators_per_node=8"])
+    assert (placement.nodes, placement.nodes_range, placement.world_size) == (4, (2, 4), 32)
+    assert not placement.here and available_bytes_per_rank(placement) is None
+    assert load_profile("slurm", ["nodes=2"])[1].nodes_range is None
+
+
+def test_what_yaml_takes_for_a_number_is_the_text_that_was_meant():
+    settings = ["time=24:00:00", "umask=0007", "partition=123", "nodes=2", "memory=480G"]
+    profile, _ = load_profile("slurm", settings)
+    assert (profile.time, profile.umask, profile.partition, profile.nodes) == ("24:00:00", "0007", "123", 2)
+    assert load_profile("slurm", ["time=90"])[0].time == "90"
+
+
+def test_a_profile_of_no_known_place_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("kind: sge\n")
+    with pytest.raises(InputError, match="mine.yaml: kind: `sge` is not a place that runs jobs; use local or slurm"):
+        load_profile(str(tmp_path / "mine.yaml"))
+
+
+def slurm_run(home, digits, *settings: str, recipe: str = "pretrain_mae_vit_l16") -> RunDirectory:
+    return requests.training_run(
+        "pretrain", recipe, data=str(digits), profile="slurm", overrides=settings, run_dir=None, home=home
+    )
+
+
+def test_every_number_of_nodes_of_a_range_must_be_able_to_share_the_batch(home, digits):
+    assert slurm_run(home, digits, "profile.nodes=1-2").plan()["nodes_range"] == [1, 2]
+    with pytest.raises(InputError, match="profile.nodes 2-4: global_batch_size 4096 does not divide over 3 nodes"):
+        slurm_run(home, digits, "profile.nodes=2-4")
+    rehearsal = requests.training_run(
+        "pretrain", "pretrain_mae_vit_l16", data=str(digits), profile="slurm", overrides=["profile.nodes=1-4",
+        "global_batch_size=12288"], run_dir=None, home=home, rehearse="always",
+    )  # fmt: skip
+    assert rehearsal.plan()["batches"]["global_batch_size"] == 12 * 8  # its own fits all of them too
+
+
+def test_the_time_to_stop_in_follows_from_the_plan_and_then_from_what_was_measured(home, digits):
+    run = slurm_run(home, digits)
+    assert stop_lead_seconds(run) == 120  # some seconds for a step, 4 GB at 0.5 GB/s
+    run = slurm_run(home, digits, "profile.accelerators_per_node=0", "profile.ranks_per_node=1", "steps=9")
+    assert stop_lead_seconds(run) == 3600  # a step of ViT-L on one processor takes longer than an hour
+    attempt = run.attempt(1).make()
+    attempt.log(0).write_text("12:00:00 saved step-00000100: training waited 0.40 s, complete in 150.0 s\n")
+    line = {"step": 1, "perf/step_seconds": 20.0, "perf/between_steps_seconds": 1.0}
+    attempt.ledger.write_text(json.dumps(line) + "\n" + json.dumps({"step": 2}) + "\n")
+    assert stop_lead_seconds(run) == 2 * (21 + 150)
+
+
+def test_a_cluster_numbers_its_attempts_itself_and_this_machine_before(home, digits):
+    request = request_of(slurm_run(home, digits, "profile.preflight=true", "profile.env={A: b}"))
+    assert request.attempt == 0 and request.environment == {}
+    assert [command[1:3] for command in (request.command, request.verdict_command, request.preflight_command)] == [
+        ("-m", "pipeline.launch"), ("-m", "pipeline.verdict"), ("-m", "pipeline.node_check"),
+    ]  # fmt: skip
+    local = requests.training_run(
+        "pretrain", "pretrain_mae_debug", data=str(digits), profile="local", overrides=["profile.env={A: b}"],
+        run_dir=None, home=home,
+    )  # fmt: skip
+    request = request_of(local)
+    assert request.environment == {"A": "b", "VIT_ATTEMPT": "1"} and request.attempt == 1
+    assert request.verdict_command == request.preflight_command == ()
+
+
+def test_a_dry_run_shows_the_script_and_submits_nothing(home, digits, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    said: list[str] = []
+    options = {"rehearse": None, "model": None, "watch": False, "say": said.append, "directory": str(home)}
+    for profile, name in (("slurm", "job.sbatch"), ("local", "job.sh")):
+        run = home / profile
+        settings = ["profile.nodes=2"] if profile == "slurm" else []
+        code = training_command(
+            "pretrain", "pretrain_mae_debug", data=[str(digits)], profile=profile, overrides=[*settings, "steps=3",
+            "global_batch_size=128"], dry_run=True, run_dir=str(run), **options,
+        )  # fmt: skip
+        script = (run / "submit" / name).read_text()
+        assert code == 0 and "pipeline.launch" in script and any(script in line for line in said)
+        assert not (run / "job.json").exists() and not (run / "attempts").exists()
+    assert "#SBATCH --nodes=2" in (home / "slurm" / "submit" / "job.sbatch").read_text()
