@@ -4,6 +4,7 @@ A flow's process leaves a note in the home (watchers) until it has said how its 
 home are touched, and only those that left a note.
 """
 
+import time
 from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -20,6 +21,7 @@ from flows.watchers import WatcherNote, watcher_notes
 from pipeline.run_directory import RunDirectory, read_json
 
 TIMEOUT_SECONDS = 15.0
+TELLING_SECONDS = 15.0  # a worker says Crashed twice, up to some seconds apart, whatever was said in between
 MOST_STARTS = 20  # of one flow run: one that dies at every start is a person's business
 
 
@@ -55,7 +57,8 @@ def _settled(note: WatcherNote, client: SyncPrefectClient, say: Say) -> list[Run
         note.remove()
         return []
     kind = flow_run.state_type
-    if kind in (StateType.SCHEDULED, StateType.PENDING):
+    age = time.time() - flow_run.state.timestamp.timestamp()
+    if kind in (StateType.SCHEDULED, StateType.PENDING) or (kind == StateType.CRASHED and age < TELLING_SECONDS):
         return runs
     stands = {run: standing(run) for run in runs}
     if any(each.state is JobState.UNKNOWN for each in stands.values()):

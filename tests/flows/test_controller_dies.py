@@ -31,6 +31,34 @@ pytestmark = pytest.mark.slow
 LONG = ["steps=100000", "checkpoint.every_steps=50000"]
 
 
+SILENT = """
+import os, signal
+from prefect import flow
+
+@flow(name="vit silent")
+def silent():
+    import time
+    time.sleep(5)  # its heartbeat is on its way
+    os.kill(os.getpid(), signal.SIGKILL)
+
+silent()
+"""
+
+SLOTS = """
+import sys, threading
+from flows.limits import slot_of
+from pipeline.run_directory import RunDirectory
+
+run, cancelled = RunDirectory(sys.argv[1]), threading.Event()
+with slot_of(run, print, cancelled):
+    print("first in", flush=True)
+    with slot_of(run, lambda line: (print(line), cancelled.set()), cancelled):
+        print("second cancelled")
+with slot_of(run, print, threading.Event()):
+    print("third in")
+"""
+
+
 @pytest.fixture(scope="module")
 def stack(person, tmp_path_factory):
     """A stack that is up, its scheduled reconciliation paused: here it is done when the test says so."""
@@ -42,6 +70,16 @@ def stack(person, tmp_path_factory):
         yield made
     finally:
         down(home)
+
+
+@pytest.fixture(scope="module")
+def silent(stack):
+    """A flow run whose process was killed after its first heartbeat, without anybody to tell of it."""
+    environment = {"PREFECT_API_URL": stack["prefect_api_url"], "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    subprocess.run([sys.executable, "-c", SILENT], env=os.environ | environment, capture_output=True, timeout=120)
+    (found,) = request(stack, "flow_runs/filter", {"flows": {"name": {"any_": ["vit silent"]}}})
+    assert found["state"]["type"] == "RUNNING"
+    return found["id"]
 
 
 def request(stack, path, body=None):
@@ -119,6 +157,11 @@ def reconcile(stack):
     return done.stdout.splitlines()
 
 
+def reconciled_until(stack, words):
+    """Reconcile until it says so: what a worker is still telling of is left to the next time."""
+    wait(lambda: any(words in line for line in reconcile(stack)), f"never said: {words}")
+
+
 def restarted_worker(stack):
     home = Path(stack["home"])
     environment = own_environment() | local_prefect_environment(home, stack["prefect_api_url"])
@@ -131,7 +174,7 @@ def worker_of(stack):
     return min((each for each in parts if "worker" in each.cmdline()), key=lambda each: each.create_time()).pid
 
 
-def test_flow_worker_and_server_die_in_turn_and_one_job_runs_to_its_end(stack, digits):
+def test_flow_worker_and_server_die_in_turn_and_one_job_runs_to_its_end(stack, silent, digits):
     home = Path(stack["home"])
     flow_run = run_deployment(stack, digits, "steps=1500", "checkpoint.every_steps=1500")
     run = training_run(stack, flow_run)
@@ -142,8 +185,7 @@ def test_flow_worker_and_server_die_in_turn_and_one_job_runs_to_its_end(stack, d
     kill(watcher_pid(stack, flow_run))
     wait(lambda: state(stack, flow_run)[0] == "CRASHED", "the worker did not notice that its flow is gone")
     assert works(supervisor)
-    said = reconcile(stack)
-    assert any("Crashed in Prefect, now AwaitingRetry: its process is gone and" in line for line in said), said
+    reconciled_until(stack, "Crashed in Prefect, now AwaitingRetry: its process is gone and")
     wait(lambda: note(stack, flow_run).lives(), "no worker took the flow run up again")
     assert reconcile(stack) == []
 
@@ -152,8 +194,7 @@ def test_flow_worker_and_server_die_in_turn_and_one_job_runs_to_its_end(stack, d
     kill(flow)
     assert state(stack, flow_run)[0] == "RUNNING" and works(supervisor)
     restarted_worker(stack)
-    said = reconcile(stack)
-    assert any("Running in Prefect, now AwaitingRetry" in line for line in said), said
+    reconciled_until(stack, "Running in Prefect, now AwaitingRetry")
     wait(lambda: note(stack, flow_run).lives(), "the new worker did not take the flow run up")
 
     flow = watcher_pid(stack, flow_run)
@@ -211,3 +252,32 @@ def test_a_cancelled_flow_run_stops_its_job_with_a_checkpoint_without_worker_and
     assert "stopped on request" in state(stack, flow_run)[1]
     assert run.newest_checkpoint() is not None
     assert not any(map(works, [supervisor, *ranks]))
+
+
+def test_runs_wait_for_a_slot_of_the_limit_of_their_place_and_for_none_where_there_is_no_limit(stack, tmp_path):
+    (tmp_path / "profile.yaml").write_text("kind: local\n")
+    environment = os.environ | {"PREFECT_API_URL": stack["prefect_api_url"], "PREFECT_LOGGING_LEVEL": "ERROR"}
+
+    def said():
+        command = [sys.executable, "-c", SLOTS, str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    assert said() == ["first in", "second cancelled", "third in"]
+    post(f"{stack['prefect_api_url']}/v2/concurrency_limits/", {"name": "vit-local", "limit": 1})
+    waited = "waiting for a free slot of the limit `vit-local`"
+    assert said() == ["first in", waited, "second cancelled", "third in"]
+    http = urllib.request.Request(f"{stack['prefect_api_url']}/v2/concurrency_limits/vit-local", method="DELETE")
+    urllib.request.urlopen(http, timeout=30).close()
+
+
+def test_a_flow_run_that_fell_silent_is_crashed_by_the_one_automation(stack, silent):
+    made = post(f"{stack['prefect_api_url']}/automations/filter", {})
+    assert [each["name"] for each in made] == ["vit: flow runs that fell silent"]
+    command = [sys.executable, "-m", "flows.services.deployments"]
+    environment = local_prefect_environment(Path(stack["home"]), stack["prefect_api_url"])
+    subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, timeout=120)
+    assert post(f"{stack['prefect_api_url']}/automations/filter", {}) == made
+    wait(lambda: state(stack, silent)[0] == "CRASHED", "the automation did nothing", seconds=240)
+    assert "not heard of for 90 s" in state(stack, silent)[1]
