@@ -38,6 +38,15 @@ class LedgerCursor:
             cursor["last_step"] = max(cursor["last_step"], highest)
             write_json(self.file, cursor)
 
+    def is_behind(self) -> bool:
+        """Whether the ledgers hold whole lines that this reader has not had."""
+        offsets = (read_json(self.file) or {}).get("offsets", {})
+        for number in range(1, self.run.last_attempt() + 1):
+            ledger, offset = self.run.attempt(number).ledger, offsets.get(f"{number:02d}", 0)
+            if ledger.is_file() and ledger.stat().st_size > offset and _whole_lines(ledger, offset)[0]:
+                return True
+        return False
+
     def _fresh_of(
         self, lines: list[dict[str, Any]], number: int, last_step: int, highest: int
     ) -> tuple[list[dict[str, Any]], int]:

@@ -33,6 +33,19 @@ def test_every_deployment_gives_parameters_that_its_flow_has():
             requests.recipe_of(deployment["parameters"]["encoder"], "supervised")
 
 
+def test_the_form_of_every_deployment_describes_every_parameter_and_gives_its_default():
+    from importlib import import_module
+
+    from prefect.utilities.callables import parameter_schema
+
+    for deployment in yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        schema = parameter_schema(getattr(import_module(module), name)).model_dump()
+        for parameter, shown in schema["properties"].items():
+            assert shown.get("description"), f"{deployment['entrypoint']}: {parameter} has no words"
+            assert "default" in shown or parameter in schema["required"], f"{deployment['entrypoint']}: {parameter}"
+
+
 def test_an_objective_without_a_recipe_gets_the_near_ones():
     with pytest.raises(InputError, match="did you mean `pretrain_mae_vit_l16`"):
         requests.recipe_of("vit_l16", "mea")
