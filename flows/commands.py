@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows import requests
-from flows.forwarding import MIRRORED
 from flows.home import home_directory
 from flows.jobs import control
 from flows.planning import measured, plan_lines
 from flows.profiles import load_profile
 from flows.progress import ingest_progress, ingest_words
-from flows.runs import carried_out, controlled, finished, interrupts, run_state
+from flows.runs import carried_out, controlled, finished, interrupts
 from flows.submission import launcher_of, request_of
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import (
@@ -146,27 +145,9 @@ def register_command(model: str, name: str, directory: str | None, say: Say) -> 
 
 
 def reconcile_command(directory: str | None, say: Say) -> int:
-    from flows.home import tracking_uri
-    from pipeline.registry.locate import require_tracking_server
-    from pipeline.registry.tracking import Mirror
-    from pipeline.registry.writers import writers_of
+    from flows.reconciliation import reconcile_home
 
-    home = home_directory(directory)
-    require_tracking_server(tracking_uri(home))
-    statuses = {"done": "FINISHED", "running": "RUNNING", "stopped": "KILLED", "failed": "FAILED", "lost": "FAILED"}
-    for path in sorted((home / "runs").glob("*/config.yaml")):
-        run = RunDirectory(path.parent)
-        state = run_state(run, launcher_of(run))
-        if run.plan()["stage"] not in MIRRORED or state not in statuses:
-            continue
-        mirror = Mirror(run, tracking_uri(home), home)
-        mirror.forward()
-        if state != "running":
-            mirror.finish(statuses[state])
-            for writer in writers_of(run):
-                writer.finish()
-        say(f"{run.path.name}: {state}, MLflow says {statuses[state]}")
-    return EXIT_DONE
+    return reconcile_home(home_directory(directory), say)
 
 
 def up_command(directory: str | None, data: str | None, say: Say) -> int:

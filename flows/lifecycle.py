@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed, State
 
 from flows import requests
 from flows.home import home_directory
+from flows.own_state import own_state
 from flows.progress import ingest_progress
-from flows.reporting import controlled, refused, reporter, stop_job
+from flows.reporting import controlled, refused, reporter, settled, stop_job
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import EXIT_DONE, InputError
@@ -188,10 +189,12 @@ def lifecycle(
         ingest_set,
         reporter(),
     )
-    try:
-        summary = work.run()
-    except InputError as error:
-        return refused(error)
-    except (StageFailed, IngestError) as error:
-        return Failed(message=str(error))
-    return Completed(message=summary["summary"], data=summary)
+    with own_state(work.home, single=False) as watch:
+        try:
+            summary = work.run()
+        except InputError as error:
+            return settled(watch, refused(error))
+        except (StageFailed, IngestError) as error:
+            ended = Cancelled if watch.cancelled.is_set() else Failed
+            return settled(watch, ended(message=str(error)))
+        return settled(watch, Completed(message=summary["summary"], data=summary))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.job import CancelError, Job, JobState, Launcher
 from cluster.profile import accelerators_here
-from flows.following import STOP_GRACE_SECONDS, conclude, newest_job_log
+from flows.following import STOP_GRACE_SECONDS, Observation, conclude, newest_job_log
 from flows.home import home_directory
 from flows.jobs import Conclusion, control, introduce, on_interrupt
 from flows.profiles import changed_profile
@@ -54,7 +54,10 @@ def controlled(run: RunDirectory, home: Path, say: Say) -> Conclusion:
     with interrupts(run) as (cancelled, detached):
         from flows.mirror import mirrored
 
-        return mirrored(run, home, lambda: control(run, home, say, cancelled=cancelled, detached=detached))
+        def work(observe: Callable[[Observation], None]) -> Conclusion:
+            return control(run, home, say, cancelled=cancelled, detached=detached, observe=observe)
+
+        return mirrored(run, home, work, cancelled)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """The sweep flow: `prefect deployment run sweep/recipe`."""
 
 from prefect import flow
-from prefect.states import Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.home import home_directory
-from flows.reporting import controlled, refused, reporter, stop_job
+from flows.own_state import own_state
+from flows.reporting import controlled, refused, reporter, settled, stop_job
 from flows.sweeping import carry_out, prepared_sweep
 from pipeline.errors import EXIT_DONE, InputError
 
@@ -25,9 +26,11 @@ def sweep(
         profile: where to train: one run after the other on this machine, as an array on a cluster.
     """
     report, home = reporter(), home_directory()
-    try:
-        prepared = prepared_sweep(recipe, data=data, profile=profile, overrides=set, home=home)
-        code, message = carry_out(prepared, report, lambda run, told: controlled(run, home, told))
-    except InputError as error:
-        return refused(error)
-    return (Completed if code == EXIT_DONE else Failed)(message=message, data=str(prepared.directory))
+    with own_state(home, single=False) as watch:
+        try:
+            prepared = prepared_sweep(recipe, data=data, profile=profile, overrides=set, home=home)
+            code, message = carry_out(prepared, report, lambda run, told: controlled(run, home, told))
+        except InputError as error:
+            return settled(watch, refused(error))
+        ended = Completed if code == EXIT_DONE else Cancelled if watch.cancelled.is_set() else Failed
+        return settled(watch, ended(message=message, data=str(prepared.directory)))

@@ -24,11 +24,12 @@ from pipeline.environment import differences, environment_parts
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
 from pipeline.liveness import host_name
 from pipeline.nodes import Node, free_port
-from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.run_directory import RunDirectory, look_afresh, read_json, write_json
 
 COME_SECONDS = 30.0  # for a node to come and say what it is
 END_SECONDS = 52.0  # for all to be over; the last answer is given then
 CLOCK_SECONDS = 5.0  # that clocks may differ: heartbeats are judged by them
+LOOK_SECONDS = 2.0  # between two looks that a network file system must not answer from memory
 WRITTEN_BYTES = 32 << 20
 REDUCED_BYTES = 64 << 20
 REDUCTIONS = 5
@@ -48,6 +49,7 @@ class Check:
 
     def __init__(self, run: RunDirectory, plan: Mapping[str, Any], node: Node):
         self.plan, self.node, self.began = plan, node, time.monotonic()
+        self.looked = self.began
         self.folder = run.node_checks(node.start or "by hand")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.reduction = Reduction(node, cuda=plan["accelerators_per_node"] > 0)
@@ -81,7 +83,7 @@ class Check:
                 self._say("node", self.facts | {"time": time.time()})
             if came and not self.reduction.begun and (self.folder / "go.json").exists():
                 self._reduce(meeting)
-            time.sleep(0.1)
+            self._pause()
         host = dict(enumerate(self.node.hosts)).get(0, UNKNOWN)
         return self._conclude([(0, host, f"{'gave no answer' if came else 'did not come'} within {END_SECONDS:.0f} s")])
 
@@ -110,8 +112,14 @@ class Check:
                     said[number] = one
                     seen.setdefault(number, time.time())
                     waited_for -= {number} if enough(one) else set()
-            time.sleep(0.1)
+            self._pause()
         return said, seen
+
+    def _pause(self) -> None:
+        time.sleep(0.1)
+        if time.monotonic() - self.looked > LOOK_SECONDS:
+            self.looked = time.monotonic()
+            look_afresh(self.folder)
 
     def _tell_bandwidth(self, reduced: Mapping[int, dict]) -> None:
         seconds = [one["seconds"] for one in reduced.values() if one["seconds"]]

@@ -1,5 +1,6 @@
 """What a supervisor does while its node's ranks run: it follows them, says so, and ends those that cannot go on."""
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Mapping
@@ -57,13 +58,15 @@ class Supervision:
                 looked_at = now
                 self.watchdog.look(now)
                 self._judge(alive, now)
-            if not alive or self.hang is not None:
+            ended = not alive or self.hang is not None
+            if ended:
                 self._end(alive)
-                return
-            if now - beat_at > BEAT_SECONDS:
+            if ended or now - beat_at > BEAT_SECONDS:  # the last one tells what the attempt cost
                 beat_at = now
                 places = self.watchdog.places(now)
                 beat(self.attempt, self._started, pids, node=self.node.number, positions=places)
+            if ended:
+                return
             time.sleep(0.05)
 
     def _end(self, alive: Mapping[int, int]) -> None:
@@ -81,7 +84,8 @@ class Supervision:
         if self._failed_at is not None and now - self._failed_at > GRACE_SECONDS:
             self.hang = Hang(self.watchdog.verdict(alive, now), self.node.host, certain=not self._peers)
         elif self._peers:
-            self._judge_with_peers(alive, now)
+            with contextlib.suppress(OSError):  # their files cannot be read just now
+                self._judge_with_peers(alive, now)
         elif self.watchdog.hung(alive, now):
             self.hang = Hang(self.watchdog.verdict(alive, now), self.node.host)
 

@@ -90,7 +90,11 @@ def start_deployments(home: Path, environment: dict[str, str]) -> subprocess.Pop
 def start_worker(home: Path, name: str, environment: dict[str, str]) -> subprocess.Popen:
     """Start a process worker on the local pool; the flows that it runs find the home in VIT_HOME."""
     arguments = ["--no-prompt", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
-    settings = {"VIT_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    settings = {
+        "VIT_HOME": str(home),
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # Prefect's least; see flows/automations
+    }
     return start_part("worker", "prefect", arguments, home, environment | settings)
 
 

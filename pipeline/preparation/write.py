@@ -32,7 +32,7 @@ def run_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
 def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirectory:
     """Make the run directory, or accept one that holds this very run. InputError where it holds another."""
     run = RunDirectory(path)
-    if run.config_file.is_file():
+    if run.config_file.is_file() and _has_begun(run):
         if run.plan().get("request_sha256") != _request(prepared):
             raise InputError(
                 f"{path}: holds another run; go on with it by `vit resume {path}`, or choose another --run-dir"
@@ -43,7 +43,7 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
             )
         if run.last_attempt():
             return run
-    elif path.exists() and any(path.iterdir()):
+    elif not run.config_file.is_file() and path.exists() and any(path.iterdir()):
         raise InputError(f"{path}: is not empty and is no run directory; choose another --run-dir")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,11 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
     except OSError as error:
         raise InputError(f"{path}: the run directory cannot be written: {error.strerror}") from None
     return run
+
+
+def _has_begun(run: RunDirectory) -> bool:
+    """Whether more than a dry run was made of it: a job was submitted, or there is a checkpoint, if an imported one."""
+    return bool(run.last_attempt() or run.job_file.exists() or run.checkpoint_directories())
 
 
 def _request(prepared: PreparedRun) -> str:

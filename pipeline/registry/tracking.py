@@ -46,6 +46,28 @@ def experiment_id(client: Any, name: str, tracking_uri: str, home: Path) -> str:
     return found.experiment_id
 
 
+def find_mirrored_run(run: RunDirectory, tracking_uri: str) -> tuple[str, str] | None:
+    """Experiment and run that mirror a run directory; None where nothing was forwarded yet."""
+    client = connect(tracking_uri)
+    experiment = client.get_experiment_by_name(f"vit/{read_yaml(run.config_file)['stage']}")
+    if experiment is None:
+        return None
+    found = client.search_runs([experiment.experiment_id], f"tags.`{KEY_TAG}` = '{run.key}'", max_results=1)
+    return (experiment.experiment_id, found[0].info.run_id) if found else None
+
+
+def keys_left_running(tracking_uri: str) -> set[str]:
+    """Keys of the runs that MLflow holds for running, in all experiments of ours."""
+    client, keys = connect(tracking_uri), set()
+    ours = [each.experiment_id for each in client.search_experiments() if each.name.startswith("vit/")]
+    token = "" if ours else None
+    while token is not None:
+        found = client.search_runs(ours, "attributes.status = 'RUNNING'", page_token=token or None)
+        keys |= {run.data.tags.get(KEY_TAG, "") for run in found}
+        token = found.token or None
+    return keys
+
+
 class Mirror:
     """Forwards one run directory to one MLflow run, found again by the run's key."""
 

@@ -26,7 +26,7 @@ while not pathlib.Path("finish").exists():
 
 def launcher_with(**fields) -> SlurmLauncher:
     given = {"kind": "slurm", "nodes": 1, "accelerators_per_node": 0, "cpus_per_task": 1, "time": "10"} | fields
-    return SlurmLauncher(SlurmProfile.model_validate(given), python=sys.executable)
+    return SlurmLauncher(SlurmProfile.model_validate(given), python=sys.executable, poll_seconds=0)
 
 
 def request_of(directory: Path, command: Sequence[str], **fields) -> JobRequest:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from tests.cluster.slurm import wait_until
 from tests.cluster.slurm_jobs import LISTENS, SLEEPS, launcher_with, logs, reaches, request_of, starts
 
 pytestmark = pytest.mark.slurm
+STOPS_ONCE = "echo listening; [ ! -e gone ] || exit 0; until [ -e go ]; do sleep 0.2; done; mv go gone; exit 75"
 
 
 def test_a_job_that_lives_is_found_and_not_submitted_twice(tmp_path, slurm):
@@ -116,8 +119,10 @@ def test_a_job_that_does_not_listen_is_ended_after_its_grace(tmp_path, slurm):
 def test_a_controller_that_is_down_is_unknown_and_nothing_is_submitted(tmp_path, slurm):
     launcher = launcher_with()
     job = launcher.submit(request_of(tmp_path / "a", LISTENS))
-    logs(launcher, job, "listening")
+    stops = launcher.submit(request_of(tmp_path / "c", ("bash", "-c", STOPS_ONCE)))
+    logs(launcher, job, "listening"), logs(launcher, stops, "listening")
     slurm.stop_controller()
+    (tmp_path / "c" / "go").touch()
     try:
         assert launcher.state(job) is JobState.UNKNOWN
         assert launcher.find(tmp_path / "a") == job and "Unable to contact slurm controller" in launcher.explain(job)
@@ -129,6 +134,7 @@ def test_a_controller_that_is_down_is_unknown_and_nothing_is_submitted(tmp_path,
     (tmp_path / "a" / "finish").touch()
     reaches(launcher, job, JobState.ENDED)
     assert len(starts(tmp_path / "a")) == 1 and launcher.find(tmp_path / "b") is None
+    logs(launcher, stops, "submitted again as job", seconds=60)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +178,53 @@ def test_a_failing_preflight_keeps_the_command_from_starting_and_the_verdict_dec
     reaches(again, job, JobState.ENDED)
     text = again.log(job, 0)[0]
     assert "node1 works" in text and "node2 works" in text and "looked" not in text
+
+
+def test_a_wheelhouse_becomes_an_environment_on_the_nodes_without_network(tmp_path, slurm):
+    wheels = tmp_path / "my wheels"
+    wheels.mkdir()
+    _write_wheel(wheels, "greeting", "TEXT = 'from a wheel'")
+    house = {"path": str(wheels), "requirement": "greeting", "python": sys.executable, "directory": str(tmp_path)}
+    launcher = launcher_with(nodes=2, wheelhouse=house)
+    ask = "import greeting, sys; print(greeting.TEXT, sys.prefix, flush=True)"
+    job = launcher.submit(request_of(tmp_path / "run", ("/elsewhere/bin/python3.11", "-c", ask)))
+    reaches(launcher, job, JobState.ENDED, 120)
+    (environment,) = tmp_path.glob(f"vit-{os.getuid()}-*")
+    assert launcher.log(job, 0)[0].count(f"from a wheel {environment}/venv\n") == 2
+
+
+def _write_wheel(folder: Path, name: str, code: str) -> None:
+    information = f"{name}-1.0.dist-info"
+    files = {
+        f"{name}.py": code,
+        f"{information}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in (*files, f"{information}/RECORD"))
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        for path, text in (files | {f"{information}/RECORD": record}).items():
+            wheel.writestr(path, text)
+
+
+@pytest.mark.parametrize(("kind", "command"), [("apptainer", "exec"), ("enroot", "start")])
+def test_a_command_runs_inside_the_image_with_its_folders(tmp_path, slurm, kind, command):
+    """The runtime is a stand-in that says how it was called; what is real is SLURM and the shells in between."""
+    stand_in = tmp_path / "commands" / kind
+    stand_in.parent.mkdir()
+    run_rest = 'for word; do shift; if [ "$word" = "/my image" ]; then exec "$@"; fi; done'
+    stand_in.write_text(f'#!/bin/bash\necho "[$1]" "${{*:2}}"\n{run_rest}\n')
+    stand_in.chmod(0o755)
+    image = {"kind": kind, "path": "/my image", "mounts": ["/data"], "python": sys.executable}
+    path = f"{stand_in.parent}:{os.environ['PATH']}"
+    launcher = launcher_with(image=image, env={"PATH": path, "GREETING": "hello"})
+    tell = "import os, sys; print(sys.argv[1], os.environ['GREETING'])"
+    request = request_of(tmp_path / "my run", ("/elsewhere/python", "-c", tell, "the command"),
+                         verdict_command=("/elsewhere/python", "-c", tell, "the verdict"))  # fmt: skip
+    job = launcher.submit(request)
+    reaches(launcher, job, JobState.ENDED)
+    text = launcher.log(job, 0)[0]
+    assert text.count(f"[{command}]") == 2 and text.count("/data:/data") == 2 and f"{request.directory}" in text
+    assert "the command hello" in text and "the verdict hello" in text
 
 
 def test_an_array_is_one_submission_of_many_runs(tmp_path, slurm):

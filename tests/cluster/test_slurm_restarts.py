@@ -129,7 +129,7 @@ def test_a_fault_is_run_again_elsewhere_until_there_is_no_progress(tmp_path, slu
     assert nodes == ["node1", "node2", "node1", "node2", "node1"]  # the second progressed, two followed the third
     assert f"submitted again as job {int(first.id) + 1}, without node1\n" in _output(tmp_path)
     assert "3 attempts in a row made no new checkpoint" in _output(tmp_path)
-    assert slurm.command("squeue", "-h") == ""
+    wait_until(lambda: slurm.command("squeue", "-h") == "", 20, "an empty queue")
 
 
 def _output(run: Path) -> str:

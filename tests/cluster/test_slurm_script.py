@@ -142,3 +142,8 @@ def test_every_state_is_in_the_table_once_and_an_unheard_one_is_unknown():
     assert all(state_of(name) is state for state, group in STATES.items() for name in group)
     assert state_of("CANCELLED by 1000") is state_of("COMPLETED+") is state_of("TIMEOUT")
     assert state_of("HIBERNATING").value == state_of("").value == "unknown"
+
+
+def test_what_runs_on_a_bare_compute_node_needs_only_the_standard_library():
+    code = "import sys, cluster.resubmit; assert not {'pydantic', 'yaml', 'psutil'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -33,6 +33,19 @@ def test_every_deployment_gives_parameters_that_its_flow_has():
             requests.recipe_of(deployment["parameters"]["encoder"], "supervised")
 
 
+def test_the_form_of_every_deployment_describes_every_parameter_and_gives_its_default():
+    from importlib import import_module
+
+    from prefect.utilities.callables import parameter_schema
+
+    for deployment in yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        schema = parameter_schema(getattr(import_module(module), name)).model_dump()
+        for parameter, shown in schema["properties"].items():
+            assert shown.get("description"), f"{deployment['entrypoint']}: {parameter} has no words"
+            assert "default" in shown or parameter in schema["required"], f"{deployment['entrypoint']}: {parameter}"
+
+
 def test_an_objective_without_a_recipe_gets_the_near_ones():
     with pytest.raises(InputError, match="did you mean `pretrain_mae_vit_l16`"):
         requests.recipe_of("vit_l16", "mea")
@@ -47,6 +60,9 @@ def test_the_same_request_is_the_same_run_and_another_config_in_its_place_is_ref
     run = prepared(home, digits)
     assert prepared(home, digits).path == run.path
     assert prepared(home, digits, "seed=1").path != run.path
+    prepared(home, digits, "seed=2", run_dir=str(run.path))  # nothing of it has begun: tried again by a dry run
+    assert yaml.safe_load(run.config_file.read_text())["seed"] == 2
+    run.attempt(1).make()
     with pytest.raises(InputError, match="holds another run; go on with it by `vit resume"):
         prepared(home, digits, "seed=1", run_dir=str(run.path))
 
@@ -108,7 +124,14 @@ def resume(home, run, *overrides: str) -> None:
 def test_a_refused_resume_changes_nothing(home, digits):
     run = prepared(home, digits)
     files = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
-    for override in ("profile.ranks_per_node=3", "seed=1", "micro_batch_size=7", "zero.stage=9", "epochs=3"):
+    for override in (
+        "profile.ranks_per_node=3",
+        "seed=1",
+        "validation.best=accuracy",
+        "micro_batch_size=7",
+        "zero.stage=9",
+        "epochs=3",
+    ):
         with pytest.raises(InputError):
             resume(home, run, override)
     assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == files

@@ -20,23 +20,9 @@ from flows.services.processes import MARK, PART, stack_processes
 from flows.services.servers import HOST, MLFLOW_PORT, PREFECT_PORT, answers
 from flows.stack import down, status, up
 from pipeline.errors import FaultError, InputError
+from tests.flows.conftest import PROFILES, post
 
 pytestmark = pytest.mark.slow
-
-PROFILES = '# mine\nactive = "team"\n\n[profiles.team]\nPREFECT_API_URL = "https://prefect.example.org/api"\n'
-TEAMS = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "MLFLOW_TRACKING_URI", "VIT_HOME")
-
-
-@pytest.fixture(scope="module")
-def person(tmp_path_factory):
-    """A person's own PREFECT_HOME, and nothing in the environment that names a team's server."""
-    with pytest.MonkeyPatch.context() as environment:
-        for name in TEAMS:
-            environment.delenv(name, raising=False)
-        directory = tmp_path_factory.mktemp("prefect-of-a-person")
-        (directory / "profiles.toml").write_text(PROFILES)
-        environment.setenv("PREFECT_HOME", str(directory))
-        yield directory
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +37,6 @@ def stack(person, tmp_path_factory):
             yield up(home)
         finally:
             down(home)
-
-
-def post(url, body):
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)
 
 
 def test_everything_answers_on_ports_that_were_free(stack):
@@ -85,7 +65,7 @@ def test_prefect_works_in_any_directory_without_exports(stack, tmp_path):
     command = [sys.executable, "-m", "prefect", "deployment", "ls", "--output", "json"]
     listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     names = {each["name"] for each in json.loads(listed)}
-    assert names == {"vit-s16", "vit-b16", "vit-l16", "vit-h14", "images", "model"}
+    assert names == {"vit-s16", "vit-b16", "vit-l16", "vit-h14", "images", "model", "home", "recipe"}
 
 
 def test_the_worker_gives_its_flows_the_home(stack):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -26,6 +27,7 @@ from pipeline.nodes import (
 )
 from pipeline.progress import Position
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.verdict import concluded
 from tests.pipeline.training.two_nodes import Nodes
 
 FIRST, SECOND = (Node(number, 2, "7.0", host) for number, host in enumerate(("a1", "a2")))
@@ -62,6 +64,8 @@ def test_a_place_comes_from_slurm_else_kubernetes_else_is_that_of_one_node():
     assert (node.number, node.count, node.start, node.hosts) == (1, 2, "7.0", ("a1", "a2"))
     node = Node.here({"VIT_START": "u-1", "JOB_COMPLETION_INDEX": "3"}, 4)
     assert (node.number, node.count, node.start) == (3, 4, "u-1")
+    node = Node.here(of_slurm | {"VIT_ATTEMPT": "3"}, 1)  # a controller in an allocation
+    assert (node.number, node.count, node.start) == (0, 1, "")
     node = Node.here({"SLURM_NODEID": "1", "SLURM_JOB_NUM_NODES": "2"}, 2)  # a shell inside an allocation
     assert (node.number, node.count, node.start) == (0, 1, "")
 
@@ -225,3 +229,38 @@ def test_only_the_newest_start_names_the_attempt(run):
     with pytest.raises(FaultError, match=r"replaced by 7\.1"):
         name_attempt(run, FIRST, attempt)
     assert free_port("") != 0
+
+
+def conclude(run: RunDirectory, start: str = "") -> tuple[int, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
+    environment |= {"VIT_START": start} if start else {}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.verdict", str(run.path)], env=environment, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_verdict_is_that_of_the_start_and_one_that_began_nothing_leaves_an_attempt_that_says_so(run):
+    assert conclude(run) == (2, f"{run.path}: it has no attempt yet, so there is nothing to conclude\n")
+    run.attempt(1).make().write_verdict(EXIT_STOPPED, "stopped on request")
+    assert conclude(run) == (EXIT_STOPPED, "attempt 1: stopped on request\n")
+    assert conclude(run, "7.0") == (EXIT_FAULT, "attempt 2: no supervisor of start 7.0 began\n")
+    verdict = run.attempt(2).verdict()
+    assert (verdict["code"], verdict["node"], verdict["step"]) == (EXIT_FAULT, None, -1)
+    assert (run.current_attempt(), read_json(run.job_file)["start"]) == (2, "7.0")
+    assert conclude(run, "7.0") == (EXIT_FAULT, "attempt 2: no supervisor of start 7.0 began\n")
+    late, said = conclude(run, "6.9")
+    assert late == EXIT_FAULT and "start 6.9 was replaced by " in said and run.last_attempt() == 2
+
+
+def test_a_verdict_that_is_seen_late_is_waited_for(run):
+    attempt = lead(run, FIRST, 2).attempt
+    for rank in range(4):
+        attempt.write_exit(ExitRecord(rank, EXIT_DONE, "done"))
+    attempt.write_node_verdict(verdict(0), EXIT_DONE, "done")
+    late = threading.Timer(1.5, attempt.write_node_verdict, (verdict(1, codes={2: -9}), EXIT_FAULT, "killed"))
+    attempt.exit_file(2).unlink()
+    late.start()
+    said = concluded(run, attempt)
+    late.join()
+    assert said["reason"] == "rank 2 was killed by signal 9 in x, without an exit record" and said["node"] == "a2"

@@ -1,0 +1,158 @@
+"""What the page of a flow run shows of one run: its progress, a link to its MLflow run, and at the end a table.
+
+All of it is sent from a thread, with short time-outs, and may fail: the run directory holds the truth.
+"""
+
+import contextlib
+import contextvars
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+
+from flows.home import read_stack, tracking_uri
+from flows.jobs import MIRRORED, Conclusion, Observation
+from flows.progress import progress_line
+from flows.services.api import impatient_client
+from flows.services.servers import answers
+from pipeline.errors import EXIT_DONE
+from pipeline.registry.tracking import find_mirrored_run
+from pipeline.run_directory import RunDirectory
+from pipeline.words import duration_in_words
+
+SEND_SECONDS = 7.0
+LAST_SECONDS = 20.0  # for what is being sent when the run has ended
+
+
+class RunArtifacts:
+    """The artifacts of one run on one flow run's page. `observe` may be called as often as one likes."""
+
+    def __init__(self, run: RunDirectory, home: Path, flow_run_id: str):
+        self.run, self.home, self.flow_run_id = run, home, UUID(flow_run_id)
+        self.stage = run.plan()["stage"]
+        self._newest: Observation | None = None
+        self._sent_step, self._progress_id = -1, None
+        self._linked, self._tabled = self.stage not in MIRRORED, False
+        self._ended, self._began = threading.Event(), time.monotonic()
+        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._send,), daemon=True)
+
+    def observe(self, observation: Observation) -> None:
+        self._newest = observation
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, conclusion: Conclusion) -> bool:
+        """Send what is not there yet, and the table; whether all of it was taken. May be called again where not."""
+        self.end()
+        parts = (self._show_progress, self._link, lambda client: self._table(client, conclusion))
+        taken = []
+        for part in parts:
+            taken.append(False)
+            with contextlib.suppress(Exception), impatient_client() as client:
+                part(client)
+                taken[-1] = True
+        return all(taken)
+
+    def end(self) -> None:
+        """Send nothing more."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self._seconds = time.monotonic() - self._began
+            self._thread.join(timeout=LAST_SECONDS)
+
+    def _send(self) -> None:
+        while not self._ended.wait(SEND_SECONDS):
+            with contextlib.suppress(Exception), impatient_client() as client:
+                self._show_progress(client)
+                self._link(client)
+
+    def _show_progress(self, client: SyncPrefectClient) -> None:
+        seen = self._newest
+        if seen is None or not seen.last_step or seen.step == self._sent_step or not seen.entry:
+            return
+        share, words = 100.0 * seen.step / seen.last_step, progress_line(seen.entry, seen.last_step)
+        description = f"{self.run.path.name}: {words}"
+        if self._progress_id is None:
+            self._progress_id = self._create(client, "progress", share, description)
+        else:
+            client.update_artifact(self._progress_id, ArtifactUpdate(data=share, description=description))
+        self._sent_step = seen.step
+
+    def _link(self, client: SyncPrefectClient) -> None:
+        if self._linked or not (self.run.path / "forwarded.json").exists():
+            return
+        uri = tracking_uri(self.home)
+        found = find_mirrored_run(self.run, uri)
+        if found is not None:
+            address = mlflow_address(uri, (read_stack(self.home) or {}).get("mlflow_url"), *found)
+            words = f"MLflow run of {self.run.path.name}: {address}"
+            shown = f"[{address}]({address})" if address.startswith("http") else f"`{address}`"
+            self._create(client, "markdown", shown, words, key="mlflow")
+            self._linked = True
+
+    def _table(self, client: SyncPrefectClient, conclusion: Conclusion) -> None:
+        if not self._tabled:
+            row = result_row(self.run, conclusion, self._seconds)
+            self._create(client, "table", json.dumps([row]), conclusion.message, key="result")
+            self._tabled = True
+
+    def _create(
+        self, client: SyncPrefectClient, kind: str, data: Any, description: str, key: str | None = None
+    ) -> UUID:
+        artifact = ArtifactCreate(
+            key=artifact_key(key or kind, self.run), type=kind, data=data, description=description,
+            flow_run_id=self.flow_run_id,
+        )  # fmt: skip
+        return client.create_artifact(artifact).id
+
+
+@contextlib.contextmanager
+def run_artifacts(run: RunDirectory, home: Path, flow_run_id: str) -> Iterator[RunArtifacts]:
+    """Artifacts for the length of the block; `finish` them inside it to have the table too."""
+    artifacts = RunArtifacts(run, home, flow_run_id)
+    artifacts.start()
+    try:
+        yield artifacts
+    finally:
+        artifacts.end()
+
+
+def artifact_key(what: str, run: RunDirectory) -> str:
+    """Prefect's keys are of lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{what}-{run.key}".lower()).strip("-")
+
+
+def result_row(run: RunDirectory, conclusion: Conclusion, seconds: float) -> dict[str, Any]:
+    """The row of the table: what is not known of this stage is an empty string."""
+    result, newest = conclusion.result, run.newest_checkpoint()
+    metrics = result.get("metrics") or {}
+    loss = metrics.get("train/loss")
+    best = result.get("best") or {}
+    return {
+        "stage": run.plan()["stage"],
+        "run": str(run.path),
+        "result": "done" if conclusion.code == EXIT_DONE else conclusion.reason,
+        "steps": result.get("steps", newest.step if newest else ""),
+        "loss": round(loss, 4) if isinstance(loss, float) else "",
+        "validation": f"{best['metric']} {best['value']:.4f} at step {best['step']}" if best else "",
+        "checkpoint": newest.directory.name if newest else "",
+        "time": duration_in_words(seconds),
+        "seconds": round(seconds, 1),
+    }
+
+
+def mlflow_address(uri: str, local_server: str | None, experiment: str, run_id: str) -> str:
+    """Where a person looks at an MLflow run: in the UI of the store's server, or of the local one that serves the same
+    file; without a server, the store itself."""
+    server = uri if uri.startswith("http") else local_server
+    if server is None or (server == local_server and not answers(f"{server}/health")):
+        return f"{uri} run {run_id}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"

@@ -1,0 +1,185 @@
+"""Repairing what disagrees between Prefect, MLflow, the cluster and the run directories of a home.
+
+The run directory is right, and a place is right about its jobs; the rest is brought to what they say. Done twice it is
+as done once, and one line is said for each thing that was done. No job is ever ended but by a cancellation in Prefect.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.job import Job, JobState
+from flows.home import tracking_uri
+from flows.jobs import MIRRORED, Forwarder, conclude, launcher_of
+from flows.submission import runs_here
+from flows.watchers import watcher_notes
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from pipeline.liveness import lives, running_elsewhere
+from pipeline.run_directory import RunDirectory, read_json, write_json
+
+RESTART_SECONDS = 2.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a run directory and the place of its job say together."""
+
+    job: Job | None
+    state: JobState | None  # None: nothing was ever submitted
+    code: int | None  # of the contract, where it has ended
+    reason: str
+
+    @property
+    def alive(self) -> bool:
+        return self.state in (JobState.PENDING, JobState.RUNNING)
+
+
+def standing(run: RunDirectory) -> Standing:
+    """How a run stands; of a job whose place does not answer nothing is concluded."""
+    launcher = launcher_of(run)
+    job = launcher.find(run.path)
+    if run.result_file.is_file():
+        return Standing(job, JobState.ENDED, EXIT_DONE, "done")
+    if job is None:
+        return Standing(None, None, None, "new")
+    state = launcher.state(job)
+    if state is JobState.ENDED and runs_here(run) and running_elsewhere(run):
+        state = JobState.RUNNING
+    if state is JobState.ENDED and not runs_here(run):  # between a job's end and its own restart it may look so
+        time.sleep(RESTART_SECONDS)
+        job = launcher.find(run.path)
+        state = launcher.state(job)
+    if state is not JobState.ENDED:
+        return Standing(job, state, None, state.value)
+    return Standing(job, state, *conclude(run, job))
+
+
+def reconcile_home(home: Path, say: Say) -> int:
+    """Repair the records of a home: 0, or 1 where something could not be looked at, which is said."""
+    with _alone_in(home) as alone:
+        if not alone:
+            say(f"another reconciliation is at work in {home}")
+            return EXIT_DONE
+        runs = [RunDirectory(path.parent) for path in sorted((home / "runs").glob("*/config.yaml"))]
+        standings: dict[RunDirectory, Standing] = {}
+        faults = 0
+        for run in runs:
+            try:
+                _repair_job_file(run, say)
+                standings[run] = standing(run)
+            except Exception as error:  # one run that cannot be read does not keep the others from it
+                faults += 1
+                say(f"{run.path.name}: could not be looked at: {error or type(error).__name__}")
+        faults += _repair_tracking(home, standings, say)
+        faults += _repair_flow_runs(home, standings, say)
+    return EXIT_FAILED if faults else EXIT_DONE
+
+
+def _repair_job_file(run: RunDirectory, say: Say) -> None:
+    """job.json names another process than the one that works: its submitter died in between, or the job moved on."""
+    content = read_json(run.job_file)
+    if content is None:
+        return
+    if identity := _working_process(run, content):
+        attempt = run.last_attempt()
+        write_json(run.job_file, content | {"id": identity, "attempt": attempt})
+        say(
+            f"{run.path.name}: job.json named no living process; attempt {attempt} runs as {identity.partition(':')[0]}"
+        )
+        return
+    launcher = launcher_of(run)
+    found = launcher.find(run.path)
+    moved = found is not None and found.kind == content["kind"] and found.id != content["id"]
+    if moved and launcher.state(found) in (JobState.PENDING, JobState.RUNNING):
+        write_json(run.job_file, content | {"id": found.id})
+        say(f"{run.path.name}: job.json named {found.kind} job {content['id']}; it is {found.id} now")
+
+
+def _working_process(run: RunDirectory, content: dict) -> str | None:
+    """Pid and start of the process of this machine that works on the newest attempt, where job.json names none."""
+    said = read_json(run.attempt(run.last_attempt()).path / "heartbeat" / "node-000") or {}
+    if content.get("kind") not in ("local", "by hand") or said.get("host") != socket.gethostname() or lives(content):
+        return None
+    with contextlib.suppress(psutil.Error, KeyError):
+        process = psutil.Process(said["pid"])
+        if process.status() != psutil.STATUS_ZOMBIE and str(run.path.resolve()) in map(_resolved, process.cmdline()):
+            return f"{process.pid}:{process.create_time():.2f}"
+    return None
+
+
+def _resolved(argument: str) -> str:
+    return os.path.realpath(argument) if argument.startswith("/") else argument
+
+
+def _repair_tracking(home: Path, standings: dict[RunDirectory, Standing], say: Say) -> int:
+    """Ledgers that were not forwarded, and MLflow runs that read RUNNING and have ended; the number of faults."""
+    from pipeline.registry.locate import require_tracking_server
+    from pipeline.registry.tracking import Mirror, keys_left_running
+
+    uri = tracking_uri(home)
+    mirrors = {
+        run: Mirror(run, uri, home)
+        for run, stands in standings.items()
+        if stands.state is not None and run.plan()["stage"] in MIRRORED
+    }
+    behind = {run for run, mirror in mirrors.items() if mirror.cursor.is_behind()}
+    if not behind and not any(mirror.cursor.file.exists() for mirror in mirrors.values()):
+        return 0
+    try:
+        require_tracking_server(uri)
+        left_running = keys_left_running(uri)
+    except Exception as error:  # MLflow raises whatever its store and its HTTP library raise
+        say(f"MLflow was left as it is: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        return 1
+    watched = {run.path for note in watcher_notes(home) if note.lives() for run in note.runs()}
+    faults = 0
+    for run, mirror in mirrors.items():
+        stands = standings[run]
+        if stands.alive and run.path in watched:  # who watches it forwards
+            continue
+        try:
+            if run in behind:
+                mirror.forward()
+                step = (read_json(mirror.cursor.file) or {}).get("last_step")
+                say(f"{run.path.name}: its ledger was forwarded to MLflow, up to step {step}")
+            if stands.code is not None and (run in behind or run.key in left_running):
+                Forwarder(run, home, say).finish(stands.code, read_json(run.result_file) or {})
+                words = {EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(stands.code, "failed")
+                say(f"{run.path.name}: MLflow held it for running, and it is {words}")
+        except Exception as error:
+            faults += 1
+            say(f"{run.path.name}: could not be mirrored: {str(error).splitlines()[0] if str(error) else error!r}")
+    return faults
+
+
+def _repair_flow_runs(home: Path, standings: dict[RunDirectory, Standing], say: Say) -> int:
+    from flows.mirror import api_that_answers, use_api
+
+    url = api_that_answers(home)
+    if url is None:
+        say("no Prefect API answers: its flow runs were left as they are")
+        return 0
+    use_api(url)
+    from flows.flow_run_repair import repair_flow_runs
+
+    return repair_flow_runs(home, standings, say)
+
+
+@contextlib.contextmanager
+def _alone_in(home: Path) -> Iterator[bool]:
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".reconcile.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
