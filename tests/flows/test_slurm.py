@@ -113,7 +113,8 @@ def vit(*arguments: str, code: int = 0) -> str:
 
 def test_a_run_on_two_nodes_is_submitted_listed_followed_and_finished(slurm, home, pictures):
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    command = ["pretrain", RECIPE, "--data", str(pictures), "--profile", "slurm", *settings]
+    command = ["pretrain", RECIPE, "--data", str(pictures), "--profile", "slurm", *settings, "--set"]
+    command.append("profile.preflight=true")
     said = vit(*command)
     (run,) = (RunDirectory(path.parent) for path in home.glob("runs/*/config.yaml"))
     id = job_id(run)
@@ -252,3 +253,20 @@ def test_a_sweep_is_an_array_and_one_table(slurm, home, pictures):
     first, second = (job_id(run) for run in runs)
     assert (first.partition("_")[2], second.partition("_")[2]) == ("0", "1")
     assert first.partition("_")[0] == second.partition("_")[0]
+
+
+def test_a_node_that_is_cut_off_the_network_does_not_write_beside_its_successor(isolated_slurm, make_run):
+    run = make_run("profile.nodes=1-2", "steps=60")
+    controller = Controller(run)
+    reaches_step(run, EVERY + 5)
+    isolated_slurm.cut("node2")
+    wait_until(lambda: run.last_attempt() == 2, 120, "a second attempt, without the node")
+    assert [line for line in launches(run) if "pipeline.pretrain" in line]
+    assert controller.ends() == (EXIT_DONE, "done"), controller.said
+    assert run.plan()["nodes"] == 1 and run.current_attempt() == 2
+    assert is_one_uninterrupted_run(run)
+    said = run.result_file.read_text()
+    isolated_slurm.heal("node2")
+    wait_until(lambda: not launches(run), 60, "the end of the rank that was cut off")
+    assert run.result_file.read_text() == said and run.current_attempt() == 2
+    assert not list(run.checkpoints.glob("*.partial"))
