@@ -6,6 +6,7 @@ RUN/submit is submitted as it is. Only the standard library.
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,34 @@ from cluster.slurm_submission import (
     write_submission,
 )
 
+PATIENCE_SECONDS = 900.0  # of a job that is about to end: a controller that restarts does so within minutes
+ASK_AGAIN_SECONDS = 10.0
 STOPPED, FAULT = 75, 76  # the codes of jobs that want to run again; of a fault, if possible elsewhere
 
 
-def resubmit(run_directory: Path, code: int, launcher: Launcher | None = None) -> str:
+def resubmit(run_directory: Path, code: int, launcher: Launcher | None = None, *, patience_seconds: float = 0.0) -> str:
     """Submit the job again where its exit code asks for it, and say in one line what was done, or why not.
 
     Nothing is submitted where another job of the run lives, where the run was asked to stop, or after more restarts in
     a row without a new checkpoint than the profile allows. Within a job, that job may live: it is about to end.
+    Where SLURM does not answer it is asked again for so long as `patience_seconds`.
     """
     if code not in (STOPPED, FAULT):
         return f"not submitted again: exit code {code} does not ask for it"
     if launcher is not None and launcher.kind != "slurm":
         return f"not submitted again: a {launcher.kind} job is started by its controller"
-    run_directory = Path(run_directory)
-    with submission_lock(run_directory):
-        if (refusal := _refusal(run_directory)) is not None:
-            return f"not submitted again: {refusal}"
+    deadline = time.monotonic() + patience_seconds
+    while True:
         try:
-            return _submit_again(run_directory, code)
-        except (SubmitError, NoAnswer) as error:
+            with submission_lock(run_directory):
+                refusal = _refusal(run_directory)
+                return f"not submitted again: {refusal}" if refusal else _submit_again(run_directory, code)
+        except SubmitError as error:
             return f"not submitted again: {error}"
+        except NoAnswer as silence:
+            if time.monotonic() >= deadline:
+                return f"not submitted again: {silence}"
+        time.sleep(ASK_AGAIN_SECONDS)
 
 
 def restarts_without_progress(run_directory: Path) -> int:
@@ -67,10 +75,7 @@ def _refusal(run_directory: Path) -> str | None:
         return f"the run was asked to stop by {read_object(run_directory / STOP_FILE).get('by', 'somebody')}"
     if me is not None and recorded is not None and order(recorded.id) > order(me):
         return f"job {recorded.id} has taken over from {me}"
-    try:
-        others = [job.id for job in living(jobs_in_queue(submission)) if job.id != me]
-    except NoAnswer as silence:
-        return str(silence)
+    others = [job.id for job in living(jobs_in_queue(submission)) if job.id != me]
     if others:
         return f"job {others[0]} lives"
     stale, allowed = restarts_without_progress(run_directory), submission["max_restarts"]
@@ -85,7 +90,7 @@ def _refusal(run_directory: Path) -> str | None:
 def _submit_again(run_directory: Path, code: int) -> str:
     submission = read_submission(run_directory)
     if code == FAULT and (node := _named_node(run_directory)) is not None:
-        submission["avoided"] = list(dict.fromkeys([*submission["avoided"], node]))
+        submission["avoided"] = [*(one for one in submission["avoided"] if one != node), node]  # the newest is last
         write_submission(run_directory, submission)
     for avoided in _ways_to_avoid(submission["avoided"]):
         try:
@@ -130,7 +135,7 @@ def _me() -> str | None:
 
 
 def main(run_directory: str, code: str) -> int:
-    sys.stdout.write(resubmit(Path(run_directory), int(code)) + "\n")
+    sys.stdout.write(resubmit(Path(run_directory), int(code), patience_seconds=PATIENCE_SECONDS) + "\n")
     return 0
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +49,36 @@ FORCE_SECONDS = 180.0  # KillWait is 30 s by default, and sites raise it
 
 
 class SlurmLauncher:
-    """The launcher of a SLURM profile. A poll that fails is UNKNOWN; only slurmctld says that a job has ended."""
+    """The launcher of a SLURM profile. A poll that fails is UNKNOWN; only slurmctld says that a job has ended.
+
+    slurmctld is asked for a job's state at most every `poll_seconds`, however often a caller asks: it serves everybody.
+    """
 
     kind = KIND
 
-    def __init__(self, profile: SlurmProfile, python: str = sys.executable):
-        self.profile, self.python = profile, python
+    def __init__(self, profile: SlurmProfile, python: str = sys.executable, poll_seconds: float = 5.0):
+        self.profile, self.python, self.poll_seconds = profile, python, poll_seconds
+        self._states: dict[str, tuple[float, JobState]] = {}
 
     def render(self, request: JobRequest) -> dict[str, str]:
         return {SCRIPT: sbatch_script(request, self.profile, self.python)}
 
     def submit(self, request: JobRequest) -> Job:
-        with submission_lock(request.directory):
-            if (living := _living_job(request.directory)) is not None:
-                return living
-            return submit_script(request.directory, self._prepare(request))
+        with submission_lock(request.directory), _silence_refuses():
+            existing = living_job(request.directory, read_submission(request.directory))
+            return existing or submit_script(request.directory, self._prepare(request))
 
     def submit_array(self, requests: Sequence[JobRequest], limit: int | None = None) -> list[Job]:
         """One sbatch for many runs, `limit` of them at a time; one job for each request, in their order.
 
         Runs that have a living job keep it and stay out of the array.
         """
-        with contextlib.ExitStack() as locks:
+        with contextlib.ExitStack() as locks, _silence_refuses():
             for request in sorted(requests, key=lambda request: str(request.directory)):
                 locks.enter_context(submission_lock(request.directory))
-            jobs = {request.key: _living_job(request.directory) for request in requests}
+            jobs = {
+                request.key: living_job(request.directory, read_submission(request.directory)) for request in requests
+            }
             new = [request for request in requests if jobs[request.key] is None]
             jobs |= self._submit_array(new, limit) if new else {}
         return [jobs[request.key] for request in requests]
@@ -128,12 +133,16 @@ class SlurmLauncher:
         return Job(self.kind, newest.id, submission["key"], attempt, directory)
 
     def state(self, job: Job) -> JobState:
-        try:
-            records = queue(job=job.id)
-        except NoAnswer:
-            return JobState.UNKNOWN
-        # slurmctld answered: a job that it does not know any more has ended, whatever slurmdbd has heard so far
-        return records[0].state if records else JobState.ENDED
+        asked, state = self._states.get(job.id, (-self.poll_seconds, JobState.UNKNOWN))
+        if time.monotonic() - asked >= self.poll_seconds:
+            try:
+                records = queue(job=job.id)
+                # one that slurmctld does not know any more has ended, whatever slurmdbd has heard so far
+                state = records[0].state if records else JobState.ENDED
+            except NoAnswer:
+                state = JobState.UNKNOWN
+            self._states[job.id] = (time.monotonic(), state)
+        return state
 
     def explain(self, job: Job) -> str:
         try:
@@ -161,6 +170,7 @@ class SlurmLauncher:
             try:
                 alive = _alive(directory, job)
                 if not alive:
+                    self._states.pop(job.id, None)
                     return
                 said = f"it lives on, {_in_words(alive[0])}"
                 if passed - last_word >= ASK_AGAIN_SECONDS or (force and last_word < grace_seconds):
@@ -173,9 +183,11 @@ class SlurmLauncher:
         raise CancelError(f"SLURM job {job.id} may not have stopped: {said}; look at: squeue -j {job.id}")
 
 
-def _living_job(directory: Path) -> Job | None:
+@contextlib.contextmanager
+def _silence_refuses() -> Iterator[None]:
+    """Where SLURM does not answer, a person is told that nothing was submitted; a later look-up finds what was."""
     try:
-        return living_job(directory, read_submission(directory))
+        yield
     except NoAnswer as silence:
         raise SubmitError(f"nothing was submitted: {silence}") from None
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.job import JobState, SubmitError
+from cluster.job import CancelError, JobState, SubmitError
 
 POLL_SECONDS = 20.0  # a controller that is down is given up by squeue itself after some 10 s
 SUBMIT_SECONDS = 90.0
 UNKNOWN_ID = "Invalid job id"
+SILENCES = ("Unable to contact slurm controller", "imed out", "Zero Bytes were transmitted", "Connection refused")
 
 # Every state of `man squeue`. What SLURM will start again by itself lives on under the same id, so it is not ENDED;
 # CONFIGURING holds nodes that still boot: no supervisor runs yet. A state that is not here is UNKNOWN, never ENDED: a
@@ -127,16 +128,23 @@ def accounted(*, names: Sequence[str] = (), job: str | None = None, since: float
 
 
 def sbatch(script: Path, *options: str) -> str:
-    """Submit a script and return the job's id. SubmitError with sbatch's own reason in one line, or NoAnswer."""
+    """Submit a script and return the job's id. SubmitError with sbatch's own reason in one line.
+
+    Or NoAnswer: then it may have been submitted.
+    """
     done = answer("sbatch", "--parsable", *options, str(script), seconds=SUBMIT_SECONDS)
+    if done.returncode != 0 and any(words in done.stderr for words in SILENCES):
+        raise NoAnswer(_one_line(done.stderr))
     if done.returncode != 0:
         raise SubmitError(f"sbatch refused {script}: {_one_line(done.stderr) or f'it ended with {done.returncode}'}")
     return done.stdout.strip().splitlines()[-1].partition(";")[0]
 
 
 def scancel(job: str, *options: str) -> None:
-    """Signal or cancel. A job that has ended is no error. Or NoAnswer."""
+    """Signal or cancel. A job that has ended is no error. CancelError where it is somebody else's, or NoAnswer."""
     done = answer("scancel", *options, job)
+    if "permission denied" in done.stderr:
+        raise CancelError(f"SLURM job {job}: {_one_line(done.stderr)}; its owner can cancel it")
     if done.returncode != 0 and UNKNOWN_ID not in done.stderr:
         raise NoAnswer(_one_line(done.stderr) or f"scancel ended with {done.returncode}")
 

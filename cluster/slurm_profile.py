@@ -95,7 +95,7 @@ class SlurmProfile(_Part):
     preflight: bool = False
     """Look at every node first: same packages, accelerators, clock, run directory, one all-reduce."""
     max_restarts: Annotated[int, Field(strict=True, ge=0)] = 3
-    """Restarts in a row without a new checkpoint, after which the job is not submitted again."""
+    """How often in a row an attempt that made no new checkpoint is followed by another."""
     price_per_device_hour: Annotated[float, Field(ge=0)] = 0.0
     """Cost of an hour of one accelerator, or of a machine without; `vit plan` multiplies. 0: unknown."""
 

@@ -6,6 +6,7 @@ time limit end it before it submits anything.
 """
 
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -13,22 +14,24 @@ from cluster.job import JobRequest
 from cluster.slurm_profile import Image, SlurmProfile, Wheelhouse
 from cluster.slurm_submission import SCRIPT, job_comment, job_name
 
+LITERAL = "# shellcheck disable=SC2016 # what stands in single quotes is meant literally"
 PASSED_INTO_IMAGES = (
     "VIT_START", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_RESTART_COUNT",
     "SLURM_JOB_NODELIST", "SLURMD_NODENAME", "OMP_NUM_THREADS",
 )  # fmt: skip
 
-# A start that was overtaken: SLURM requeued this job after it had been submitted again. And the number of the attempt
-# is written beside the job's id, which the submitter knows a moment after the job may have begun.
 _AWAIT_JOB_FILE = """\
-job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
-job="${job:-$SLURM_JOB_ID}"
+mine="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"
+job="$mine${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+exec >>"submit/slurm-$job.out" 2>&1
+# job.json names this job a moment after sbatch answered; go on where no submitter is left to write it
 for _ in $(seq 60); do
-  if grep -qs "\\"id\\": \\"$job\\"" job.json; then break; fi
+  named="$(sed -n 's/.*"id": "\\([0-9]*\\)[_"].*/\\1/p' job.json 2>/dev/null)"
+  if [ "${named:-0}" -ge "$mine" ]; then break; fi
   sleep 0.5
 done
-newest="$(sed -n 's/.*"id": "\\([0-9]*\\)[_"].*/\\1/p' job.json 2>/dev/null)"
-if [ "${newest:-0}" -gt "$SLURM_JOB_ID" ]; then echo "job $job gives way to the newer job $newest"; exit 0; fi"""
+# SLURM requeued this job after it had been submitted again
+if [ "${named:-0}" -gt "$mine" ]; then echo "job $job gives way to the newer job $named"; exit 0; fi"""
 
 _FIND_MODULE = """\
 if ! command -v module >/dev/null 2>&1; then
@@ -41,13 +44,15 @@ fi"""
 
 def sbatch_script(request: JobRequest, profile: SlurmProfile, python: str) -> str:
     """The text of RUN/submit/job.sbatch. `python` is the submitter's interpreter, which submits again."""
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in directives(request, profile)), ""]
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in directives(request, profile)), "", LITERAL]
     lines += [f"cd -- {_quoted(request.directory)} || exit 76"]
     if profile.umask:
         lines.append(f"umask {profile.umask}")
     lines += [_AWAIT_JOB_FILE, *_environment(request, profile), *_steps(request, profile)]
-    resubmit = (python, "-m", "cluster.resubmit", str(request.directory))
-    lines += [f'{shlex.join(resubmit)} "$code"', 'exit "$code"']
+    # an image has no sbatch, so there the submitter's own interpreter must do
+    again = "python" if profile.venv or profile.wheelhouse else python
+    resubmit = (again, "-m", "cluster.resubmit", str(request.directory))
+    lines += ["# 75 and 76 ask to be run again", f'{shlex.join(resubmit)} "$code"', 'exit "$code"']
     return "\n".join(lines) + "\n"
 
 
@@ -58,7 +63,8 @@ def directives(request: JobRequest, profile: SlurmProfile) -> list[str]:
         "job-name": job_name(request.key),
         "comment": _directive_value(job_comment(request.directory)),
         "chdir": _directive_value(str(request.directory)),
-        "output": "submit/slurm-%j.out",
+        # SLURM would expand these in the whole path, the run directory too; the script writes there in any case
+        "output": "/dev/null" if re.search(r"[%\\]", str(request.directory)) else "submit/slurm-%j.out",
         "open-mode": "append",
         "requeue": True,
         "export": "NONE",  # nothing of the submitter's shell, and no secret in it, enters SLURM's records
@@ -93,12 +99,11 @@ def array_script(name: str, comment: str, requests: list[JobRequest], profile: S
     ]
     tasks = f"0-{len(requests) - 1}" + (f"%{limit}" if limit else "")
     own = [f"--job-name={name}", f"--comment={_directive_value(comment)}", f"--array={tasks}"]
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in (*own, "--output=/dev/null", *shared)), ""]
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in (*own, "--output=/dev/null", *shared)), "", LITERAL]
     lines += ['case "$SLURM_ARRAY_TASK_ID" in']
     lines += [f"  {task}) run={_quoted(request.directory)} ;;" for task, request in enumerate(requests)]
     lines += ["  *) exit 2 ;;", "esac"]
-    lines += ['out="$run/submit/slurm-${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.out"']
-    lines += [f'exec bash "$run/submit/{SCRIPT}" >>"$out" 2>&1']
+    lines += [f'exec bash "$run/submit/{SCRIPT}"']
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +125,7 @@ def _environment(request: JobRequest, profile: SlurmProfile) -> list[str]:
 
 
 def _on_nodes(request: JobRequest, profile: SlurmProfile) -> list[str]:
-    """A shell function that starts a command once on each node. SIGUSR1 is ignored until the command listens."""
+    """A shell function that starts a command once on each node."""
     options = [
         '--nodes="$SLURM_JOB_NUM_NODES"', '--ntasks="$SLURM_JOB_NUM_NODES"', "--ntasks-per-node=1",
         "--kill-on-bad-exit=1", f"--cpu-bind={profile.cpu_bind}",
@@ -130,8 +135,8 @@ def _on_nodes(request: JobRequest, profile: SlurmProfile) -> list[str]:
     if profile.image and profile.image.kind == "pyxis":
         options += _pyxis(profile.image, request)
     return [
+        "# SIGUSR1 asks for a checkpoint; it is ignored until the command listens",
         "on_nodes() {",
-        "  # shellcheck disable=SC2016",
         f"  srun {' '.join(options)} \\",
         """    bash -c 'trap "" USR1; exec "$@"' node "$@\"""",
         "}",
@@ -149,7 +154,7 @@ def _steps(request: JobRequest, profile: SlurmProfile) -> list[str]:
         verdict = _command(request.verdict_command, request, profile)
         if profile.image and profile.image.kind == "pyxis":
             verdict = f"srun --nodes=1 --ntasks=1 {' '.join(_pyxis(profile.image, request))} {verdict}"
-        lines += ["code=0", f"{verdict} || code=$?"]
+        lines += ["# the nodes' verdicts decide", "code=0", f"{verdict} || code=$?"]
     return lines
 
 
@@ -192,9 +197,8 @@ def _from_wheels(wheelhouse: Wheelhouse) -> list[str]:
     )
     words = " ".join(_quoted(word) for word in (wheelhouse.python, wheelhouse.path, wheelhouse.requirement))
     return [
-        f"wheels=\"$(ls -l {_quoted(wheelhouse.path)} | cksum | cut -d' ' -f1)\"",
+        f"wheels=\"$(stat -c '%n %s %Y' {_quoted(wheelhouse.path)}/*.whl | cksum | cut -d' ' -f1)\"",
         f'environment={_quoted(wheelhouse.directory)}/vit-"$(id -u)-$wheels"',
-        "# shellcheck disable=SC2016",
         f"on_nodes bash -c '{make}' wheels \"$environment\" {words} || exit 76",
         'export PATH="$environment/venv/bin:$PATH"',
     ]

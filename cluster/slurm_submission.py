@@ -4,13 +4,12 @@ RUN/submit/ holds what was submitted: job.sbatch, submission.json (the names to 
 RUN/job.json is written a moment after sbatch answers; where the submitter died in that moment the job is found by name.
 """
 
-import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.job import JOB_FILE, Job, JobState, SubmitError, read_object, write_object
+from cluster.job import JOB_FILE, Job, JobState, read_object, write_object
 from cluster.slurm_commands import NoAnswer, Record, accounted, queue, sbatch
 
 KIND = "slurm"
@@ -89,24 +88,25 @@ def living_job(directory: Path, submission: dict[str, Any]) -> Job | None:
 
 
 def submit_script(directory: Path, submission: dict[str, Any], options: Sequence[str] = ()) -> Job:
-    """Submit the script that lies in the run directory and record its job. The caller holds the lock. SubmitError."""
+    """Submit the script that lies in the run directory and record its job. The caller holds the lock.
+
+    SubmitError, or NoAnswer.
+    """
     script = directory / "submit" / SCRIPT
     id = sbatch_or_find(script, job_name(submission["key"]), submission["comment"], options)
     return record_job(directory, submission["key"], id, submission["attempt"])
 
 
 def sbatch_or_find(script: Path, name: str, comment: str, options: Sequence[str] = ()) -> str:
-    """Submit a script, or find what was submitted where sbatch did not answer: its id. Or SubmitError."""
-    before: set[str] = set()
+    """Submit a script, or find what was submitted where sbatch did not answer: its id. SubmitError, or NoAnswer."""
+    before = {record.id for record in queue(names=[name])}
     try:
-        before = {record.id for record in queue(names=[name])}
         return sbatch(script, *options)
-    except NoAnswer as silence:
-        with contextlib.suppress(NoAnswer):  # it may have arrived all the same
-            arrived = [r for r in living(queue(names=[name])) if r.comment == comment and r.id not in before]
-            if arrived:
-                return arrived[0].id.partition("_")[0]
-        raise SubmitError(f"nothing was submitted: {silence}") from None
+    except NoAnswer:
+        arrived = [one for one in living(queue(names=[name])) if one.comment == comment and one.id not in before]
+        if not arrived:
+            raise
+        return arrived[0].id.partition("_")[0]
 
 
 def _names(submission: dict[str, Any]) -> list[str]:
@@ -115,12 +115,15 @@ def _names(submission: dict[str, Any]) -> list[str]:
 
 
 def _of_the_run(records: Iterable[Record], submission: dict[str, Any]) -> list[Record]:
-    """Those with the run's own comment, and the run's element of an array."""
+    """Those with the run's own comment, and the run's element of an array; not what sbatch refused, which is FAILED."""
     array = submission["array"]
     element = f"_{array['task']}" if array else None
     return [
         record
         for record in records
-        if (record.name == job_name(submission["key"]) and record.comment == submission["comment"])
-        or (element and record.name == array["name"] and record.id.endswith(element))
+        if not (record.state_text == "FAILED" and record.nodes in ("", "None assigned"))
+        and (
+            (record.name == job_name(submission["key"]) and record.comment == submission["comment"])
+            or (element and record.name == array["name"] and record.id.endswith(element))
+        )
     ]
