@@ -18,7 +18,7 @@ from pipeline.judgement import Hang
 from pipeline.liveness import BEAT_SECONDS, FRESH_SECONDS, host_name
 from pipeline.parenthood import STOP_SIGNALS, ignore_stops
 from pipeline.progress import Position
-from pipeline.run_directory import Attempt, RunDirectory, read_json, write_json
+from pipeline.run_directory import Attempt, RunDirectory, look_afresh, read_json, write_json
 from pipeline.watchdog import hang_seconds, long_hang_seconds
 
 LOOK_SECONDS = (0.1, 2.0)  # between two looks at job.json, first and later: a thousand nodes may wait
@@ -43,7 +43,8 @@ class Node:
     @classmethod
     def here(cls, environment: Mapping[str, str], nodes: int) -> "Node":
         """From what SLURM or Kubernetes says, for a job that was planned for `nodes`."""
-        start = environment.get("VIT_START", "")
+        # Of a controller of this machine inside an allocation the start is not.
+        start = "" if environment.get("VIT_ATTEMPT") else environment.get("VIT_START", "")
         host = host_name()
         if not start:
             return cls(host=host)
@@ -216,6 +217,7 @@ class Peers:
 
     def failure(self) -> str | None:
         """How another node ended, where it did so with neither its work done nor a stop."""
+        look_afresh(self.attempt.path / "exit")
         for said in self.attempt.node_verdicts():
             if said["node"] != self.node.number and said["code"] not in (EXIT_DONE, EXIT_STOPPED):
                 return f"node {said['node']}: {said['reason']}"

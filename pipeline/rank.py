@@ -1,6 +1,6 @@
 """What every rank does around its stage: signals become a flag, exceptions become an exit code and a record.
 
-The handlers are installed before torch is imported, and stops that come earlier wait for them: none is lost.
+Stops are held from the first line on and heard from before torch is imported: none is lost.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from pipeline.run_directory import Attempt, RunDirectory, read_json
 from pipeline.watchdog import DUMP_SIGNAL
 
 MEETING_SECONDS = 60.0
+_STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 # What a broken collective says (gloo, NCCL, the store): the peer's fault, not this rank's.
 _BROKEN_COLLECTIVE = (
@@ -106,8 +108,8 @@ def run_rank(run_directory: str, stage: str, *, stops_at_steps: bool = True) -> 
     attempt = me.attempt  # the supervisor's; a sequence goes on to those of its runs
     faulthandler.enable()
     faulthandler.register(DUMP_SIGNAL, open(attempt.stacks(me.rank), "a"), all_threads=True)
-    _install_handlers(me, stops_at_steps)
-    _leave(me, attempt, *_run(me, stage))
+    _hear_stops(me, attempt, stops_at_steps)
+    _leave(me, attempt, *_run(me, stage, interruptible=not stops_at_steps))
 
 
 def _this_rank(run: RunDirectory) -> Rank:
@@ -155,25 +157,39 @@ def _names_attempt(job: dict, meeting: str) -> bool:
     return job.get("meeting") == meeting and (job["host"] != socket.gethostname() or lives(job))
 
 
-def _install_handlers(me: Rank, stops_at_steps: bool) -> None:
+def _hear_stops(me: Rank, attempt: Attempt, stops_at_steps: bool) -> None:
+    """Turn requests to stop into a flag, in a thread: they stay blocked in all others, and in all that they start.
+
+    A cluster signals whole process trees, and a compiler that died of it would be taken for a failure of the stage.
+    A stage that does not stop at steps is interrupted, by handlers, once `_run` unblocks them.
+    """
+
     def request_stop(number: int, frame: object) -> None:
         if me.stop_requested:
             return
         me.stop_requested = True
         if me.phase == "start":  # an exception out of an import may end anywhere
-            _leave(me, me.attempt, EXIT_STOPPED, "stopped on request before the first step")
+            _leave(me, attempt, EXIT_STOPPED, "stopped on request before the first step")
         if not stops_at_steps:
             raise Stopped(f"stopped on request during {me.phase}")
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, request_stop)
+    def wait_for_stops() -> None:
+        while True:
+            request_stop(signal.sigwait(_STOPS), None)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to translate
+    if stops_at_steps:
+        threading.Thread(target=wait_for_stops, daemon=True).start()
+    else:
+        for number in _STOPS:
+            signal.signal(number, request_stop)
 
 
-def _run(me: Rank, stage: str) -> tuple[int, str]:
+def _run(me: Rank, stage: str, *, interruptible: bool = False) -> tuple[int, str]:
     module, _, function = stage.partition(":")
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if interruptible:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         getattr(importlib.import_module(module), function)(me)
     except Stopped as stopped:
         return EXIT_STOPPED, str(stopped)

@@ -10,10 +10,12 @@
 Every start is a new attempt and writes only under its own number. Torch-free.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +54,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+
+
+def look_afresh(directory: Path) -> None:
+    """Make a network file system show what other machines have written to `directory` by now.
+
+    A name that was not there, its client may go on not to find for a minute; a change of its own makes it ask again.
+    """
+    probe = directory / f".look-{socket.gethostname()}-{os.getpid()}"
+    with contextlib.suppress(OSError):
+        probe.touch()
+        probe.unlink()
 
 
 @dataclass(frozen=True, order=True)
@@ -207,6 +220,11 @@ class Attempt:
     def node_verdicts(self) -> list[dict[str, Any]]:
         """What the supervisors wrote that have ended."""
         return [read_json(path) for path in sorted((self.path / "exit").glob("verdict-node-*.json"))]
+
+    def silent_nodes(self) -> list[int]:
+        """Nodes of the meeting that have written no verdict."""
+        meeting = read_json(self.meeting_file) or {"nodes": 0}
+        return [node for node in range(meeting["nodes"]) if not self.node_verdict(node).exists()]
 
     def heartbeat(self, node: int) -> Path:
         return self.path / "heartbeat" / f"node-{node:03d}"

@@ -1,5 +1,6 @@
 """What a supervisor does while its node's ranks run: it follows them, says so, and ends those that cannot go on."""
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Mapping
@@ -81,7 +82,8 @@ class Supervision:
         if self._failed_at is not None and now - self._failed_at > GRACE_SECONDS:
             self.hang = Hang(self.watchdog.verdict(alive, now), self.node.host, certain=not self._peers)
         elif self._peers:
-            self._judge_with_peers(alive, now)
+            with contextlib.suppress(OSError):  # their files cannot be read just now
+                self._judge_with_peers(alive, now)
         elif self.watchdog.hung(alive, now):
             self.hang = Hang(self.watchdog.verdict(alive, now), self.node.host)
 

@@ -7,12 +7,15 @@ leaves one all the same, that says why: what reads the newest attempt's verdict 
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EXIT_FAULT, EXIT_INPUT, FaultError, InputError
 from pipeline.nodes import Node, claimed_attempt, name_attempt, require_newest_start
-from pipeline.run_directory import Attempt, RunDirectory, read_json, write_json
+from pipeline.run_directory import Attempt, RunDirectory, look_afresh, read_json, write_json
+
+VERDICT_SECONDS = 5.0  # for a verdict to be seen from here
 
 
 def main(run_directory: str) -> int:
@@ -42,6 +45,7 @@ def concluded(run: RunDirectory, attempt: Attempt) -> dict[str, Any]:
     verdict = read_json(attempt.path / "exit" / "verdict.json")
     if verdict is None:
         if attempt.meeting_file.exists():
+            _wait_for_verdicts(attempt)
             code, reason, node = attempt.merged()
         else:
             said = attempt.verdict() or {"code": EXIT_FAULT, "reason": "its supervisor left no verdict"}
@@ -50,6 +54,14 @@ def concluded(run: RunDirectory, attempt: Attempt) -> dict[str, Any]:
         attempt.write_verdict(code, reason, node=node, step=newest.step if newest else -1)
         verdict = attempt.verdict()
     return verdict
+
+
+def _wait_for_verdicts(attempt: Attempt) -> None:
+    """For a while, where some are missing: a node that ended well must not be blamed for a slow file system."""
+    deadline = time.monotonic() + VERDICT_SECONDS
+    while attempt.silent_nodes() and time.monotonic() < deadline:
+        look_afresh(attempt.path / "exit")
+        time.sleep(0.5)
 
 
 def _attempt_that_did_not_begin(run: RunDirectory, start: str) -> Attempt:

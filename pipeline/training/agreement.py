@@ -1,23 +1,17 @@
 """Before the first step all ranks show that they are about to do the same thing; a rank that is not, is named."""
 
-import hashlib
-import json
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 
 from torch.distributed import Store
 
 from pipeline.config.data import DataConfig
+from pipeline.environment import differences, digest, environment_parts
 from pipeline.errors import InputError
 from pipeline.loading.sources import Sources, open_sources
 from pipeline.meeting import in_the_words_of_rank_0
 from pipeline.rank import Rank
 from pipeline.shards.index import DatasetIndex
-
-PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "numpy", "simplejpeg")
 
 
 def open_agreed_sources(me: Rank, store: Store, data: DataConfig, plan: Mapping) -> Sources:
@@ -50,44 +44,23 @@ def require_planned_data(sources: Sources, plan: Mapping) -> None:
 
 def plan_parts(me: Rank, indexes: Sequence[DatasetIndex]) -> dict[str, str]:
     """What must be equal on all ranks, by name: files of the run, data, code and packages."""
-    files = {path.name: _digest(path.read_bytes()) for path in (me.run.config_file, me.run.plan_file)}
+    files = {path.name: digest(path.read_bytes()) for path in (me.run.config_file, me.run.plan_file)}
     data = {f"data {index.directory}": index.fingerprint[:16] for index in indexes}
-    packages = {package: version(package) for package in PACKAGES}
-    return files | data | {"code": _code()} | packages | {"world size": str(me.world_size)}
-
-
-def _code() -> str:
-    """A digest of the source that a rank runs."""
-    root = Path(__file__).parents[2]
-    sources = sorted(path for package in ("models", "pipeline") for path in (root / package).rglob("*.py"))
-    return _digest(b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sources))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return files | data | environment_parts() | {"world size": str(me.world_size)}
 
 
 def require_same_plan(me: Rank, store: Store, parts: Mapping[str, str]) -> None:
     """Compare `parts` over all ranks; InputError on every rank where one differs. Collective."""
     own = {"host": platform.node(), "parts": parts}
-    problems = in_the_words_of_rank_0(me, store, own, lambda said: differences(dict(enumerate(said))))
+    problems = in_the_words_of_rank_0(me, store, own, problems_of)
     if problems:
         raise InputError(*problems)
 
 
-def differences(shown: Mapping[int, Mapping]) -> list[str]:
+def problems_of(said: Sequence[Mapping]) -> list[str]:
     """One line per rank that differs from most, or from rank 0 where there is no most."""
-    texts = {rank: json.dumps(one["parts"], sort_keys=True) for rank, one in shown.items()}
-    common, count = Counter(texts.values()).most_common(1)[0]
-    expected = json.loads(common if count > len(shown) // 2 else texts[0])
-    problems = []
-    for rank, one in sorted(shown.items()):
-        parts = one["parts"]
-        differing = sorted(name for name in expected | parts if parts.get(name) != expected.get(name))
-        if differing:
-            told = ", ".join(f"{n} ({parts.get(n, 'none')}, not {expected.get(n, 'none')})" for n in differing)
-            problems.append(
-                f"rank {rank} on {one['host']} differs in {told}; start every rank from the same run directory, "
-                "data and environment"
-            )
-    return problems
+    return [
+        f"rank {rank} on {said[rank]['host']} differs in {told}; start every rank from the same run directory, data "
+        "and environment"
+        for rank, told in differences({rank: one["parts"] for rank, one in enumerate(said)}).items()
+    ]

@@ -13,7 +13,7 @@ import pytest
 from pipeline import launch
 from pipeline.errors import EXIT_FAULT, EXIT_STOPPED
 from pipeline.judgement import ExitRecord
-from pipeline.rank import Rank, _run
+from pipeline.rank import Rank, Stopped, _run
 from pipeline.run_directory import RunDirectory, write_json
 from pipeline.supervision import Supervision
 from pipeline.watchdog import Watchdog
@@ -107,6 +107,30 @@ def test_the_last_words_of_ranks_and_supervisor_find_room_on_a_full_disk(small_d
         attempt.write_exit(ExitRecord(rank, EXIT_FAULT, "the disk is full"))
     attempt.write_verdict(EXIT_FAULT, "rank 0: the disk is full")
     assert len(attempt.exit_records()) == 8 and attempt.verdict()["reason"] == "rank 0: the disk is full"
+
+
+def compile_something(me: Rank) -> None:
+    """A stage with a helper process, which is signalled as the rank is."""
+    me.phase = "model"
+    helper = subprocess.Popen(["sleep", "600"])
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(helper.pid, number)
+        os.kill(os.getpid(), number)
+    deadline = time.monotonic() + 20
+    while not me.stop_requested and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    alive = helper.poll() is None
+    helper.kill()
+    raise Stopped(f"heard {me.stop_requested}, helper alive {alive}")
+
+
+def test_a_stop_that_reaches_a_helper_that_a_rank_started_leaves_it_at_work(run):
+    attempt = run.attempt(1).make()
+    code = f"from pipeline.rank import run_rank; run_rank({str(run.path)!r}, '{__name__}:compile_something')"
+    places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "VIT_ATTEMPT": "1"}
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ | places).returncode == EXIT_STOPPED
+    assert attempt.exit_records()[0].reason == "heard True, helper alive True"
 
 
 def test_a_rank_that_cannot_begin_says_why_in_one_line(tmp_path):

@@ -1,25 +1,25 @@
-"""The supervisor of a node over ranks from the pool, one of which a fault strikes.
+"""A supervisor and its ranks, one of which the fault of $FAULT strikes: `RANK PHASE STEP STRIKE`, see `supervised`.
 
-`python -m tests.pipeline.training.faulty_node RUN RANK PHASE STEP STRIKE`, STRIKE a function of `supervised`.
+`python -m tests.pipeline.training.faulty_node RUN` is either, as its environment says.
 """
 
-import multiprocessing
+import os
 import sys
-from functools import partial
-from multiprocessing import forkserver
 
 from pipeline import launch
+from pipeline.rank import run_rank
 from tests.pipeline.training import supervised
-from tests.ranks import PRELOAD
 
 
-def main(run: str, rank: str, phase: str, step: str, strike: str) -> int:
-    multiprocessing.set_forkserver_preload(PRELOAD)
-    forkserver.ensure_running()
-    fault = supervised.Fault(int(rank), phase, int(step), getattr(supervised, strike))
-    launch._start_ranks = partial(supervised.start_from_pool, faults=(fault,))
-    return launch.main(run)
+def main(run: str) -> int:
+    if "RANK" not in os.environ:
+        launch.ENTRY_POINTS["pretrain"] = "tests.pipeline.training.faulty_node"
+        return launch.main(run)
+    rank, phase, step, strike = os.environ["FAULT"].split()
+    if rank == os.environ["RANK"]:
+        supervised.lay([supervised.Fault(int(rank), phase, int(step), getattr(supervised, strike))])
+    run_rank(run, "pipeline.training.loop:train")
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))

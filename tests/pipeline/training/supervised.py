@@ -113,11 +113,11 @@ def _rank(run_path: str, stage: str, variables: dict[str, str], log: Path, fault
     from pipeline.rank import run_rank
 
     torch.set_num_threads(1)
-    _lay(faults)
+    lay(faults)
     run_rank(run_path, STAGES.get(stage, "pipeline.training.loop:train"))
 
 
-def _lay(faults: list[Fault]) -> None:
+def lay(faults: list[Fault]) -> None:
     from pipeline.progress import Progress
 
     enter = Progress.phase.fset

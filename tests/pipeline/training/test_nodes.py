@@ -99,9 +99,8 @@ def test_a_node_that_is_killed_with_its_ranks_is_named_and_the_other_ends(pictur
 )
 def test_what_ends_a_rank_of_another_node_is_said_by_that_node(strike, code, words, avoid, pictures, tmp_path):
     run = run_for_nodes(tmp_path, pictures)
-    fault = ("tests.pipeline.training.faulty_node", "1", "forward", "4", strike)
-    environment = {"VIT_COLLECTIVE_TIMEOUT_SECONDS": str(HANG_SECONDS)}
-    with Nodes(run, "7.0", module=fault, **environment) as nodes:
+    environment = {"VIT_COLLECTIVE_TIMEOUT_SECONDS": str(HANG_SECONDS), "FAULT": f"1 forward 4 {strike}"}
+    with Nodes(run, "7.0", module="tests.pipeline.training.faulty_node", **environment) as nodes:
         assert nodes.wait() == [EXIT_FAULT, code]
     attempt = run.attempt(1)
     if strike == "hang":
@@ -134,3 +133,19 @@ def test_a_start_that_was_cut_off_neither_commits_nor_takes_the_run_back(picture
             newer.supervisors[0].terminate()
             assert newer.wait() == [EXIT_STOPPED]
     assert cut_off.verdict()[0] == EXIT_FAULT and newer.verdict()[0] == EXIT_STOPPED
+
+
+def test_a_node_that_falls_silent_is_missed_by_the_one_before_it(pictures, tmp_path):
+    run = run_for_nodes(tmp_path, pictures, "steps=100000", "checkpoint.every_steps=5")
+    with Nodes(run, "7.0", VIT_COLLECTIVE_TIMEOUT_SECONDS=str(HANG_SECONDS)) as nodes:
+        until(lambda: has_committed(run, 5), "a checkpoint")
+        silent = nodes.tree(1)
+        for process in silent:
+            process.send_signal(signal.SIGSTOP)  # as by a power cut: its connections stay open
+        nodes.supervisors[0].send_signal(signal.SIGTERM)  # as the cluster does once it knows
+        assert nodes.supervisors[0].wait(60) == EXIT_FAULT
+        for process in silent:
+            process.kill()
+    reason = run.attempt(1).verdict()["reason"]
+    assert reason.startswith("node 1 (localhost) was lost: not heard of for "), reason
+    assert nodes.verdict() == (EXIT_FAULT, f"attempt 1: {reason} (node to avoid: localhost)")

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,6 @@ from pipeline.run_directory import RunDirectory
 from tests.pipeline.training.runs import new_run
 
 DEADLINE_SECONDS = 150
-SUPERVISOR = ("pipeline.launch",)
 
 
 def run_for_nodes(folder: Path, data: Path, *settings: str, nodes: int = 2) -> RunDirectory:
@@ -42,14 +41,14 @@ class Nodes:
 
     def __init__(
         self, run: RunDirectory, start: str, nodes: int = 2, *, only: int | None = None,
-        module: Sequence[str] = SUPERVISOR, **more: str,
+        module: str = "pipeline.launch", **more: str,
     ):  # fmt: skip
-        """`only` one of the nodes. `module`: what runs, and its arguments behind the run; `more`: environment."""
+        """`only` one of the nodes. `module`: what runs; `more`: environment."""
         self.run, self.start = run, start
         numbers = range(nodes) if only is None else [only]
         self.supervisors = [
             subprocess.Popen(
-                [sys.executable, "-m", module[0], str(run.path), *module[1:]],
+                [sys.executable, "-m", module, str(run.path)],
                 env=environment_of(start, number, nodes, **more), stderr=subprocess.PIPE, text=True,
             )
             for number in numbers
