@@ -26,6 +26,7 @@ from flows.stack import down, up
 from flows.watchers import WatcherNote
 from pipeline.run_directory import RunDirectory, read_json
 from tests.flows.conftest import post
+from tests.flows.test_slurm import SETTINGS as ON_TWO_NODES
 
 pytestmark = pytest.mark.slow
 LONG = ["steps=100000", "checkpoint.every_steps=50000"]
@@ -168,56 +169,92 @@ def restarted_worker(stack):
     return start_worker(home, stack["worker"], environment)
 
 
+def restarted_server(stack, home):
+    server = start_prefect_server(home, int(re.search(r":(\d+)/api", stack["prefect_api_url"])[1]))
+    wait_for("prefect", lambda: answers(f"{stack['prefect_api_url']}/health"), {"prefect": server}, home)
+
+
+def server_of(stack):
+    return oldest(stack, "prefect", "server")
+
+
 def worker_of(stack):
-    """The worker itself: the oldest process of its part."""
-    parts = [each for each, part in stack_processes(Path(stack["home"])).items() if part == "worker"]
-    return min((each for each in parts if "worker" in each.cmdline()), key=lambda each: each.create_time()).pid
+    return oldest(stack, "worker", "worker")
 
 
-def test_flow_worker_and_server_die_in_turn_and_one_job_runs_to_its_end(stack, silent, digits):
-    home = Path(stack["home"])
-    flow_run = run_deployment(stack, digits, "steps=1500", "checkpoint.every_steps=1500")
-    run = training_run(stack, flow_run)
-    supervisor, ranks = ranks_of(run)
-    for rank in ranks:  # the job is held while its watchers die
+def oldest(stack, part, word):
+    """The number of the oldest living process of a part of the stack with this word in its command."""
+    parts = [each for each, its_part in stack_processes(Path(stack["home"])).items() if its_part == part]
+    return min((each for each in parts if word in each.cmdline()), key=lambda each: each.create_time()).pid
+
+
+def held_ranks(run):
+    """The ranks of a run, wherever they were started from, suspended: the job stands still while its watchers die."""
+    wanted = ["pipeline.pretrain", str(run.path)]
+    ranks = [each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-2:] == wanted]
+    for rank in ranks:
         rank.suspend()
+    return ranks
 
+
+def die_in_turn(stack, flow_run, run):
+    """Kill the flow, then worker and flow, then the server; each time the run is watched again, by the same flow run.
+
+    Its job goes on when the server is away, and ends; when the server is back, the flow says so.
+    """
+    home = Path(stack["home"])
+    ranks = held_ranks(run)
     kill(watcher_pid(stack, flow_run))
     wait(lambda: state(stack, flow_run)[0] == "CRASHED", "the worker did not notice that its flow is gone")
-    assert works(supervisor)
     reconciled_until(stack, "Crashed in Prefect, now AwaitingRetry: its process is gone and")
     wait(lambda: note(stack, flow_run).lives(), "no worker took the flow run up again")
-    assert reconcile(stack) == []
+    assert not any("flow run" in line or "no flow watches it" in line for line in reconcile(stack))
 
     worker, flow = worker_of(stack), watcher_pid(stack, flow_run)
     os.kill(worker, signal.SIGKILL)
     kill(flow)
-    assert state(stack, flow_run)[0] == "RUNNING" and works(supervisor)
+    assert state(stack, flow_run)[0] == "RUNNING" and all(map(works, ranks))
     restarted_worker(stack)
     reconciled_until(stack, "Running in Prefect, now AwaitingRetry")
     wait(lambda: note(stack, flow_run).lives(), "the new worker did not take the flow run up")
 
     flow = watcher_pid(stack, flow_run)
-    kill(stack["pids"]["prefect"])
-    assert any("no Prefect API answers" in line for line in reconcile(stack))
+    kill(server_of(stack))
     for rank in ranks:
+        assert works(rank)
         rank.resume()
     wait(run.result_file.exists, "the job did not end")
-    time.sleep(3)
+    assert any("no Prefect API answers" in line for line in reconcile(stack))
     assert psutil.pid_exists(flow), "the flow died of an API that is away"
-    port = int(re.search(r":(\d+)/api", stack["prefect_api_url"])[1])
-    server = start_prefect_server(home, port)
-    wait_for("prefect", lambda: answers(f"{stack['prefect_api_url']}/health"), {"prefect": server}, home)
+    restarted_server(stack, home)
     wait(lambda: state(stack, flow_run)[0] == "COMPLETED", "the flow did not say that the run is done")
 
     assert state(stack, flow_run)[2] == 3
-    assert [path.name for path in run.attempts.iterdir()] == ["01"]
-    assert len(read_json(run.result_file)) and not note(stack, flow_run).path.exists()
+    assert [path.name for path in run.attempts.iterdir()] == ["01"] and not note(stack, flow_run).path.exists()
     assert reconcile(stack) == []
-    made = {each["type"]: each for each in request(stack, "artifacts/filter", {"sort": "CREATED_DESC"})}
+
+
+def test_flow_worker_and_server_die_in_turn_and_one_job_runs_to_its_end(stack, silent, digits):
+    flow_run = run_deployment(stack, digits, "steps=1500", "checkpoint.every_steps=1500")
+    run = training_run(stack, flow_run)
+    die_in_turn(stack, flow_run, run)
+    shown = request(stack, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}})
+    made = {each["type"]: each for each in shown if each["flow_run_id"] == flow_run}
     assert json.loads(made["table"]["data"])[0]["steps"] == 1500
     assert made["progress"]["data"] == 100.0 and "step 1500/1500" in made["progress"]["description"]
     assert f"{stack['mlflow_url']}/#/experiments/" in made["markdown"]["data"]
+
+
+@pytest.mark.slurm
+def test_they_die_in_turn_over_a_job_on_two_nodes_of_a_cluster(stack, slurm, digits):
+    os.kill(worker_of(stack), signal.SIGKILL)
+    restarted_worker(stack)  # with the cluster in its environment
+    settings = [each for each in ON_TWO_NODES if not each.startswith(("steps=", "checkpoint.", "data."))]
+    flow_run = run_deployment(stack, digits, *settings, "steps=300", "checkpoint.every_steps=300", profile="slurm")
+    run = training_run(stack, flow_run)
+    job = read_json(run.job_file)
+    die_in_turn(stack, flow_run, run)
+    assert read_json(run.job_file)["id"] == job["id"]
 
 
 def test_a_flow_that_cannot_stop_its_job_is_replaced_by_the_hook(stack, digits):
@@ -238,15 +275,8 @@ def test_a_cancelled_flow_run_stops_its_job_with_a_checkpoint_without_worker_and
     run = training_run(stack, flow_run)
     supervisor, ranks = ranks_of(run)
     os.kill(worker_of(stack), signal.SIGKILL)
-    (server,) = [
-        each.pid
-        for each, part in stack_processes(home).items()
-        if part == "prefect" and "server" in " ".join(each.cmdline())
-    ][:1]
-    kill(server)
-    port = int(re.search(r":(\d+)/api", stack["prefect_api_url"])[1])
-    again = start_prefect_server(home, port)
-    wait_for("prefect", lambda: answers(f"{stack['prefect_api_url']}/health"), {"prefect": again}, home)
+    kill(server_of(stack))
+    restarted_server(stack, home)
     request(stack, f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     wait(lambda: state(stack, flow_run)[0] == "CANCELLED", "the flow run was not cancelled")
     assert "stopped on request" in state(stack, flow_run)[1]
