@@ -11,12 +11,13 @@ from cluster.resubmit import resubmit
 from flows.progress import LINE_SECONDS, LedgerTail
 from flows.submission import LOCAL, attempt_of, runs_here, submit
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, read_json
 from pipeline.verdict import concluded
 
 LOOK_SECONDS = 0.3  # between two looks at the run directory
 STATE_SECONDS, STATE_SECONDS_LATER, SOON_SECONDS = 2.0, 10.0, 120.0  # between two questions to a cluster
 CLUSTER_LINE_SECONDS = 15.0
+CONFIRM_SECONDS = 6.0  # longer than a launcher keeps an answer
 OBSERVE_SECONDS = 2.0
 CANCEL_AGAIN_SECONDS = 10.0
 AGAIN = (EXIT_STOPPED, EXIT_FAULT)  # codes of jobs that want to run again
@@ -73,7 +74,7 @@ class Follower:
 
     def _watch(self, job: Job) -> int | None:
         """Until the job has ended, or is left; the newest attempt that it made."""
-        states = _States(self.launcher, job, self.here)
+        states = _States(self.launcher, job, self.here, lambda: self._has_concluded(job))
         told = _Told(self.report, self.launcher, job)
         tail, attempt = None, None
         while (state := states.now()) is not JobState.ENDED:
@@ -95,6 +96,13 @@ class Follower:
         self._close(tail)
         newest = attempt_of(self.run, job)  # None once a successor has written its own job.json
         return attempt if newest is None else newest
+
+    def _has_concluded(self, job: Job) -> bool:
+        """Whether the job's script came to its verdict, or has submitted another job since."""
+        number = attempt_of(self.run, job)
+        if number is None:
+            return str((read_json(self.run.job_file) or {}).get("id")) != job.id
+        return (self.run.attempt(number).path / "exit" / "verdict.json").is_file()
 
     def _close(self, tail: LedgerTail | None) -> None:
         for line in tail.lines(last=True) if tail is not None else ():
@@ -154,27 +162,31 @@ class Follower:
 class _States:
     """The state of a job, asked for as often as the place can bear; kept in between.
 
-    A cluster must say twice that a job has ended: between its end and its own restart it may look so.
+    A cluster must say twice that a job has ended, unless its script `has_concluded`: between its end and its own
+    restart a job may look so.
     """
 
-    def __init__(self, launcher: Launcher, job: Job, here: bool):
-        self.launcher, self.job, self.here = launcher, job, here
+    def __init__(self, launcher: Launcher, job: Job, here: bool, has_concluded: Callable[[], bool]):
+        self.launcher, self.job, self.here, self.has_concluded = launcher, job, here, has_concluded
         self.changed_at, self.asked_at, self.newest = time.monotonic(), -1e9, JobState.UNKNOWN
         self.shown = JobState.RUNNING
 
     def now(self) -> JobState:
         if self.here:
             return self.launcher.state(self.job)
-        now = time.monotonic()
-        pause = STATE_SECONDS if now - self.changed_at < SOON_SECONDS else STATE_SECONDS_LATER
-        if now - self.asked_at >= pause:
+        if time.monotonic() - self.asked_at >= self._pause():
             before, self.newest = self.newest, self.launcher.state(self.job)
             self.asked_at = time.monotonic()
             if self.newest is not before:
                 self.changed_at = self.asked_at
-            if self.newest is not JobState.ENDED or before is JobState.ENDED:
+            if self.newest is not JobState.ENDED or before is JobState.ENDED or self.has_concluded():
                 self.shown = self.newest
         return self.shown
+
+    def _pause(self) -> float:
+        if self.newest is JobState.ENDED:
+            return CONFIRM_SECONDS
+        return STATE_SECONDS if time.monotonic() - self.changed_at < SOON_SECONDS else STATE_SECONDS_LATER
 
 
 class _Told:

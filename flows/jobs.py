@@ -14,7 +14,7 @@ from typing import Any
 from cluster.profile import accelerators_here
 from flows.following import STOP_GRACE_SECONDS, Follower, Observation, conclude, ignore
 from flows.forwarding import MIRRORED, Forwarder
-from flows.submission import launcher_of, submit
+from flows.submission import launcher_of, runs_here, submit
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import EXIT_DONE
@@ -62,6 +62,8 @@ def control(
     """
     if (done := _already_done(run)) is not None:
         report(f"{run.path.name} is already done; nothing to do")
+        if not runs_here(run):  # maybe nobody followed it to its end
+            Forwarder(run, home, report).finish(EXIT_DONE, done.result)
         return done
     require_ready(run, accelerators_here())
     introduce(run, report)

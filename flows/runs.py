@@ -106,7 +106,7 @@ def runs_command(directory: str | None, say: Say) -> int:
 
 def _place(run: RunDirectory, launcher: Launcher, state: str) -> str:
     """Where a run of a cluster is, in the cluster's own words."""
-    job = launcher.find(run.path) if launcher.kind != "local" and state not in ("done", "new") else None
+    job = launcher.find(run.path) if launcher.kind != "local" and state not in ("done", "new", "stopped") else None
     if job is None:
         return ""
     return f"  {launcher.explain(job) or _job_in_words(job)}"

@@ -294,6 +294,7 @@ home, data = Path(sys.argv[1]), sys.argv[2]
 with prefect_server(home):
     from flows.pretrain import pretrain
     from flows.register import register
+    from flows.sweep import sweep
     refused = pretrain(encoder="vit_l16", objective="mae", data=str(home / "nowhere"), return_state=True)
     assert refused.is_failed() and "no such dataset" in refused.message, refused
     rehearsed = pretrain(encoder="debug", objective="mae", return_state=True)
@@ -304,6 +305,9 @@ with prefect_server(home):
     short = {"set": ["steps=3"], "learning_rate": 0.01}
     trained = pretrain(encoder="debug", objective="supervised", data=data, **short, return_state=True)
     assert trained.is_completed(), trained
+    values = ["optimizer.learning_rate=[1e-3,3e-4]", "steps=2", "profile.ranks_per_node=1"]
+    swept = sweep("pretrain_mae_debug", set=values, data=data, return_state=True)
+    assert swept.is_completed() and swept.message.endswith("2 of 2 runs done"), swept
     print(path, trained.result())
 """
 

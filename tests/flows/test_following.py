@@ -56,7 +56,14 @@ class Cluster:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> RunDirectory:
-    for name in ("LOOK_SECONDS", "STATE_SECONDS", "OBSERVE_SECONDS", "CANCEL_AGAIN_SECONDS", "CLUSTER_LINE_SECONDS"):
+    for name in (
+        "LOOK_SECONDS",
+        "STATE_SECONDS",
+        "CONFIRM_SECONDS",
+        "OBSERVE_SECONDS",
+        "CANCEL_AGAIN_SECONDS",
+        "CLUSTER_LINE_SECONDS",
+    ):
         monkeypatch.setattr(following, name, 0.0)
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
@@ -96,7 +103,7 @@ def test_a_job_is_followed_through_a_requeue_and_a_new_job_of_another_number(run
     cluster = Cluster(run, [
         ("1", PENDING, None), ("1", RUNNING, None), ("1", RUNNING, lambda: starts(run, "1", 1)),
         ("1", PENDING, None), ("1", RUNNING, lambda: starts(run, "1", 2)), ("1", RUNNING, resubmits),
-        ("1", ENDED, None), ("1", ENDED, None), ("2", PENDING, None), ("2", RUNNING, lambda: starts(run, "2", 3)),
+        ("1", ENDED, None), ("2", PENDING, None), ("2", RUNNING, lambda: starts(run, "2", 3)),
         ("2", RUNNING, ends),
     ])  # fmt: skip
     _, conclusion, said, seen = follow(run, cluster)

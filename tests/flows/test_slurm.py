@@ -4,6 +4,7 @@ However a run is interrupted, the samples of all its attempts are those of one u
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -124,12 +125,24 @@ def test_a_run_on_two_nodes_is_submitted_listed_followed_and_finished(slurm, hom
     assert len(slurm.command("squeue", "-h", "-o", "%A").split()) == 1
     listed = vit("runs")
     assert f"SLURM job {id}: " in listed and any(state in listed for state in (" pending ", " running "))
+    leaves_the_job_to_itself_at_ctrl_c(run)
     followed = vit("resume", str(run.path))
     assert f"attempt 1 runs as slurm job {id}" in followed and f"step {STEPS}/{STEPS}" in followed
     assert recorded(run) == expected(run) and run.last_attempt() == 1
     assert {path.name for path in run.path.glob("attempts/01/samples/*")} == {"rank-00000.tsv", "rank-00001.tsv"}
     assert read_json(run.attempt(1).path / "meeting.json")["nodes"] == 2
     assert f"submit/slurm-{id}.out" in vit("logs", str(run.path)) and " done " in vit("runs")
+
+
+def leaves_the_job_to_itself_at_ctrl_c(run: RunDirectory) -> None:
+    command = [sys.executable, "-u", "-m", "flows", "resume", str(run.path)]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    next(line for line in watching.stdout if line.startswith("SLURM job ") or " runs as slurm job " in line)
+    watching.send_signal(signal.SIGINT)
+    said, _ = watching.communicate(timeout=60)
+    assert watching.returncode == EXIT_DONE and f": goes on as slurm job {job_id(run)}" in said, said
+    assert f"follow it again: vit resume {run.path}" in said
+    assert run_state(run, launcher_of(run)) in ("pending", "running") and not (run.path / "stop.json").exists()
 
 
 def test_before_its_time_limit_a_run_saves_goes_back_into_the_queue_and_finishes(slurm, make_run):
@@ -193,7 +206,7 @@ def test_a_job_that_waits_is_cancelled_at_once(slurm, make_run):
     wait_until(lambda: launcher.state(job) is JobState.PENDING, 20)
     assert run_state(run, launcher) == "pending"
     assert "ended before an attempt began" in vit("stop", str(run.path))
-    assert launcher.state(job) is JobState.ENDED and slurm.command("squeue", "-h") == ""
+    assert launcher_of(run).state(job) is JobState.ENDED and slurm.command("squeue", "-h") == ""
 
 
 def test_a_node_that_loses_power_takes_nothing_of_the_run_with_it(slurm, make_run):
