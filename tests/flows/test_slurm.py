@@ -259,9 +259,9 @@ def test_a_node_that_is_cut_off_the_network_does_not_write_beside_its_successor(
     run = make_run("profile.nodes=1-2", "steps=60")
     controller = Controller(run)
     reaches_step(run, EVERY + 5)
+    assert run.plan()["nodes"] == 2  # all that were there
     isolated_slurm.cut("node2")
     wait_until(lambda: run.last_attempt() == 2, 120, "a second attempt, without the node")
-    assert [line for line in launches(run) if "pipeline.pretrain" in line]
     assert controller.ends() == (EXIT_DONE, "done"), controller.said
     assert run.plan()["nodes"] == 1 and run.current_attempt() == 2
     assert is_one_uninterrupted_run(run)
