@@ -69,7 +69,8 @@ def directives(request: JobRequest, profile: SlurmProfile) -> list[str]:
         "requeue": True,
         "export": "NONE",  # nothing of the submitter's shell, and no secret in it, enters SLURM's records
         "nodes": profile.nodes,
-        "ntasks-per-node": 1,
+        # With it SLURM takes the least of a range, whatever is free: tasks enough for that are all it looks for.
+        "ntasks-per-node": None if "-" in str(profile.nodes) else 1,
         "gpus-per-node": profile.accelerators_per_node or None,
         "cpus-per-task": profile.cpus_per_task,
         "exclusive": profile.cpus_per_task is None,

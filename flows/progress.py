@@ -19,7 +19,7 @@ SCORES = ("validation/loss", "validation/accuracy")
 
 
 class LedgerTail:
-    """Progress lines of one attempt, at most one per `line_seconds`, and the last step's always.
+    """Progress lines of one attempt, at most one per `line_seconds`, and the last step's always; events as they come.
 
     Until the first step is made it says what the ranks do instead, each time that changes. `latest` is the newest
     line of the ledger with figures, {} before the first.
@@ -31,10 +31,25 @@ class LedgerTail:
         self.run, self.plan = run, run.plan()
         self.last_step = self.plan.get("steps", {}).get("steps", 0)
         self.offset, self.shown_at, self.newest = 0, 0.0, None
+        self.events_offset = 0
         self.latest: dict[str, Any] = {}
         self.began, self.start_words = time.monotonic(), ""
 
     def lines(self, *, last: bool = False) -> list[str]:
+        return [*self._events(), *self._progress(last)]
+
+    def _events(self) -> list[str]:
+        """Checkpoints, roll-backs, warnings: what rank 0 wrote since it was last asked."""
+        if not self.attempt.events.is_file():
+            return []
+        with open(self.attempt.events, "rb") as file:
+            file.seek(self.events_offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self.events_offset += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+    def _progress(self, last: bool) -> list[str]:
         self._read()
         if not self.offset and not last:
             return self._start_lines()

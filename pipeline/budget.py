@@ -22,6 +22,21 @@ def hours_of(run: RunDirectory, *, before: int | None = None) -> float:
     return sum(rank_hours(run.attempt(number)) for number in range(1, before or run.last_attempt() + 1))
 
 
+def require_hours_left(run: RunDirectory, hours: float | None) -> None:
+    """InputError where nothing of the budget is left for another attempt. One that still runs minds it itself."""
+    newest = run.last_attempt()
+    if hours is not None and newest and run.attempt(newest).verdict() is not None:
+        _require_left(run, hours, hours_of(run))
+
+
+def _require_left(run: RunDirectory, hours: float | None, used: float) -> None:
+    if hours is not None and used >= hours:
+        raise InputError(
+            f"{run.config_file}: budget_gpu_hours: {hours:g} and {number_in_words(used)} are used; to go on say "
+            f"`vit resume {run.path} --set budget_gpu_hours=N` with a larger N"
+        )
+
+
 @dataclass(frozen=True)
 class Budget:
     """Hours that a run may cost, what it had cost before this attempt, and since when `world_size` ranks add to it."""
@@ -36,11 +51,7 @@ class Budget:
         """InputError where the attempts before have left nothing of it."""
         beat = read_json(attempt.path / "heartbeat" / "node-000") or {}
         before = 0.0 if hours is None else hours_of(run, before=attempt.number)
-        if hours is not None and before >= hours:
-            raise InputError(
-                f"{run.config_file}: budget_gpu_hours: {hours:g} and {number_in_words(before)} are used; to go on say "
-                f"`vit resume {run.path} --set budget_gpu_hours=N` with a larger N"
-            )
+        _require_left(run, hours, before)
         return cls(hours, before, world_size, beat.get("started", time.time()))
 
     @property

@@ -187,6 +187,11 @@ class Attempt:
     def log(self, rank: int) -> Path:
         return self.path / "log" / f"rank-{rank:05d}.log"
 
+    @property
+    def events(self) -> Path:
+        """What happened beside progress, a line each, for whoever watches."""
+        return self.path / "log" / "events.log"
+
     def stacks(self, rank: int) -> Path:
         return self.path / "log" / f"stacks-rank-{rank:05d}.txt"
 

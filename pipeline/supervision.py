@@ -58,13 +58,15 @@ class Supervision:
                 looked_at = now
                 self.watchdog.look(now)
                 self._judge(alive, now)
-            if not alive or self.hang is not None:
+            ended = not alive or self.hang is not None
+            if ended:
                 self._end(alive)
-                return
-            if now - beat_at > BEAT_SECONDS:
+            if ended or now - beat_at > BEAT_SECONDS:  # the last one tells what the attempt cost
                 beat_at = now
                 places = self.watchdog.places(now)
                 beat(self.attempt, self._started, pids, node=self.node.number, positions=places)
+            if ended:
+                return
             time.sleep(0.05)
 
     def _end(self, alive: Mapping[int, int]) -> None:

@@ -1,5 +1,6 @@
 """A training state that DeepSpeed or accelerate wrote, brought once and offline into a run of ours."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def import_state(
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items() if parameter.requires_grad}
     frozen = frozen_tensors(module)
     _require_same_network(source, foreign, shapes, frozen)
+    final = run.checkpoints / f"step-{foreign.step:08d}"
+    _require_place(source, foreign.step, plan, final)
     for name in foreign.weights.keys() & frozen.keys():
         frozen[name] = foreign.weights[name].to(frozen[name].dtype).view_as(frozen[name])
     tensors = {
@@ -47,20 +50,33 @@ def import_state(
         for name in shapes
         for kind, tensor in zip(KINDS, (foreign.weights[name], *foreign.moments[name]), strict=True)
     }
-    final = run.checkpoints / f"step-{foreign.step:08d}"
-    final.mkdir(parents=True)
+    partial = final.with_name(f"{final.name}.import.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     parts = [fragments_header({key: tensor.numel() for key, tensor in tensors.items()})]
     parts += [memoryview(tensor.numpy()).cast("B") for tensor in tensors.values()]
-    files = write_parts(final / "rank-00000-of-00001.safetensors", parts)
-    files |= write_parts(final / FROZEN_FILE, [safetensors.torch.save(frozen or {"@empty": torch.zeros(1)})])
+    files = write_parts(partial / "rank-00000-of-00001.safetensors", parts)
+    files |= write_parts(partial / FROZEN_FILE, [safetensors.torch.save(frozen or {"@empty": torch.zeros(1)})])
     manifest = {
         "format_version": FORMAT_VERSION, "step": foreign.step, "updates": foreign.step,
         "position": foreign.step * config.global_batch_size, "skipped": [], "damaged": {},
         **facts_of_run(config, plan), "ema": False, "world_size": 1, "shapes": shapes, "files": files,
         "imported_from": str(source),
     }  # fmt: skip
-    write_json(final / "manifest.json", manifest)
+    write_json(partial / "manifest.json", manifest)
+    partial.rename(final)
     return Checkpoint(final, manifest)
+
+
+def _require_place(source: Path, step: int, plan: Mapping[str, Any], final: Path) -> None:
+    """InputError where the run ends before the step, or has a checkpoint of it."""
+    if step >= plan["steps"]["steps"]:
+        raise InputError(
+            f"{source}: is of step {step:,}, and the run ends at step {plan['steps']['steps']:,}; plan a longer run, "
+            "or begin one from these weights by initialise_from"
+        )
+    if final.exists():
+        raise InputError(f"{final}: the run has a checkpoint of this step; import into a new run")
 
 
 def _require_same_network(

@@ -71,6 +71,9 @@ def prune_checkpoints(run: RunDirectory, config: CheckpointConfig, best: Best | 
     for directory in removed:
         going = directory.rename(directory.with_name(f"{directory.name}.removed.partial"))  # a kill leaves no half
         shutil.rmtree(going)
+    for aside in run.checkpoints.glob("step-*.cooled"):  # of a run made longer, once it has come as far again
+        if committed and int(aside.name[len("step-") :].partition(".")[0]) <= committed[0].step:
+            shutil.rmtree(aside, ignore_errors=True)
     current = run.current_attempt()
     for left in [*run.checkpoints.glob("step-*.partial"), *run.checkpoints.glob("step-*.damaged")]:
         if not left.name.endswith(f".attempt-{current:02d}.partial"):
@@ -90,12 +93,18 @@ def require_room(run: RunDirectory, config: CheckpointConfig, checkpoint_bytes: 
     """InputError where the disk cannot hold the checkpoints that stay, and the one being written."""
     plan = _step_plan(run)
     cools = plan is not None and plan.cooldown_samples > 0
-    count = config.keep + 1 + (best is not None) + cools
+    at_intervals = plan.steps // config.keep_every_steps if plan is not None and config.keep_every_steps else 0
+    count = config.keep + 1 + (best is not None) + cools + at_intervals
     held = sum(entry["bytes"] for one in run.committed_checkpoints() for entry in one.manifest["files"].values())
-    needed, free = count * checkpoint_bytes - held, shutil.disk_usage(run.path).free
+    # Old ones go behind a commit only, so there must be room for one more, whatever is held.
+    needed, free = max(count * checkpoint_bytes - held, checkpoint_bytes), shutil.disk_usage(run.path).free
     if needed > free:
+        kept, lower = f"checkpoint.keep={config.keep}", "lower checkpoint.keep"
+        if at_intervals:
+            kept += f", checkpoint.keep_every_steps={config.keep_every_steps}"
+            lower += ", raise checkpoint.keep_every_steps"
         raise InputError(
             f"{run.checkpoints}: {bytes_in_words(free)} free, {bytes_in_words(needed)} needed for {count} checkpoints "
-            f"of {bytes_in_words(checkpoint_bytes)} (checkpoint.keep={config.keep}, and one being written); free some "
-            "space, lower checkpoint.keep, or give a run directory on a larger disk"
+            f"of {bytes_in_words(checkpoint_bytes)} ({kept}, and one being written); free some space, {lower}, or give "
+            "a run directory on a larger disk"
         )

@@ -3,13 +3,14 @@
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations, product
 from types import MappingProxyType
 from typing import Any
 
 import psutil
 
-from models.config import SIZES
+from models.config import SIZES, EncoderConfig
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.optimizer import WHOLE_TENSORS
 from pipeline.config.plan import plan_batches
@@ -132,10 +133,20 @@ def _words(changes: Mapping[str, Any]) -> str:
 
 
 def _encoder_that_fits(prepared: PreparedRun, placement: Placement, available: int) -> str:
-    """Memory follows the number of parameters closely enough to name a size."""
-    patch, per_rank = prepared.config.encoder.patch_size, needed_bytes(prepared, placement)
-    for letter, (_, width, depth, _, ratio) in reversed(SIZES.items()):
-        share = (4 + 2 * ratio) * width**2 * depth / prepared.plan["parameters"]
-        if share < 1 and share * per_rank < available:
-            return f"the nearest that fits is encoder.name=vit_{letter}{patch}"
+    """The largest smaller one, with all else as it is."""
+    own, kept = prepared.config.encoder, ("image_size", "channels", "pooling", "positions", "drop_path_rate")
+    beside_blocks = prepared.plan["parameters"] - _block_parameters(own)  # as many, or fewer, in a smaller one
+    for letter in reversed(SIZES):
+        name = f"vit_{letter}{own.patch_size}"
+        encoder = EncoderConfig.model_validate({"name": name} | {key: getattr(own, key) for key in kept})
+        parameters = beside_blocks + _block_parameters(encoder)
+        smaller = replace(prepared, plan=prepared.plan | {"parameters": parameters})
+        fits = needed_bytes(smaller, placement, {"encoder": encoder}) <= available
+        if parameters < prepared.plan["parameters"] and fits:
+            return f"the nearest that fits is encoder.name={name}"
     return "no encoder fits; profile.ranks_per_node=1 needs less"
+
+
+def _block_parameters(encoder: EncoderConfig) -> int:
+    """Of the matrices in an encoder's blocks: attention's four, and the MLP's two."""
+    return int((4 + 2 * encoder.mlp_ratio) * encoder.embed_dim**2) * encoder.depth

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.budget import require_hours_left
 from pipeline.checkpoints.mirror import CheckpointMirror
 from pipeline.config.recipe import read_yaml
 from pipeline.config.stages import read_run_config
@@ -37,6 +38,7 @@ def require_ready(run: RunDirectory, accelerators: int) -> None:
         raise InputError(*problems)
     config = read_run_config(run.path)
     if isinstance(config, TrainingConfig):
+        require_hours_left(run, config.budget_gpu_hours)
         require_mirror(run, config.checkpoint.mirror)
 
 

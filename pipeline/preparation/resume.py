@@ -11,10 +11,12 @@ from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import LENGTH_UNITS, TrainingConfig
 from pipeline.errors import InputError
+from pipeline.loading.sources import open_sources
 from pipeline.preparation.placement import Placement, placed, require_every_size
 from pipeline.preparation.preflight import require_mirror, require_writable
-from pipeline.preparation.training import dump_config
+from pipeline.preparation.training import dump_config, with_validation
 from pipeline.preparation.write import write_deepspeed
+from pipeline.registry.writers import require_packages
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
         raise InputError(f"{run.path}: a run of stage {config.stage} has nothing that may change; start it anew")
     _require_changeable(config, settings)
     changed = validate(type(config), apply_overrides(config.model_dump(), settings), "--set", settings.keys())
+    require_packages(changed.writers)
+    if any(key.startswith("validation") for key in settings):
+        changed = with_validation(changed, open_sources(changed.data), plan["samples_per_epoch"], "--set")
     is_longer = changed.length != config.length or changed.optimizer != config.optimizer
     if run.result_file.is_file() and not is_longer:
         return

@@ -83,7 +83,7 @@ def prepare_training(
     if by_hand:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
         config = _shortened_ramps(config, settings, recipe_unit, samples_per_epoch, notes)
-    config = _with_validation(config, sources, samples_per_epoch, path)
+    config = with_validation(config, sources, samples_per_epoch, path.name)
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
@@ -238,7 +238,7 @@ def _shortened_ramps(
     return _with(config, "--set", **allowed)
 
 
-def _with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch: int, path: Path) -> Any:
+def with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch: int, asked_in: str) -> Any:
     """When the run is scored, and by what; InputError where it cannot be as it was asked."""
     every, best = config.validation.every_steps, config.validation.best
     supervised = config.objective.kind == "supervised"
@@ -248,16 +248,16 @@ def _with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch
     if every and (lacking or unlabelled):
         where, what = (lacking[0], f"no split `{SPLIT}`") if lacking else (unlabelled[0], "samples without labels")
         raise InputError(
-            f"{path.name}: validation.every_steps is {every} and {where.directory} has {what}; ingest it with one, "
+            f"{asked_in}: validation.every_steps is {every} and {where.directory} has {what}; ingest it with one, "
             "or set validation.every_steps=0"
         )
     if best == "accuracy" and not supervised:
-        raise InputError(f"{path.name}: validation.best: {config.objective.kind} has no accuracy; say loss")
+        raise InputError(f"{asked_in}: validation.best: {config.objective.kind} has no accuracy; say loss")
     if every is None:
         steps, epoch = plan_steps(config, samples_per_epoch).steps, -(-samples_per_epoch // config.global_batch_size)
         every = 0 if lacking or unlabelled or steps < epoch else max(epoch, -(-steps // MOST_VALIDATIONS))
     best = best or ("accuracy" if supervised else "loss")
-    return _with(config, path.name, validation__every_steps=every, validation__best=best)
+    return _with(config, asked_in, validation__every_steps=every, validation__best=best)
 
 
 def training_plan(

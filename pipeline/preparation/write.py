@@ -6,13 +6,16 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.deepspeed import deepspeed_config
 from pipeline.config.plan import BatchPlan
+from pipeline.config.stages import read_run_config
+from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
-from pipeline.preparation.training import PreparedRun
+from pipeline.preparation.training import PreparedRun, dump_config
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "webdataset", "mlflow", "prefect", "numpy", "pillow")
@@ -32,8 +35,8 @@ def run_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
 def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirectory:
     """Make the run directory, or accept one that holds this very run. InputError where it holds another."""
     run = RunDirectory(path)
-    if run.config_file.is_file():
-        if run.plan().get("request_sha256") != _request(prepared):
+    if run.config_file.is_file() and _has_begun(run):
+        if run.plan().get("request_sha256") not in (_request(prepared), _request_with_paths(prepared)):
             raise InputError(
                 f"{path}: holds another run; go on with it by `vit resume {path}`, or choose another --run-dir"
             )
@@ -41,9 +44,10 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
             raise InputError(
                 f"{path}: this run began under another profile; change it by `vit resume {path} --set profile.K=V`"
             )
+        _follow_moved_data(run, prepared)
         if run.last_attempt():
             return run
-    elif path.exists() and any(path.iterdir()):
+    elif not run.config_file.is_file() and path.exists() and any(path.iterdir()):
         raise InputError(f"{path}: is not empty and is no run directory; choose another --run-dir")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -58,9 +62,51 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
     return run
 
 
+def _has_begun(run: RunDirectory) -> bool:
+    """Whether more than a dry run was made of it: a job was submitted, or there is a checkpoint, if an imported one."""
+    return bool(run.last_attempt() or run.job_file.exists() or run.checkpoint_directories())
+
+
 def _request(prepared: PreparedRun) -> str:
-    """What tells a run from another: its config as it was asked for, before `vit resume --set` changed any of it."""
+    """What tells a run from another: its config as it was asked for, before `vit resume --set` changed any of it.
+
+    For the paths of its datasets their fingerprint stands.
+    """
+    if not isinstance(prepared.config, TrainingConfig):
+        return _request_with_paths(prepared)
+    text = dump_config(_with_paths(prepared.config, ["" for _ in prepared.config.data.sources]))
+    return hashlib.sha256((text + prepared.plan["data"]["fingerprint"]).encode()).hexdigest()
+
+
+def _request_with_paths(prepared: PreparedRun) -> str:
+    """The same of runs that were made before paths were left out."""
     return hashlib.sha256(prepared.config_text.encode()).hexdigest()
+
+
+def _with_paths(config: TrainingConfig, paths: Sequence[str]) -> TrainingConfig:
+    """A copy whose datasets lie elsewhere."""
+    sources = tuple(one.model_copy(update={"path": path}) for one, path in zip(config.data.sources, paths, strict=True))
+    return config.model_copy(update={"data": config.data.model_copy(update={"sources": sources})})
+
+
+def _follow_moved_data(run: RunDirectory, prepared: PreparedRun) -> None:
+    """Where the same datasets were named at other paths, the run reads them there from its next attempt on.
+
+    InputError where the images are the same and their shards are not: positions would mean other images.
+    """
+    if not isinstance(prepared.config, TrainingConfig):
+        return
+    config, plan, asked = read_run_config(run.path), run.plan(), prepared.plan["data"]
+    paths = [one.path for one in prepared.config.data.sources]
+    if [one.path for one in config.data.sources] == paths:
+        return
+    if plan["data"].get("shards_sha256", asked["shards_sha256"]) != asked["shards_sha256"]:
+        raise InputError(
+            f"{asked['path']}: holds the images of {run.path} in other shards; restore the dataset of that run, or "
+            "choose another --run-dir"
+        )
+    write_json(run.plan_file, plan | {"data": plan["data"] | {"path": asked["path"]}})
+    write_atomic(run.config_file, dump_config(_with_paths(config, paths)))
 
 
 def write_deepspeed(run: RunDirectory, config: Any, plan: dict[str, Any]) -> None:

@@ -3,8 +3,7 @@
 import json
 import math
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -16,15 +15,10 @@ class Ledger:
 
     def __init__(self, attempt: Attempt):
         self._file = os.open(attempt.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._pending: list[dict[str, float]] = []
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """The line of a step, to be written by the next `flush`."""
-        self._pending.append({"step": step, "time": round(time.time(), 3), **values})
-
-    def flush(self) -> None:
-        lines, self._pending = self._pending, []
-        finite = ({key: value for key, value in line.items() if math.isfinite(value)} for line in lines)  # no NaN: JSON
+    def write(self, lines: Iterable[Mapping[str, float]]) -> None:
+        """One line each, all in one write; what is not finite is left out: NaN is not JSON."""
+        finite = ({key: value for key, value in line.items() if math.isfinite(value)} for line in lines)
         os.write(self._file, b"".join(json.dumps(line).encode() + b"\n" for line in finite))
 
 

@@ -29,12 +29,22 @@ log = logging.getLogger(__name__)
 
 
 class StepTrace:
-    """Traces the steps that `profiling.steps` names. Every rank traces itself."""
+    """Traces the steps that `profiling.steps` names. Every rank traces itself.
+
+    A context manager: where the steps end before the last to trace, those that were made are written.
+    """
 
     def __init__(self, me: Rank, config: ProfilingConfig):
         self.me, self.steps = me, config.steps
         self._profile: profile | None = None
-        self._first = 0
+        self._first = self._done = 0
+
+    def __enter__(self) -> "StepTrace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._profile is not None and self._done >= self._first:
+            self._write()
 
     def before(self, step: int) -> None:
         """To be called before the step that the log will call `step`."""
@@ -47,19 +57,22 @@ class StepTrace:
 
     def after(self, step: int, last: int) -> None:
         """Write the files once the last step to trace is done, or the run's `last`."""
-        if self._profile is None or step < min(self.steps[1], last):
-            return
+        self._done = step
+        if self._profile is not None and step >= min(self.steps[1], last):
+            self._write()
+
+    def _write(self) -> None:
         self._profile.stop()
         folder = self.me.attempt.path / "profile"
         folder.mkdir(exist_ok=True)
         trace = folder / f"rank-{self.me.rank:05d}.json.gz"
         self._profile.export_chrome_trace(str(trace))
         with gzip.open(trace) as file:
-            exchanged = communication(json.load(file)["traceEvents"], step + 1 - self._first)
+            exchanged = communication(json.load(file)["traceEvents"], self._done + 1 - self._first)
         write_communication(folder / f"rank-{self.me.rank:05d}.communication.tsv", exchanged)
         self._profile, self.steps = None, None
         if self.me.is_first:
-            log.info("traced steps %d to %d: %s", self._first, step, folder)
+            log.info("traced steps %d to %d: %s", self._first, self._done, folder)
 
 
 class Exchange(NamedTuple):

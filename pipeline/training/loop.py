@@ -97,11 +97,11 @@ def train_steps(
     saver = Saver(me, config, plan, engine, best=config.validation.best_metric)
     if step >= lengths.steps:  # killed behind its last checkpoint
         return
-    guard, trace = Guard(config.guard, plan["precision"], len(supply.rolled_back)), StepTrace(me, config.profiling)
+    guard = Guard(config.guard, plan["precision"], len(supply.rolled_back))
     recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
     budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)
     me.phase = "train"
-    with Report(me, config, plan, engine, step, lengths.steps) as report:
+    with Report(me, config, plan, engine, step, lengths.steps) as report, StepTrace(me, config.profiling) as trace:
         while step < lengths.steps:
             me.step, done = step, step + 1
             trace.before(done)

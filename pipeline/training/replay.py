@@ -98,6 +98,10 @@ def _require_step(run: RunDirectory, config: object, plan: dict, number: int) ->
         raise InputError(f"{run.path}: a run of stage {plan['stage']} has no steps; name a training run")
     if not 1 <= number <= plan["steps"]["steps"]:
         raise InputError(f"STEP {number}: {run.path} has steps 1 to {plan['steps']['steps']}")
+    newest = run.newest_checkpoint()
+    made = max([newest.step if newest else 0, *(line["step"] for line in _ledger_lines(run))])
+    if number > made:
+        raise InputError(f"STEP {number}: {run.path} has made {made} steps so far")
 
 
 def _before(run: RunDirectory, step: int) -> tuple[Checkpoint | None, list[tuple[int, int]], bool]:
@@ -146,12 +150,14 @@ def _of_all_ranks(samples: list[SampleResult]) -> list[SampleResult]:
 
 def _ledger_line(run: RunDirectory, number: int, *, first: bool) -> dict[str, float]:
     """What the ledger says of the step: the last time it was made, or the first."""
-    lines = []
-    for attempt in range(1, run.last_attempt() + 1):
-        ledger = run.attempt(attempt).ledger
-        lines += ledger.read_text().splitlines() if ledger.is_file() else []
-    found = [line for line in map(json.loads, lines) if line["step"] == number]
+    found = [line for line in _ledger_lines(run) if line["step"] == number]
     return found[0 if first else -1] if found else {}
+
+
+def _ledger_lines(run: RunDirectory) -> list[dict[str, float]]:
+    """Of all attempts, in the order they were written."""
+    ledgers = [run.attempt(number).ledger for number in range(1, run.last_attempt() + 1)]
+    return [json.loads(line) for ledger in ledgers if ledger.is_file() for line in ledger.read_text().splitlines()]
 
 
 def report(run: RunDirectory, number: int) -> None:

@@ -44,6 +44,7 @@ class Report:
         self.ledger = Ledger(me.attempt) if me.is_first else None
         self.clock, self.meter = engine.clock, SpeedMeter(plan, last)
         self.stragglers = Stragglers(me.rank, me.world_size, engine.device)
+        self._untold: list[tuple] = []  # what `_line` makes the ledger's lines of
         self._flushed_at = self._told_at = -math.inf
 
     def __enter__(self) -> "Report":
@@ -70,7 +71,7 @@ class Report:
         if told or summed_up or scores or now - self._flushed_at >= FLUSH_SECONDS:
             self._flushed_at = now
             figures = self.meter.figures(done) | supply.metrics(loader, self.plan)
-        self.ledger.add(done, self._metrics(result, rate) | figures | scores)
+        self._untold.append((done, time.time(), self.meter.recent[-1].whole, result, rate, figures, scores))
         if figures or result.skipped:
             self.flush()
         if told:
@@ -84,30 +85,45 @@ class Report:
     def flush(self) -> None:
         """All that was told is in the ledger's file when this returns. Steps of more than 0.2 s are at once."""
         if self.ledger is not None:
-            self.ledger.flush()
+            untold, self._untold = self._untold, []
+            self.ledger.write(self._line(*one) for one in untold)
 
-    def _metrics(self, result: StepResult, rate: float) -> dict[str, float]:
-        metrics = {
-            "perf/last_step_seconds": round(self.meter.recent[-1].whole, 5),
+    def _line(
+        self, done: int, told_at: float, seconds: float, result: StepResult, rate: float,
+        figures: Mapping[str, float], scores: Mapping[str, float],
+    ) -> dict[str, float]:  # fmt: skip
+        line = {
+            "step": done,
+            "time": round(told_at, 3),
+            "perf/last_step_seconds": round(seconds, 5),
             "train/loss": result.loss,
             "train/learning_rate": rate,
             "train/gradient_norm": result.gradient_norm,
             "train/skipped": float(result.skipped),
         }
-        return metrics | {
+        own = {
             f"train/{name}": total / self.config.global_batch_size
             for name, total in result.sums.items()
             if not name.startswith((DAMAGED, CHECKPOINT))
         }
+        return line | own | dict(figures) | dict(scores)
 
 
 def log_to_stdout(me: Rank) -> None:
-    """Rank 0 tells the run's story; the others speak up only when something is wrong."""
+    """Rank 0 tells the run's story; the others speak up only when something is wrong.
+
+    What is no progress (checkpoints, roll-backs, what was damaged) it also writes where the controller reads it.
+    """
     level = logging.INFO if me.is_first else logging.WARNING
     logging.basicConfig(
         stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     logging.getLogger("pipeline").setLevel(level)
+    if me.is_first:
+        events = logging.FileHandler(me.attempt.events)
+        events.setFormatter(logging.Formatter("%(message)s"))
+        events.addFilter(lambda record: record.name != __name__)  # the progress that the ledger tells too
+        logging.getLogger("pipeline").handlers[:] = [events]  # in place of that of the run before, in a sequence
 
 
 def log_start(config: TrainingConfig, plan: dict) -> None:

@@ -57,9 +57,8 @@ class Supply:
 
     def counts(self) -> dict[str, float]:
         """This rank's counts of the step, for `Engine.step` to add up."""
-        counts = {DAMAGED + cause: float(count) for cause, count in self._new.items()}
-        self._new = dict.fromkeys(CAUSES, 0)
-        return counts
+        counts, self._new = self._new, dict.fromkeys(CAUSES, 0)
+        return {DAMAGED + cause: float(counts[cause]) for cause in CAUSES}
 
     def add(self, sums: Mapping[str, float]) -> None:
         """Take the counts of all ranks after a step; DataError on every rank beyond what is allowed."""

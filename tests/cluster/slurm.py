@@ -346,6 +346,7 @@ def _kill(pid: int) -> None:
 
 
 if __name__ == "__main__":  # a cluster to try things on: python -m tests.cluster.slurm FOLDER; Ctrl-C ends it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     cluster = Slurm(Path(sys.argv[1]).absolute())
     try:
         cluster.start()

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from flows.commands import plan_command
 from flows.jobs import rehearsal_message
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,8 +61,27 @@ def test_the_same_request_is_the_same_run_and_another_config_in_its_place_is_ref
     run = prepared(home, digits)
     assert prepared(home, digits).path == run.path
     assert prepared(home, digits, "seed=1").path != run.path
+    prepared(home, digits, "seed=2", run_dir=str(run.path))  # nothing of it has begun: tried again by a dry run
+    assert yaml.safe_load(run.config_file.read_text())["seed"] == 2
+    run.attempt(1).make()
     with pytest.raises(InputError, match="holds another run; go on with it by `vit resume"):
         prepared(home, digits, "seed=1", run_dir=str(run.path))
+
+
+def test_a_run_whose_dataset_was_moved_goes_on_where_it_lies_now(home, digits, tmp_path):
+    run = prepared(home, digits)
+    run.attempt(1).make()
+    moved = shutil.copytree(digits, tmp_path / "moved")
+    assert prepared(home, moved, run_dir=str(run.path)).path == run.path
+    assert yaml.safe_load(run.config_file.read_text())["data"]["sources"][0]["path"] == str(moved)
+    assert run.plan()["data"]["path"] == str(moved)
+    with pytest.raises(InputError, match="holds another run"):
+        prepared(home, moved, "seed=1", run_dir=str(run.path))
+    plan = run.plan()
+    plan["data"]["shards_sha256"] = "others"
+    write_json(run.plan_file, plan)
+    with pytest.raises(InputError, match="in other shards; restore"):
+        prepared(home, digits, run_dir=str(run.path))
 
 
 def test_a_length_set_by_hand_shortens_the_warm_up_and_says_so(home, digits):
@@ -121,7 +141,14 @@ def resume(home, run, *overrides: str) -> None:
 def test_a_refused_resume_changes_nothing(home, digits):
     run = prepared(home, digits)
     files = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
-    for override in ("profile.ranks_per_node=3", "seed=1", "micro_batch_size=7", "zero.stage=9", "epochs=3"):
+    for override in (
+        "profile.ranks_per_node=3",
+        "seed=1",
+        "validation.best=accuracy",
+        "micro_batch_size=7",
+        "zero.stage=9",
+        "epochs=3",
+    ):
         with pytest.raises(InputError):
             resume(home, run, override)
     assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == files

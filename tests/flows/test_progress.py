@@ -31,6 +31,13 @@ def test_until_the_first_step_the_rank_that_is_furthest_behind_is_told_of(tmp_pa
     attempt.ledger.write_text(json.dumps({"step": 1} | figures) + "\n")
     (line,) = tail.lines()
     assert line.startswith("step 1/8  loss 2.0000") and tail.lines() == []
+    with open(attempt.events, "w") as events:
+        print("saved step-00000001", file=events)
+        events.write("half a li")
+        events.flush()
+        assert tail.lines() == ["saved step-00000001"] and tail.lines() == []
+        print("ne", file=events)
+    assert tail.lines() == ["half a line"]
 
 
 def test_the_list_of_runs_says_which_state_of_a_run_was_the_best(home):

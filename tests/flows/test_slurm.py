@@ -29,7 +29,7 @@ from tests.pipeline.training.runs import recorded
 
 pytestmark = pytest.mark.slurm
 RECIPE = "pretrain_mae_debug"
-STEPS, BATCH, EVERY = 60, 48, 10
+STEPS, BATCH, EVERY = 150, 48, 20
 SETTINGS = (
     f"steps={STEPS}", f"global_batch_size={BATCH}", "micro_batch_size=2", "data.record=true", "data.lanes=6",
     "data.window_shards=1", f"checkpoint.every_steps={EVERY}", "checkpoint.keep=3", "profile.nodes=2",
@@ -113,7 +113,8 @@ def vit(*arguments: str, code: int = 0) -> str:
 
 def test_a_run_on_two_nodes_is_submitted_listed_followed_and_finished(slurm, home, pictures):
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    command = ["pretrain", RECIPE, "--data", str(pictures), "--profile", "slurm", *settings]
+    command = ["pretrain", RECIPE, "--data", str(pictures), "--profile", "slurm", *settings, "--set"]
+    command.append("profile.preflight=true")
     said = vit(*command)
     (run,) = (RunDirectory(path.parent) for path in home.glob("runs/*/config.yaml"))
     id = job_id(run)
@@ -132,7 +133,7 @@ def test_a_run_on_two_nodes_is_submitted_listed_followed_and_finished(slurm, hom
 
 
 def test_before_its_time_limit_a_run_saves_goes_back_into_the_queue_and_finishes(slurm, make_run):
-    run = make_run("steps=120")
+    run = make_run("steps=400")
     controller = Controller(run)
     reaches_step(run, 5)
     first = job_id(run)
@@ -158,7 +159,7 @@ def test_a_preempted_run_goes_on_when_its_nodes_are_free_again(slurm, make_run, 
 
 
 def test_a_run_that_somebody_cancels_stays_so_until_it_is_resumed_and_a_stop_is_confirmed(slurm, make_run):
-    run = make_run("steps=90")
+    run = make_run("steps=200")
     controller = Controller(run)
     reaches_step(run, EVERY + 1)
     slurm.command("scancel", job_id(run))
@@ -207,7 +208,7 @@ def test_a_node_that_loses_power_takes_nothing_of_the_run_with_it(slurm, make_ru
 
 
 def test_a_controller_that_is_away_for_a_minute_is_waited_for(slurm, make_run):
-    run = make_run("steps=150")
+    run = make_run()  # ends while nobody can say so
     controller = Controller(run)
     reaches_step(run, 5)
     slurm.stop_controller()
@@ -232,7 +233,7 @@ def test_what_sbatch_refuses_is_said_in_one_line_and_exits_with_2(slurm, home, p
 def test_a_range_of_nodes_begins_with_what_is_there(slurm, make_run):
     slurm.command("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
     try:
-        run = make_run("profile.nodes=1-2")
+        run = make_run("profile.nodes=1-2", "steps=40")
         assert run.plan()["nodes_range"] == [1, 2]
         assert Controller(run).ends() == (EXIT_DONE, "done")
     finally:
@@ -252,3 +253,20 @@ def test_a_sweep_is_an_array_and_one_table(slurm, home, pictures):
     first, second = (job_id(run) for run in runs)
     assert (first.partition("_")[2], second.partition("_")[2]) == ("0", "1")
     assert first.partition("_")[0] == second.partition("_")[0]
+
+
+def test_a_node_that_is_cut_off_the_network_does_not_write_beside_its_successor(isolated_slurm, make_run):
+    run = make_run("profile.nodes=1-2", "steps=60")
+    controller = Controller(run)
+    reaches_step(run, EVERY + 5)
+    assert run.plan()["nodes"] == 2  # all that were there
+    isolated_slurm.cut("node2")
+    wait_until(lambda: run.last_attempt() == 2, 120, "a second attempt, without the node")
+    assert controller.ends() == (EXIT_DONE, "done"), controller.said
+    assert run.plan()["nodes"] == 1 and run.current_attempt() == 2
+    assert is_one_uninterrupted_run(run)
+    said = run.result_file.read_text()
+    isolated_slurm.heal("node2")
+    wait_until(lambda: not launches(run), 60, "the end of the rank that was cut off")
+    assert run.result_file.read_text() == said and run.current_attempt() == 2
+    assert not list(run.checkpoints.glob("*.partial"))

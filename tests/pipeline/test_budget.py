@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.budget import Budget, rank_hours
+from pipeline.budget import Budget, rank_hours, require_hours_left
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
 
@@ -27,6 +27,17 @@ def test_hours_of_all_ranks_of_all_attempts_before_are_counted(tmp_path):
     with pytest.raises(InputError, match=r"budget_gpu_hours: 9 and 10 are used; to go on say `vit resume .*=N`"):
         Budget.of(run, third, 9, 2)
     assert not Budget.of(run, third, None, 2).is_spent
+
+
+def test_a_spent_budget_is_said_before_a_job_is_submitted_and_not_of_one_that_runs(tmp_path):
+    run = RunDirectory(tmp_path)
+    ran(run, 1, 2.0, 2)
+    require_hours_left(run, 3.0)
+    run.attempt(1).write_verdict(75, "stopped")
+    require_hours_left(run, 4.5)
+    require_hours_left(run, None)
+    with pytest.raises(InputError, match="budget_gpu_hours: 3 and 4 are used"):
+        require_hours_left(run, 3.0)
 
 
 def test_a_stop_is_said_to_be_on_request_or_for_the_budget():

@@ -15,7 +15,11 @@ GPUS = Placement("local", 1, 8, 4, 8)
 @pytest.fixture
 def large(digits, home):
     """ViT-L at stage 1 with micro-batches of 16, planned for eight accelerators."""
-    overrides = ["global_batch_size=128", "micro_batch_size=16"]
+    return prepared(digits, home)
+
+
+def prepared(digits, home, *more):
+    overrides = ["global_batch_size=128", "micro_batch_size=16", *more]
     return requests.prepared_training(
         "pretrain", "pretrain_supervised_vit_l16", data=[str(digits)], placement=GPUS, overrides=overrides,
         home=home, rehearse="never", model=None,
@@ -51,6 +55,14 @@ def test_the_lowest_stage_that_fits_is_advised(large, monkeypatch):
 def test_the_fewest_settings_that_fit_are_advised(large, monkeypatch, gibibytes, advice):
     on_devices_of(monkeypatch, gibibytes)
     assert advice in memory.memory_shortage(large, GPUS)
+
+
+@pytest.mark.parametrize("gibibytes", [0.4, 0.5, 0.6, 0.7])
+def test_the_encoder_that_is_advised_fits(large, monkeypatch, gibibytes, digits, home):
+    on_devices_of(monkeypatch, gibibytes)
+    advised = memory.memory_shortage(large, GPUS).rpartition("fits is ")[2]
+    smaller = prepared(digits, home, advised)
+    assert memory.needed_bytes(smaller, GPUS) <= memory.available_bytes_per_rank(GPUS)
 
 
 def test_nothing_is_said_of_accelerators_that_nobody_can_ask(large, monkeypatch):

@@ -214,6 +214,10 @@ def test_what_accelerate_saved_without_deepspeed_is_taken_over_or_refused_but_ne
     assert "cannot be told apart by the order of the run's" in refusal(tmp_path / "alike", runs["alike"])
 
     source = tmp_path / "named"
+    with pytest.raises(InputError, match="the run has a checkpoint of this step"):
+        imported_here(source, runs["named"])
+    short = new_run(tmp_path / "short", str(pictures), "steps=3", recipe="pretrain_supervised_debug")
+    assert "is of step 3, and the run ends at step 3" in refusal(source, short)
     masked = new_run(tmp_path / "masked", str(pictures))
     assert "holds another network than the run: only in the run: decoder." in refusal(source, masked)
     thin = new_run(tmp_path / "thin", str(pictures), "encoder.mlp_ratio=2", recipe="pretrain_supervised_debug")

@@ -93,6 +93,29 @@ def test_a_disk_without_room_is_named_before_the_first_step(run, monkeypatch):
         require_room(run, config, 10, ("accuracy", "max"))
     commit(run, 10)
     require_room(run, config, 12)  # the one that is there takes no more room
+    for step in (20, 30):
+        commit(run, step)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5))
+    with pytest.raises(InputError, match="for 3 checkpoints"):
+        require_room(run, config, 10)  # the oldest goes behind the next commit only
+
+
+def test_what_was_set_aside_by_a_longer_run_goes_once_it_has_come_as_far_again(run):
+    commit(run, 10)
+    (run.checkpoints / "step-00000020.cooled").mkdir()
+    prune_checkpoints(run, CheckpointConfig(keep=1))
+    assert (run.checkpoints / "step-00000020.cooled").is_dir()
+    commit(run, 20)
+    prune_checkpoints(run, CheckpointConfig(keep=1))
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000020"]
+
+
+def test_those_kept_at_intervals_need_room_too(run, monkeypatch):
+    write_json(run.plan_file, {"steps": StepPlan(1000, 100, 0)._asdict()})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(100, 0, 100))
+    require_room(run, CheckpointConfig(keep=2, keep_every_steps=20), 12)
+    with pytest.raises(InputError, match=r"for 8 checkpoints .*keep_every_steps=20"):
+        require_room(run, CheckpointConfig(keep=2, keep_every_steps=20), 13)
 
 
 def test_the_best_interval_loses_the_least_of_all():

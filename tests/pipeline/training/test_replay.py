@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from pipeline.config.stages import read_run_config
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
+from pipeline.training.replay import _require_step
 from tests.pipeline.training.runs import BATCH, new_run, train_until
 from tests.pipeline.training.test_guard import poison, train_poisoned
 from tests.ranks import run_on_ranks
@@ -75,8 +77,14 @@ def test_the_command_tells_of_the_step_and_refuses_one_that_there_is_none(run, t
     assert (refused.returncode, refused.stderr) == (2, f"STEP 11: {run.path} has steps 1 to 10\n")
 
 
+def test_a_step_that_was_not_made_yet_is_refused(run):
+    config, longer = read_run_config(run.path), {"stage": "pretrain", "steps": {"steps": 99}}
+    with pytest.raises(InputError, match="STEP 11: .* has made 10 steps so far"):
+        _require_step(run, config, longer, 11)
+    _require_step(run, config, longer, 10)
+
+
 def test_an_evaluation_has_no_steps(run):
-    from pipeline.training.replay import _require_step
 
     with pytest.raises(InputError, match="a run of stage evaluate has no steps"):
         _require_step(run, object(), {"stage": "evaluate"}, 1)
