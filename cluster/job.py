@@ -112,10 +112,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def write_object(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
 
 

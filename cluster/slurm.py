@@ -163,7 +163,13 @@ class SlurmLauncher:
     def cancel(self, job: Job, grace_seconds: float) -> None:
         directory = job.directory
         assert directory is not None, "a job that a launcher returned knows its run directory"
-        write_object(directory / STOP_FILE, {"time": time.time(), "by": _person()})
+        try:
+            write_object(directory / STOP_FILE, {"time": time.time(), "by": _person()})
+            self._cancel(directory, job, grace_seconds)
+        except PermissionError as error:
+            raise CancelError(f"SLURM job {job.id}: {error}; its owner can cancel it") from None
+
+    def _cancel(self, directory: Path, job: Job, grace_seconds: float) -> None:
         started, last_word, said = time.monotonic(), -ASK_AGAIN_SECONDS, "it lives on"
         while (passed := time.monotonic() - started) <= grace_seconds + FORCE_SECONDS:
             force = passed >= grace_seconds
@@ -179,6 +185,9 @@ class SlurmLauncher:
                         _ask_or_end(record, force)
             except NoAnswer as silence:
                 said = str(silence)
+            except PermissionError:
+                (directory / STOP_FILE).unlink(missing_ok=True)  # nobody stops it, so it may be submitted again
+                raise
             time.sleep(CANCEL_POLL_SECONDS)
         raise CancelError(f"SLURM job {job.id} may not have stopped: {said}; look at: squeue -j {job.id}")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.job import CancelError, JobState, SubmitError
+from cluster.job import JobState, SubmitError
 
 POLL_SECONDS = 20.0  # a controller that is down is given up by squeue itself after some 10 s
 SUBMIT_SECONDS = 90.0
@@ -141,10 +141,10 @@ def sbatch(script: Path, *options: str) -> str:
 
 
 def scancel(job: str, *options: str) -> None:
-    """Signal or cancel. A job that has ended is no error. CancelError where it is somebody else's, or NoAnswer."""
+    """Signal or cancel. A job that has ended is no error. PermissionError where it is somebody else's, or NoAnswer."""
     done = answer("scancel", *options, job)
     if "permission denied" in done.stderr:
-        raise CancelError(f"SLURM job {job}: {_one_line(done.stderr)}; its owner can cancel it")
+        raise PermissionError(_one_line(done.stderr))
     if done.returncode != 0 and UNKNOWN_ID not in done.stderr:
         raise NoAnswer(_one_line(done.stderr) or f"scancel ended with {done.returncode}")
 

@@ -109,7 +109,8 @@ def array_script(name: str, comment: str, requests: list[JobRequest], profile: S
 
 
 def _environment(request: JobRequest, profile: SlurmProfile) -> list[str]:
-    lines = []
+    # where the site gives a job no login environment, bash knows these but does not pass them on
+    lines = ['if [ -z "${HOME:-}" ]; then HOME=~; fi', "export HOME PATH"]
     if profile.modules:
         lines += [_FIND_MODULE, *(f"module load {name} || exit 2" for name in profile.modules)]
     for name, value in sorted((profile.env | request.environment).items()):

@@ -28,14 +28,14 @@ def pretrain(
         encoder: which encoder, for example vit_l16; with the objective it names the recipe.
         objective: what it learns from: supervised, or mae (masked patches, no labels).
         data: the dataset directory, absolute, or a list of PATH=WEIGHT; by default the one given to `vit up --data`.
-        profile: where to train.
+        profile: where to train: local, slurm, or the absolute path of a profile of yours.
         set: settings of the recipe or the profile, as key=value.
         run_dir: the run directory; by default a new one in the home.
         rehearse: a few steps at full size with a stop and a resume, and the cost of the full run. auto rehearses where
             there is no data, or where the full run would take more than a day without an accelerator.
-        epochs: length of the run.
-        learning_rate: at the end of warm-up.
-        nodes: how many machines.
+        epochs: length of the run; by default the recipe's.
+        learning_rate: at the end of warm-up; by default the recipe's.
+        nodes: how many machines; by default the profile's.
     """
     flat = {"epochs": epochs, "optimizer.learning_rate": learning_rate, "profile.nodes": nodes}
     overrides = [*set, *(f"{key}={value}" for key, value in flat.items() if value is not None)]

@@ -208,8 +208,10 @@ class Attempt:
     def write_exit(self, record: ExitRecord) -> None:
         self._write_last(self.exit_file(record.rank), asdict(record))
 
-    def write_verdict(self, code: int, reason: str, *, node: str | None = None, step: int = -1) -> None:
-        """What the whole attempt came to: `node` is the host to avoid, `step` the newest committed checkpoint's."""
+    def write_verdict(self, code: int, reason: str, *, node: str | None = None) -> None:
+        """What the attempt came to, `node` being the host to avoid; also the step of the newest checkpoint, else -1."""
+        newest = RunDirectory(self.path.parents[1]).newest_checkpoint()
+        step = newest.step if newest else -1
         content = {"code": code, "reason": reason, "time": time.time(), "node": node, "step": step}
         self._write_last(self.path / "exit" / "verdict.json", content)
         self._reserve.unlink(missing_ok=True)

@@ -50,8 +50,7 @@ def concluded(run: RunDirectory, attempt: Attempt) -> dict[str, Any]:
         else:
             said = attempt.verdict() or {"code": EXIT_FAULT, "reason": "its supervisor left no verdict"}
             code, reason, node = said["code"], said["reason"], None
-        newest = run.newest_checkpoint()
-        attempt.write_verdict(code, reason, node=node, step=newest.step if newest else -1)
+        attempt.write_verdict(code, reason, node=node)
         verdict = attempt.verdict()
     return verdict
 
@@ -75,9 +74,7 @@ def _attempt_that_did_not_begin(run: RunDirectory, start: str) -> Attempt:
     found = read_json(run.node_checks(start) / "verdict.json") or {
         "code": EXIT_FAULT, "reason": f"no supervisor of start {start} began", "node": None,
     }  # fmt: skip
-    newest = run.newest_checkpoint()
-    step = newest.step if newest else -1
-    attempt.write_verdict(found["code"], found["reason"], node=found["node"], step=step)
+    attempt.write_verdict(found["code"], found["reason"], node=found["node"])
     return attempt
 
 

@@ -60,7 +60,7 @@ def test_a_job_that_refuses_to_stop_is_ended_after_its_grace(tmp_path, launcher)
 
 def test_a_stop_that_comes_before_the_job_can_answer_waits_for_it(tmp_path, launcher):
     code = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('stopped', flush=True))); "
-    job = launcher.submit(request_of(tmp_path, code + LISTENS))
+    job = launcher.submit(request_of(tmp_path, code + "import time; time.sleep(0.5); " + LISTENS))
     launcher.cancel(job, 30)  # it is starting
     wait_until(lambda: launcher.state(job) is JobState.ENDED)
     assert launcher.log(tmp_path / "job.log", 0)[0] == "stopped\n"
