@@ -6,7 +6,7 @@ from typing import Any
 from cluster.job import Launcher
 from cluster.local import LocalLauncher
 from cluster.profile import SlurmProfile
-from cluster.slurm import SlurmLauncher
+from cluster.slurm.launcher import SlurmLauncher
 
 
 def launcher_for(kind: str, profile: Mapping[str, Any]) -> Launcher:

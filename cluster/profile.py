@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.slurm_profile import Count, SlurmProfile
+from cluster.slurm.profile import Count, SlurmProfile
 
 PROFILES = Path(__file__).parent / "profiles"
 ProfileT = TypeVar("ProfileT", "LocalProfile", SlurmProfile)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.job import STOP_FILE, Job, Launcher, SubmitError, read_object, submission_lock
-from cluster.slurm_commands import NoAnswer
-from cluster.slurm_submission import (
+from cluster.slurm.commands import NoAnswer
+from cluster.slurm.submission import (
     jobs_in_queue,
     living,
     order,

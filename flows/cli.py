@@ -53,7 +53,7 @@ def say(line: str, *, error: bool = False) -> None:
 @app.command
 def ingest(source: str, dest: str, *, set: Set = []) -> int:
     """Raw images to a checked dataset directory. SOURCE: a folder, a glob of tars, or sklearn:digits."""
-    from flows.commands import ingest_command
+    from flows.command_line.commands import ingest_command
 
     return ingest_command(source, dest, set, say)
 
@@ -61,7 +61,7 @@ def ingest(source: str, dest: str, *, set: Set = []) -> int:
 @app.command
 def check(dataset: str, *, full: bool = False) -> int:
     """Exit 0 if the dataset is sound, 1 with every fault named, 2 if there is no such path."""
-    from flows.commands import check_command
+    from flows.command_line.commands import check_command
 
     return check_command(dataset, full, say)
 
@@ -69,7 +69,7 @@ def check(dataset: str, *, full: bool = False) -> int:
 @app.command
 def plan(recipe: str, *, data: Data = [], profile: str = "local", set: Set = [], dir: Dir = None) -> int:
     """What a run would be: batches, steps, parameters, arithmetic, memory per ZeRO stage, checkpoint size."""
-    from flows.commands import plan_command
+    from flows.command_line.commands import plan_command
 
     return plan_command(recipe, data, profile, set, dir, say)
 
@@ -83,7 +83,7 @@ def pretrain(
 
     On a cluster it submits and returns; with --watch it follows, and Ctrl-C leaves the job to itself.
     """
-    from flows.commands import training_command
+    from flows.command_line.commands import training_command
 
     return training_command("pretrain", recipe, data=data, profile=profile, overrides=set, dry_run=dry_run,
                             rehearse=rehearse, run_dir=run_dir, directory=dir, model=None, watch=watch,
@@ -96,7 +96,7 @@ def finetune(
     dry_run: bool = False, rehearse: Rehearse = None, run_dir: str | None = None, watch: bool = False, dir: Dir = None,
 ) -> int:  # fmt: skip
     """Fine-tune a MODEL (a run, a checkpoint, models:/NAME@ALIAS, a weights file) on a labelled dataset."""
-    from flows.commands import training_command
+    from flows.command_line.commands import training_command
 
     return training_command("finetune", recipe, data=data, profile=profile, overrides=set, dry_run=dry_run,
                             rehearse=rehearse, run_dir=run_dir, directory=dir, model=model, watch=watch,
@@ -112,7 +112,7 @@ def sweep(
     On this machine one run after the other, Ctrl-C stops; on a cluster an array, Ctrl-C leaves it to itself. The same
     command goes on with what is not done.
     """
-    from flows.commands import sweep_command
+    from flows.command_line.commands import sweep_command
 
     return sweep_command(recipe, data, profile, set, dir, say)
 
@@ -123,7 +123,7 @@ def evaluate(
     profile: str = "local", set: Set = [], run_dir: str | None = None, dir: Dir = None,
 ) -> int:  # fmt: skip
     """Score a MODEL on a labelled dataset under named protocols."""
-    from flows.commands import evaluate_command
+    from flows.command_line.commands import evaluate_command
 
     return evaluate_command(model, data, protocol, profile, set, run_dir, dir, say)
 
@@ -131,7 +131,7 @@ def evaluate(
 @app.command
 def register(model: str, *, name: str, dir: Dir = None) -> int:
     """Register a trained run or checkpoint in MLflow, with its evaluations and where it came from."""
-    from flows.commands import register_command
+    from flows.command_line.commands import register_command
 
     return register_command(model, name, dir, say)
 
@@ -139,7 +139,7 @@ def register(model: str, *, name: str, dir: Dir = None) -> int:
 @app.command
 def runs(*, dir: Dir = None) -> int:
     """What runs where."""
-    from flows.runs import runs_command
+    from flows.command_line.runs import runs_command
 
     return runs_command(dir, say)
 
@@ -147,7 +147,7 @@ def runs(*, dir: Dir = None) -> int:
 @app.command
 def logs(run: str, *, dir: Dir = None) -> int:
     """The log of a run's newest attempt, and of its job's script on a cluster."""
-    from flows.runs import logs_command
+    from flows.command_line.runs import logs_command
 
     return logs_command(run, dir, say)
 
@@ -155,7 +155,7 @@ def logs(run: str, *, dir: Dir = None) -> int:
 @app.command
 def stop(run: str, *, dir: Dir = None) -> int:
     """Stop a run with a checkpoint, wherever it runs; returns when nothing of it is left."""
-    from flows.runs import stop_command
+    from flows.command_line.runs import stop_command
 
     return stop_command(run, dir, say)
 
@@ -166,7 +166,7 @@ def resume(run: str, *, set: Set = [], dir: Dir = None) -> int:
 
     A run whose job lives on a cluster is followed instead; Ctrl-C leaves it to itself.
     """
-    from flows.runs import resume_command
+    from flows.command_line.runs import resume_command
 
     return resume_command(run, set, dir, say)
 
@@ -174,7 +174,7 @@ def resume(run: str, *, set: Set = [], dir: Dir = None) -> int:
 @app.command
 def replay(run: str, step: int, *, dir: Dir = None) -> int:
     """One step of a run again, from the nearest checkpoint: its loss, and that of every sample, the worst first."""
-    from flows.runs import replay_command
+    from flows.command_line.runs import replay_command
 
     return replay_command(run, step, dir)
 
@@ -182,7 +182,7 @@ def replay(run: str, step: int, *, dir: Dir = None) -> int:
 @app.command
 def reconcile(*, dir: Dir = None) -> int:
     """Forward what MLflow has not seen of every run's ledger, and set the status it should have."""
-    from flows.commands import reconcile_command
+    from flows.command_line.commands import reconcile_command
 
     return reconcile_command(dir, say)
 
@@ -190,7 +190,7 @@ def reconcile(*, dir: Dir = None) -> int:
 @app.command
 def up(*, dir: Dir = None, data: str | None = None) -> int:
     """Start the local stack: Prefect server, MLflow server, one worker, all deployments."""
-    from flows.commands import up_command
+    from flows.command_line.commands import up_command
 
     return up_command(dir, data, say)
 
@@ -198,7 +198,7 @@ def up(*, dir: Dir = None, data: str | None = None) -> int:
 @app.command
 def down(*, dir: Dir = None) -> int:
     """End every process of the local stack."""
-    from flows.commands import down_command
+    from flows.command_line.commands import down_command
 
     return down_command(dir, say)
 
@@ -206,7 +206,7 @@ def down(*, dir: Dir = None) -> int:
 @app.command
 def status(*, dir: Dir = None) -> int:
     """What of the local stack lives and answers."""
-    from flows.commands import status_command
+    from flows.command_line.commands import status_command
 
     return status_command(dir, say)
 
@@ -214,6 +214,6 @@ def status(*, dir: Dir = None) -> int:
 @app.command
 def quickstart(*, dir: Dir = None) -> int:
     """The whole path on handwritten digits: ingest, pretrain, fine-tune, evaluate, register. Minutes on two cores."""
-    from flows.commands import quickstart_command
+    from flows.command_line.commands import quickstart_command
 
     return quickstart_command(dir, say)

@@ -4,7 +4,7 @@ from prefect import flow
 from prefect.states import State
 
 from flows import requests
-from flows.reporting import concluded, stop_job
+from flows.orchestration.reporting import concluded, stop_job
 
 
 @flow(name="evaluate", on_cancellation=[stop_job])

@@ -22,7 +22,7 @@ def tracking_uri(home: Path) -> str:
 def read_stack(home: Path) -> dict | None:
     """What the last `vit up` in this home wrote, None where there is none or where it cannot be read.
 
-    The record says what was started, not that it still lives: `flows.stack.status` asks the processes.
+    The record says what was started, not that it still lives: `flows.services.stack.status` asks the processes.
     """
     try:
         stack = json.loads(stack_path(home).read_text())

@@ -5,8 +5,8 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.progress import ingest_progress, ingest_words
-from flows.reporting import refused, reporter
+from flows.control.progress import ingest_progress, ingest_words
+from flows.orchestration.reporting import refused, reporter
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import InputError

@@ -15,10 +15,10 @@ from prefect import flow
 from prefect.states import Cancelled, Completed, Failed, State
 
 from flows import requests
+from flows.control.progress import ingest_progress
 from flows.home import home_directory
-from flows.own_state import own_state
-from flows.progress import ingest_progress
-from flows.reporting import controlled, refused, reporter, settled, stop_job
+from flows.orchestration.own_state import own_state
+from flows.orchestration.reporting import controlled, refused, reporter, settled, stop_job
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import EXIT_DONE, InputError

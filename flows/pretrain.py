@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.states import State
 
 from flows import requests
-from flows.reporting import concluded, stop_job
+from flows.orchestration.reporting import concluded, stop_job
 
 
 @flow(name="pretrain", flow_run_name="pretrain-{encoder}-{objective}", on_cancellation=[stop_job])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.home import tracking_uri
 from flows.lifecycle import StageFailed, lifecycle
-from flows.reporting import CONSOLE
+from flows.orchestration.reporting import CONSOLE
 from pipeline.loading.selection import Selection
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.shards.reader import ShardReader

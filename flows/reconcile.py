@@ -4,7 +4,7 @@ from prefect import flow, get_run_logger
 from prefect.states import Completed, Failed, State
 
 from flows.home import home_directory
-from flows.reconciliation import reconcile_home
+from flows.orchestration.reconciliation import reconcile_home
 
 
 @flow(name="reconcile")

@@ -4,8 +4,8 @@ from prefect import flow
 from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.home import home_directory
-from flows.own_state import own_state
-from flows.reporting import controlled, refused, reporter, settled, stop_job
+from flows.orchestration.own_state import own_state
+from flows.orchestration.reporting import controlled, refused, reporter, settled, stop_job
 from flows.sweeping import carry_out, prepared_sweep
 from pipeline.errors import EXIT_DONE, InputError
 

@@ -20,10 +20,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from cluster.job import SubmitError
 from cluster.profile import LocalProfile
 from flows import requests
-from flows.jobs import Conclusion
+from flows.command_line.runs import run_state
+from flows.control.jobs import Conclusion
+from flows.control.submission import launcher_of, request_of, runs_here
 from flows.profiles import load_profile
-from flows.runs import run_state
-from flows.submission import launcher_of, request_of, runs_here
 from pipeline.config.problems import config_classes
 from pipeline.config.recipe import parse_overrides, read_yaml, recipe_path
 from pipeline.config.stages import STAGES

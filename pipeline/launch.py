@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EXIT_FAULT, EXIT_STOPPED, FaultError, InputError
-from pipeline.judgement import OUT_OF_MEMORY, NodeVerdict, judge
-from pipeline.liveness import begin_by_hand
-from pipeline.nodes import Meeting, Node, StoppedBeforeMeeting, free_port, join, lead, require_newest_start
 from pipeline.parenthood import STOP_SIGNALS, die_with_parent, stops_held
 from pipeline.run_directory import RunDirectory
-from pipeline.supervision import Supervision
-from pipeline.watchdog import Watchdog, killed_for_memory
+from pipeline.supervision.judgement import OUT_OF_MEMORY, NodeVerdict, judge
+from pipeline.supervision.liveness import begin_by_hand
+from pipeline.supervision.nodes import Meeting, Node, StoppedBeforeMeeting, free_port, join, lead, require_newest_start
+from pipeline.supervision.ranks import Supervision
+from pipeline.supervision.watchdog import Watchdog, killed_for_memory
 
 ENTRY_POINTS = {
     "pretrain": "pipeline.pretrain",

@@ -16,7 +16,7 @@ from torch.distributed import DistNetworkError, DistStoreError, HashStore, Store
 
 from pipeline.errors import FaultError
 from pipeline.rank import Rank, Stopped
-from pipeline.watchdog import collective_time_out
+from pipeline.supervision.watchdog import collective_time_out
 
 _rounds = itertools.count()  # ranks ask the same questions in the same order, in all runs of a sequence
 

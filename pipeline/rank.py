@@ -28,12 +28,12 @@ from pipeline.errors import (
     FaultError,
     InputError,
 )
-from pipeline.judgement import BROKEN_COLLECTIVE, BROKEN_DEVICE, ExitRecord
-from pipeline.liveness import beat_for_all, begin_by_hand, lives
 from pipeline.parenthood import STOP_SIGNALS
 from pipeline.progress import Position, Progress, progress_file
 from pipeline.run_directory import Attempt, RunDirectory, read_json
-from pipeline.watchdog import DUMP_SIGNAL
+from pipeline.supervision.judgement import BROKEN_COLLECTIVE, BROKEN_DEVICE, ExitRecord
+from pipeline.supervision.liveness import beat_for_all, begin_by_hand, lives
+from pipeline.supervision.watchdog import DUMP_SIGNAL
 
 MEETING_SECONDS = 60.0
 _STOPS = (signal.SIGTERM, signal.SIGUSR1)

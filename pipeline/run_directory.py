@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.judgement import ExitRecord, NodeVerdict, merged_verdict, verdict_of
 from pipeline.progress import progress_file
+from pipeline.supervision.judgement import ExitRecord, NodeVerdict, merged_verdict, verdict_of
 
 FORMAT_VERSION = 1
 RESERVE_BYTES = 256 << 10  # for what ranks and supervisor say last: a disk that fills up is a thing to be told of

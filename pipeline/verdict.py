@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EXIT_FAULT, EXIT_INPUT, FaultError, InputError
-from pipeline.nodes import Node, claimed_attempt, name_attempt, require_newest_start
 from pipeline.run_directory import Attempt, RunDirectory, look_afresh, read_json, write_json
+from pipeline.supervision.nodes import Node, claimed_attempt, name_attempt, require_newest_start
 
 VERDICT_SECONDS = 5.0  # for a verdict to be seen from here
 

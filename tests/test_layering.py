@@ -25,6 +25,13 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
 }
 
 
+FLOW_ROOMS = {  # what each room of flows may import of the others; flows themselves and the command line use them all
+    "control": {"home", "planning"},
+    "services": {"home"},
+    "orchestration": {"home", "control", "services", "requests", "profiles"},
+}
+
+
 def imported_top_levels(source: str) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(source)):
@@ -51,6 +58,15 @@ def test_rooms_on_the_way_of_the_data_know_nothing_of_those_behind_them():
                 node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
             }
             imported = {module.split(".")[1] for module in modules if module and module.startswith("pipeline.")}
+            assert imported <= allowed | {room}, f"{path} imports {imported - allowed - {room}}"
+
+
+def test_rooms_of_flows_import_only_what_lies_below():
+    for room, allowed in FLOW_ROOMS.items():
+        for path in (ROOT / "flows" / room).rglob("*.py"):
+            nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+            modules = [f"{node.module}.{node.names[0].name}" for node in nodes if node.module]
+            imported = {module.split(".")[1] for module in modules if module.startswith("flows.")}
             assert imported <= allowed | {room}, f"{path} imports {imported - allowed - {room}}"
 
 

@@ -18,8 +18,8 @@ from pipeline.config.recipe import read_yaml
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError, InputError
-from pipeline.liveness import running_elsewhere
 from pipeline.run_directory import RunDirectory
+from pipeline.supervision.liveness import running_elsewhere
 from pipeline.words import bytes_in_words
 
 LEAST_FREE_BYTES = 64 << 20  # for logs and the ledger; checkpoints are counted where they are written

@@ -23,10 +23,10 @@ from pipeline.checkpoints.fragments import TrainingState
 from pipeline.config.deepspeed import LOSS_SCALE_FLOOR, LOSS_SCALE_START_POWER, deepspeed_config
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
+from pipeline.supervision.watchdog import collective_time_out
 from pipeline.telemetry.clock import StepClock
 from pipeline.training.compilation import compile_in_place, make_leaves
 from pipeline.training.optimizer import build_optimizer, parameter_groups
-from pipeline.watchdog import collective_time_out
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LOSS, STOP, SKIPPED = "step/loss", "step/stop", "step/skipped"  # beside an objective's own sums

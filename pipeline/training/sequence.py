@@ -7,9 +7,9 @@ import torch.distributed as dist
 
 from pipeline.config.stages import read_run_config
 from pipeline.errors import EXIT_DONE
-from pipeline.judgement import ExitRecord
 from pipeline.rank import Rank
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.supervision.judgement import ExitRecord
 from pipeline.training.loop import train
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.job import Job, JobRequest, JobState
-from cluster.slurm import SlurmLauncher
-from cluster.slurm_profile import SlurmProfile
+from cluster.slurm.launcher import SlurmLauncher
+from cluster.slurm.profile import SlurmProfile
 from tests.cluster.slurm import wait_until
 
 SLEEPS = ("bash", "-c", "echo listening; sleep 300")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.job import JobState, SubmitError
-from cluster.slurm_commands import accounted
+from cluster.slurm.commands import accounted
 from tests.cluster.slurm import wait_until
 from tests.cluster.slurm_jobs import LISTENS, SLEEPS, launcher_with, logs, reaches, request_of, starts
 

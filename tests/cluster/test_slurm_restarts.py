@@ -10,7 +10,7 @@ import pytest
 from cluster.job import Job, JobState
 from cluster.local import LocalLauncher
 from cluster.resubmit import restarts_without_progress, resubmit
-from cluster.slurm import SlurmLauncher
+from cluster.slurm.launcher import SlurmLauncher
 from tests.cluster.slurm import wait_until
 from tests.cluster.slurm_jobs import LISTENS, SLEEPS, launcher_with, reaches, request_of, starts
 

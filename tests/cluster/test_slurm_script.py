@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 from cluster.job import JobRequest
 from cluster.launchers import launcher_for
 from cluster.profile import Profile, nodes_range, resolved_profile
-from cluster.slurm import SlurmLauncher
-from cluster.slurm_commands import STATES, state_of
-from cluster.slurm_profile import SlurmProfile
-from cluster.slurm_script import array_script
+from cluster.slurm.commands import STATES, state_of
+from cluster.slurm.launcher import SlurmLauncher
+from cluster.slurm.profile import SlurmProfile
+from cluster.slurm.script import array_script
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "slurm"
 PYTHON = "/opt/vit/bin/python"

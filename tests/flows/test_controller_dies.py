@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.orchestration.watchers import WatcherNote
 from flows.services.processes import stack_processes
 from flows.services.servers import (
     answers,
@@ -22,8 +23,7 @@ from flows.services.servers import (
     start_worker,
     wait_for,
 )
-from flows.stack import down, up
-from flows.watchers import WatcherNote
+from flows.services.stack import down, up
 from pipeline.run_directory import RunDirectory, read_json
 from tests.flows.conftest import post
 from tests.flows.test_slurm import SETTINGS as ON_TWO_NODES
@@ -47,7 +47,7 @@ silent()
 
 SLOTS = """
 import sys, threading
-from flows.limits import slot_of
+from flows.orchestration.limits import slot_of
 from pipeline.run_directory import RunDirectory
 
 run, cancelled = RunDirectory(sys.argv[1]), threading.Event()

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from flows import requests
-from flows.commands import plan_command
-from flows.jobs import rehearsal_message
+from flows.command_line.commands import plan_command
+from flows.control.jobs import rehearsal_message
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory, write_json
@@ -133,7 +133,7 @@ def test_supervised_pretraining_without_labels_names_the_option(home, tmp_path):
 
 
 def resume(home, run, *overrides: str) -> None:
-    from flows.runs import resume_command
+    from flows.command_line.runs import resume_command
 
     resume_command(str(run.path), list(overrides), str(home), lambda *_, **__: None)
 
@@ -289,7 +289,7 @@ def test_a_run_directory_that_cannot_be_written_is_one_line(home, digits):
 FLOWS = """
 import sys
 from pathlib import Path
-from flows.temporary_server import prefect_server
+from flows.services.temporary_server import prefect_server
 home, data = Path(sys.argv[1]), sys.argv[2]
 with prefect_server(home):
     from flows.pretrain import pretrain

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.job import CancelError, Job, JobState
-from flows import following
-from flows.following import Follower, Observation
+from flows.control import following
+from flows.control.following import Follower, Observation
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from pipeline.run_directory import RunDirectory, read_json, write_json
 

@@ -6,8 +6,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from flows import planning
-from flows.commands import plan_command
+from flows.command_line import planning
+from flows.command_line.commands import plan_command
 
 
 class Probe:

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from flows import requests
-from flows.commands import training_command
+from flows.command_line.commands import training_command
+from flows.control.submission import request_of, stop_lead_seconds
 from flows.profiles import load_profile
-from flows.submission import request_of, stop_lead_seconds
 from pipeline.errors import InputError
 from pipeline.preparation.memory import available_bytes_per_rank
 from pipeline.run_directory import RunDirectory

@@ -2,8 +2,8 @@
 
 import json
 
-from flows.progress import LedgerTail
-from flows.runs import runs_command
+from flows.command_line.runs import runs_command
+from flows.control.progress import LedgerTail
 from pipeline.progress import Progress
 from pipeline.run_directory import RunDirectory, write_json
 

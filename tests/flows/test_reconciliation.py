@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from flows.home import tracking_uri
-from flows.reconciliation import reconcile_home
-from flows.watchers import WatcherNote, watcher_notes
+from flows.orchestration.reconciliation import reconcile_home
+from flows.orchestration.watchers import WatcherNote, watcher_notes
 from pipeline.registry.tracking import KEY_TAG, connect
 from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
 

@@ -16,7 +16,7 @@ from flows.services import processes as services_processes
 from flows.services.processes import MARK, PART, end_processes, jobs_and_below, last_lines, stack_processes
 from flows.services.profile import activate_profile, remember_profile, restore_profile, with_profile
 from flows.services.servers import HOST, free_port
-from flows.stack import status, up
+from flows.services.stack import status, up
 from pipeline.errors import InputError
 
 OURS = "http://127.0.0.1:4711/api"

@@ -16,9 +16,9 @@ import pytest
 
 from cluster.job import JobState
 from flows import requests
-from flows.following import Follower
-from flows.runs import run_state
-from flows.submission import launcher_of, submit
+from flows.command_line.runs import run_state
+from flows.control.following import Follower
+from flows.control.submission import launcher_of, submit
 from pipeline.config.stages import read_run_config
 from pipeline.errors import EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, InputError
 from pipeline.loading.stream import SampleStream

@@ -18,7 +18,7 @@ from flows.home import read_stack
 from flows.services.deployments import PREFECT_FILE
 from flows.services.processes import MARK, PART, stack_processes
 from flows.services.servers import HOST, MLFLOW_PORT, PREFECT_PORT, answers
-from flows.stack import down, status, up
+from flows.services.stack import down, status, up
 from pipeline.errors import FaultError, InputError
 from tests.flows.conftest import PROFILES, post
 
@@ -154,7 +154,7 @@ def test_a_temporary_server_serves_this_process_and_ends_with_it(person, tmp_pat
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from flows.temporary_server import prefect_server\n"
+        "from flows.services.temporary_server import prefect_server\n"
         "with prefect_server(Path(sys.argv[1])) as url:\n"
         "    from prefect.client.orchestration import get_client\n"
         "    client = get_client(sync_client=True)\n"

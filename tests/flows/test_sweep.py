@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from flows.commands import sweep_command
+from flows.command_line.commands import sweep_command
 from flows.sweeping import prepared_sweep, run_names, split_settings
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import InputError

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import forwarding
+from flows.control import forwarding
 from flows.services.processes import end_processes, stack_processes
 from flows.services.servers import HOST, answers, free_port, start_mlflow_server
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED

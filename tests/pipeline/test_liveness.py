@@ -10,16 +10,16 @@ import pytest
 
 from cluster.job import JobState
 from cluster.local import LocalLauncher
-from flows.runs import run_state, stop_command
+from flows.command_line.runs import run_state, stop_command
 from pipeline.budget import rank_hours
 from pipeline.errors import InputError
-from pipeline.liveness import beat_for_all, begin_by_hand, running_elsewhere
 from pipeline.rank import _names_attempt
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.supervision.liveness import beat_for_all, begin_by_hand, running_elsewhere
 
 BEGINS = """
 import sys
-from pipeline.liveness import begin_by_hand
+from pipeline.supervision.liveness import begin_by_hand
 from pipeline.run_directory import RunDirectory
 begin_by_hand(RunDirectory(sys.argv[1]), "here")
 print(flush=True)
@@ -59,7 +59,7 @@ def test_peers_take_no_attempt_of_a_meeting_that_is_over(begun, tmp_path):
 
 
 def test_rank_0_beats_for_all_ranks_where_no_supervisor_does(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.liveness.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("pipeline.supervision.liveness.BEAT_SECONDS", 0.02)
     attempt, started = RunDirectory(tmp_path).attempt(1).make(), time.time()
     beat_for_all(attempt, 4)
     while (hours := rank_hours(attempt)) == 0:

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT
 from pipeline.node_check import STAGES, clock_faults, faults_of, reduction_faults
-from pipeline.nodes import Node
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.supervision.nodes import Node
 from tests.pipeline.training.two_nodes import environment_of
 
 SHOWN = {"host": "a", "parts": {"code": "1", "torch": "2.9"}, "accelerators": 4, "written": 1e9, "time": 100.0}

@@ -11,9 +11,11 @@ import time
 import pytest
 
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_STOPPED, FaultError, InputError
-from pipeline.judgement import OUT_OF_MEMORY, ExitRecord, Hang, NodeVerdict, merged_verdict
-from pipeline.liveness import beat
-from pipeline.nodes import (
+from pipeline.progress import Position
+from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.supervision.judgement import OUT_OF_MEMORY, ExitRecord, Hang, NodeVerdict, merged_verdict
+from pipeline.supervision.liveness import beat
+from pipeline.supervision.nodes import (
     Node,
     Peers,
     expanded_hosts,
@@ -25,8 +27,6 @@ from pipeline.nodes import (
     newer_start,
     positions_of,
 )
-from pipeline.progress import Position
-from pipeline.run_directory import RunDirectory, read_json, write_json
 from pipeline.verdict import concluded
 from tests.pipeline.training.two_nodes import Nodes
 
@@ -117,7 +117,7 @@ def test_a_node_that_waits_for_node_0_hears_of_a_stop_and_meets_it_all_the_same(
 
 
 def test_a_node_whose_node_0_never_comes_leaves_some_time_after_a_stop(run, monkeypatch):
-    code = "from pipeline import nodes; nodes.STOPPED_PATIENCE_SECONDS = 1; import sys; from pipeline import launch\n"
+    code = "from pipeline.supervision import nodes; nodes.STOPPED_PATIENCE_SECONDS = 1; import sys; from pipeline import launch\n"
     code += f"try: launch.main({str(run.path)!r})\nexcept nodes.StoppedBeforeMeeting as e: print(e); sys.exit(75)"
     environment = os.environ | {"VIT_START": "7.0", "SLURM_NODEID": "1", "SLURM_JOB_NUM_NODES": "2"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)

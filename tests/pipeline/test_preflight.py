@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FaultError, InputError
-from pipeline.liveness import FRESH_SECONDS
 from pipeline.preparation import preflight
 from pipeline.preparation.preflight import require_ready
 from pipeline.run_directory import RunDirectory, write_json
+from pipeline.supervision.liveness import FRESH_SECONDS
 from tests.pipeline.checkpoints.prepared import SAVED, prepared_run
 from tests.pipeline.conftest import forget_clients
 

@@ -6,8 +6,8 @@ import resource
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.judgement import ExitRecord, verdict_of
 from pipeline.run_directory import RunDirectory, write_json
+from pipeline.supervision.judgement import ExitRecord, verdict_of
 
 
 def record(rank: int, code: int, reason: str = "because") -> ExitRecord:

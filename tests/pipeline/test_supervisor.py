@@ -12,11 +12,11 @@ import pytest
 
 from pipeline import launch
 from pipeline.errors import EXIT_FAULT, EXIT_STOPPED
-from pipeline.judgement import ExitRecord
 from pipeline.rank import Rank, Stopped, _run
 from pipeline.run_directory import RunDirectory, write_json
-from pipeline.supervision import Supervision
-from pipeline.watchdog import Watchdog
+from pipeline.supervision.judgement import ExitRecord
+from pipeline.supervision.ranks import Supervision
+from pipeline.supervision.watchdog import Watchdog
 
 
 @pytest.fixture

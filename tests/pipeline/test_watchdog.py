@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.progress import Position, Progress, read_position
 from pipeline.run_directory import RunDirectory
-from pipeline.watchdog import Watchdog, hang_seconds, killed_for_memory, long_hang_seconds, main_frames
+from pipeline.supervision.watchdog import Watchdog, hang_seconds, killed_for_memory, long_hang_seconds, main_frames
 
 
 @pytest.fixture
@@ -107,5 +107,7 @@ def test_processes_killed_for_memory_are_counted_in_a_container_and_outside(tmp_
     assert killed_for_memory() >= 0
     outside = tmp_path / "vmstat"
     outside.write_text("pgfault 12\noom_kill 3\n")
-    monkeypatch.setattr("pipeline.watchdog.Path", lambda name: outside if name == "/proc/vmstat" else tmp_path / "none")
+    monkeypatch.setattr(
+        "pipeline.supervision.watchdog.Path", lambda name: outside if name == "/proc/vmstat" else tmp_path / "none"
+    )
     assert killed_for_memory() == 3

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.local import LocalLauncher
 from flows import profiles, requests
-from flows.following import conclude
-from flows.submission import submit
+from flows.control.following import conclude
+from flows.control.submission import submit
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED
 from pipeline.preparation.resume import change_run
 from tests.pipeline.training.runs import STEPS, new_run

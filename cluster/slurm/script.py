@@ -11,8 +11,8 @@ import shlex
 from pathlib import Path
 
 from cluster.job import JobRequest
-from cluster.slurm_profile import Image, SlurmProfile, Wheelhouse
-from cluster.slurm_submission import SCRIPT, job_comment, job_name
+from cluster.slurm.profile import Image, SlurmProfile, Wheelhouse
+from cluster.slurm.submission import SCRIPT, job_comment, job_name
 
 LITERAL = "# shellcheck disable=SC2016 # what stands in single quotes is meant literally"
 PASSED_INTO_IMAGES = (

@@ -13,18 +13,18 @@ from pathlib import Path
 
 from cluster.job import CancelError, Job, JobState, Launcher
 from cluster.profile import accelerators_here
-from flows.following import STOP_GRACE_SECONDS, Observation, conclude, newest_job_log
+from flows.control.following import STOP_GRACE_SECONDS, Observation, conclude, newest_job_log
+from flows.control.jobs import Conclusion, control, introduce, on_interrupt
+from flows.control.submission import attempt_of, launcher_of, runs_here, submit
 from flows.home import home_directory
-from flows.jobs import Conclusion, control, introduce, on_interrupt
 from flows.profiles import changed_profile
-from flows.submission import attempt_of, launcher_of, runs_here, submit
 from pipeline.budget import hours_of
 from pipeline.config.recipe import split_profile_overrides
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_STOPPED, FaultError, InputError, near_matches
-from pipeline.liveness import running_elsewhere
 from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.resume import change_run
 from pipeline.run_directory import RunDirectory, read_json
+from pipeline.supervision.liveness import running_elsewhere
 from pipeline.words import number_in_words
 
 Say = Callable[..., None]
@@ -52,7 +52,7 @@ def carried_out(run: RunDirectory, home: Path, say: Say, *, watch: bool = False)
 def controlled(run: RunDirectory, home: Path, say: Say) -> Conclusion:
     """`control` in the foreground, reporting to Prefect where its API answers."""
     with interrupts(run) as (cancelled, detached):
-        from flows.mirror import mirrored
+        from flows.orchestration.mirror import mirrored
 
         def work(observe: Callable[[Observation], None]) -> Conclusion:
             return control(run, home, say, cancelled=cancelled, detached=detached, observe=observe)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, FaultError, InputError
-from pipeline.judgement import Hang
-from pipeline.liveness import BEAT_SECONDS, FRESH_SECONDS, host_name
 from pipeline.parenthood import STOP_SIGNALS, ignore_stops
 from pipeline.progress import Position
 from pipeline.run_directory import Attempt, RunDirectory, look_afresh, read_json, write_json
-from pipeline.watchdog import hang_seconds, long_hang_seconds
+from pipeline.supervision.judgement import Hang
+from pipeline.supervision.liveness import BEAT_SECONDS, FRESH_SECONDS, host_name
+from pipeline.supervision.watchdog import hang_seconds, long_hang_seconds
 
 LOOK_SECONDS = (0.1, 2.0)  # between two looks at job.json, first and later: a thousand nodes may wait
 STOPPED_PATIENCE_SECONDS = 30.0  # for the meeting, once a stop was asked for

@@ -8,58 +8,21 @@ import contextlib
 import fcntl
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from cluster.job import Job, JobState
+from cluster.job import JobState
+from flows.control.jobs import MIRRORED, Forwarder, launcher_of
 from flows.home import tracking_uri
-from flows.jobs import MIRRORED, Forwarder, conclude, launcher_of
-from flows.submission import runs_here
-from flows.watchers import watcher_notes
+from flows.orchestration.standing import Standing, standing
+from flows.orchestration.watchers import watcher_notes
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
-from pipeline.liveness import lives, running_elsewhere
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.supervision.liveness import lives
 
-RESTART_SECONDS = 2.0
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What a run directory and the place of its job say together."""
-
-    job: Job | None
-    state: JobState | None  # None: nothing was ever submitted
-    code: int | None  # of the contract, where it has ended
-    reason: str
-
-    @property
-    def alive(self) -> bool:
-        return self.state in (JobState.PENDING, JobState.RUNNING)
-
-
-def standing(run: RunDirectory) -> Standing:
-    """How a run stands; of a job whose place does not answer nothing is concluded."""
-    launcher = launcher_of(run)
-    job = launcher.find(run.path)
-    if run.result_file.is_file():
-        return Standing(job, JobState.ENDED, EXIT_DONE, "done")
-    if job is None:
-        return Standing(None, None, None, "new")
-    state = launcher.state(job)
-    if state is JobState.ENDED and runs_here(run) and running_elsewhere(run):
-        state = JobState.RUNNING
-    if state is JobState.ENDED and not runs_here(run):  # between a job's end and its own restart it may look so
-        time.sleep(RESTART_SECONDS)
-        job = launcher.find(run.path)
-        state = launcher.state(job)
-    if state is not JobState.ENDED:
-        return Standing(job, state, None, state.value)
-    return Standing(job, state, *conclude(run, job))
 
 
 def reconcile_home(home: Path, say: Say) -> int:
@@ -161,14 +124,14 @@ def _repair_tracking(home: Path, standings: dict[RunDirectory, Standing], say: S
 
 
 def _repair_flow_runs(home: Path, standings: dict[RunDirectory, Standing], say: Say) -> int:
-    from flows.mirror import api_that_answers, use_api
+    from flows.orchestration.mirror import api_that_answers, use_api
 
     url = api_that_answers(home)
     if url is None:
         say("no Prefect API answers: its flow runs were left as they are")
         return 0
     use_api(url)
-    from flows.flow_run_repair import repair_flow_runs
+    from flows.orchestration.flow_run_repair import repair_flow_runs
 
     return repair_flow_runs(home, standings, say)
 

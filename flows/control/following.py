@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from cluster.job import Job, JobState, Launcher
 from cluster.resubmit import resubmit
-from flows.progress import LINE_SECONDS, LedgerTail
-from flows.submission import LOCAL, attempt_of, runs_here, submit
+from flows.control.progress import LINE_SECONDS, LedgerTail
+from flows.control.submission import LOCAL, attempt_of, runs_here, submit
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
 from pipeline.run_directory import RunDirectory, read_json
 from pipeline.verdict import concluded

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows import requests
+from flows.command_line.runs import carried_out, controlled, finished, interrupts
+from flows.control.jobs import control
+from flows.control.progress import ingest_progress, ingest_words
+from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
-from flows.jobs import control
 from flows.planning import measured, plan_lines
 from flows.profiles import load_profile
-from flows.progress import ingest_progress, ingest_words
-from flows.runs import carried_out, controlled, finished, interrupts
-from flows.submission import launcher_of, request_of
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import (
     apply_overrides,
@@ -145,13 +145,13 @@ def register_command(model: str, name: str, directory: str | None, say: Say) -> 
 
 
 def reconcile_command(directory: str | None, say: Say) -> int:
-    from flows.reconciliation import reconcile_home
+    from flows.orchestration.reconciliation import reconcile_home
 
     return reconcile_home(home_directory(directory), say)
 
 
 def up_command(directory: str | None, data: str | None, say: Say) -> int:
-    from flows import stack
+    from flows.services import stack
 
     home = home_directory(directory)
     started = time.monotonic()
@@ -163,14 +163,14 @@ def up_command(directory: str | None, data: str | None, say: Say) -> int:
 
 
 def down_command(directory: str | None, say: Say) -> int:
-    from flows import stack
+    from flows.services import stack
 
     stack.down(home_directory(directory), say)
     return EXIT_DONE
 
 
 def status_command(directory: str | None, say: Say) -> int:
-    from flows import stack
+    from flows.services import stack
 
     for row in stack.status(home_directory(directory)):
         say("  ".join(str(value) for value in row.values()))
@@ -179,7 +179,7 @@ def status_command(directory: str | None, say: Say) -> int:
 
 def quickstart_command(directory: str | None, say: Say) -> int:
     home = home_directory(directory)
-    from flows.temporary_server import prefect_server
+    from flows.services.temporary_server import prefect_server
 
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     started = time.monotonic()

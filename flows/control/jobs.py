@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profile import accelerators_here
-from flows.following import STOP_GRACE_SECONDS, Follower, Observation, conclude, ignore
-from flows.forwarding import MIRRORED, Forwarder
-from flows.submission import launcher_of, runs_here, submit
+from flows.control.following import STOP_GRACE_SECONDS, Follower, Observation, conclude, ignore
+from flows.control.forwarding import MIRRORED, Forwarder
+from flows.control.submission import launcher_of, runs_here, submit
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import EXIT_DONE

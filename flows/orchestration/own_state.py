@@ -23,8 +23,8 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run as current_flow_run
 from prefect.states import Running
 
+from flows.orchestration.watchers import WatcherNote
 from flows.services.api import impatient_client
-from flows.watchers import WatcherNote
 
 POLL_SECONDS = 3.0
 ANSWER_SECONDS = 8.0  # a SIGTERM waits so long for the API to say whether it is a cancellation

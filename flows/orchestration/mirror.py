@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flows.control.jobs import Conclusion, Observation, ignore
 from flows.home import read_stack
-from flows.jobs import Conclusion, Observation, ignore
 from pipeline.run_directory import RunDirectory
 
 Work = Callable[[Callable[[Observation], None]], Conclusion]
@@ -67,9 +67,9 @@ def _as_flow_run(run: RunDirectory, home: Path, work: Work, cancelled: threading
     from prefect import flow
     from prefect.states import Cancelled, State
 
-    from flows.artifacts import run_artifacts
-    from flows.own_state import own_state
-    from flows.reporting import state_of
+    from flows.orchestration.artifacts import run_artifacts
+    from flows.orchestration.own_state import own_state
+    from flows.orchestration.reporting import state_of
 
     stops_in_order: Any = signal.getsignal(signal.SIGTERM)  # Prefect puts its own in the place of it
 

@@ -21,10 +21,10 @@ from cluster.job import (
     submission_lock,
     write_object,
 )
-from cluster.slurm_commands import NoAnswer, Record, accounted, queue, scancel
-from cluster.slurm_profile import SlurmProfile
-from cluster.slurm_script import array_script, sbatch_script
-from cluster.slurm_submission import (
+from cluster.slurm.commands import NoAnswer, Record, accounted, queue, scancel
+from cluster.slurm.profile import SlurmProfile
+from cluster.slurm.script import array_script, sbatch_script
+from cluster.slurm.submission import (
     KIND,
     SCRIPT,
     job_comment,

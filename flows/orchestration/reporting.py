@@ -15,12 +15,12 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Failed, State
 
 from cluster.job import JobState
-from flows.artifacts import run_artifacts
+from flows.control.jobs import STOP_GRACE_SECONDS, Conclusion, control, launcher_of
 from flows.home import home_directory
-from flows.jobs import STOP_GRACE_SECONDS, Conclusion, control, launcher_of
-from flows.limits import slot_of
-from flows.own_state import OwnState, own_state, this_watch
-from flows.watchers import WatcherNote
+from flows.orchestration.artifacts import run_artifacts
+from flows.orchestration.limits import slot_of
+from flows.orchestration.own_state import OwnState, own_state, this_watch
+from flows.orchestration.watchers import WatcherNote
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, InputError
 from pipeline.run_directory import RunDirectory
 

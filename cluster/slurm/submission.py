@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.job import JOB_FILE, Job, JobState, read_object, write_object
-from cluster.slurm_commands import NoAnswer, Record, accounted, queue, sbatch
+from cluster.slurm.commands import NoAnswer, Record, accounted, queue, sbatch
 
 KIND = "slurm"
 SCRIPT = "job.sbatch"

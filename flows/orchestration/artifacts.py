@@ -17,9 +17,9 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
+from flows.control.jobs import MIRRORED, Conclusion, Observation
+from flows.control.progress import progress_line
 from flows.home import read_stack, tracking_uri
-from flows.jobs import MIRRORED, Conclusion, Observation
-from flows.progress import progress_line
 from flows.services.api import impatient_client
 from flows.services.servers import answers
 from pipeline.errors import EXIT_DONE

@@ -39,7 +39,10 @@ def silent_flow_runs() -> AutomationCore:
         "`vit runs` says so, and `vit reconcile` takes it up again",
     )
     return AutomationCore(
-        name=NAME, description="Made by `vit up`; see flows/automations.py.", trigger=trigger, actions=[crash]
+        name=NAME,
+        description="Made by `vit up`; see flows/orchestration/automations.py.",
+        trigger=trigger,
+        actions=[crash],
     )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED
-from pipeline.judgement import Hang
-from pipeline.liveness import BEAT_SECONDS, beat
-from pipeline.nodes import Node, Peers, lost_seconds
 from pipeline.run_directory import Attempt
-from pipeline.watchdog import Watchdog
+from pipeline.supervision.judgement import Hang
+from pipeline.supervision.liveness import BEAT_SECONDS, beat
+from pipeline.supervision.nodes import Node, Peers, lost_seconds
+from pipeline.supervision.watchdog import Watchdog
 
 GRACE_SECONDS = 15.0  # for the peers of a dead rank to see their broken collective and leave a record
 LOOK_SECONDS = 0.5

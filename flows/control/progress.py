@@ -8,9 +8,9 @@ from typing import Any
 from pipeline.config.stages import read_run_config
 from pipeline.ingestion.build import IngestReport
 from pipeline.loading.verdict import observed_verdict
-from pipeline.nodes import positions_of
 from pipeline.progress import Position, read_position
 from pipeline.run_directory import RunDirectory
+from pipeline.supervision.nodes import positions_of
 from pipeline.words import duration_in_words
 
 LINE_SECONDS = 5.0

@@ -5,6 +5,7 @@ home are touched, and only those that left a note.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -13,16 +14,17 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled, Crashed, State
 
 from cluster.job import JobState
-from flows.jobs import Conclusion
-from flows.reconciliation import Say, Standing, standing
-from flows.reporting import state_of, stopped
+from flows.control.jobs import Conclusion
+from flows.orchestration.reporting import state_of, stopped
+from flows.orchestration.standing import Standing, standing
+from flows.orchestration.watchers import WatcherNote, watcher_notes
 from flows.services.api import impatient_client
-from flows.watchers import WatcherNote, watcher_notes
 from pipeline.run_directory import RunDirectory, read_json
 
 TIMEOUT_SECONDS = 15.0
 TELLING_SECONDS = 15.0  # a worker says Crashed twice, up to some seconds apart, whatever was said in between
 MOST_STARTS = 20  # of one flow run: one that dies at every start is a person's business
+Say = Callable[[str], None]
 
 
 def repair_flow_runs(home: Path, standings: dict[RunDirectory, Standing], say: Say) -> int:
