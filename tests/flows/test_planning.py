@@ -6,7 +6,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from flows.command_line import planning
+from flows import planning
 from flows.command_line.commands import plan_command
 
 

@@ -117,7 +117,8 @@ def test_a_node_that_waits_for_node_0_hears_of_a_stop_and_meets_it_all_the_same(
 
 
 def test_a_node_whose_node_0_never_comes_leaves_some_time_after_a_stop(run, monkeypatch):
-    code = "from pipeline.supervision import nodes; nodes.STOPPED_PATIENCE_SECONDS = 1; import sys; from pipeline import launch\n"
+    code = "import sys\nfrom pipeline import launch\nfrom pipeline.supervision import nodes\n"
+    code += "nodes.STOPPED_PATIENCE_SECONDS = 1\n"
     code += f"try: launch.main({str(run.path)!r})\nexcept nodes.StoppedBeforeMeeting as e: print(e); sys.exit(75)"
     environment = os.environ | {"VIT_START": "7.0", "SLURM_NODEID": "1", "SLURM_JOB_NUM_NODES": "2"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
