@@ -35,7 +35,7 @@ async def make_pool_and_automation() -> None:
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
 
-    from flows.orchestration.automations import NAME, make_automation
+    from flows.services.automations import NAME, make_automation
 
     template = ProcessWorker.get_default_base_job_template()
     deadline = time.monotonic() + DEADLINE_SECONDS

@@ -40,7 +40,7 @@ def silent_flow_runs() -> AutomationCore:
     )
     return AutomationCore(
         name=NAME,
-        description="Made by `vit up`; see flows/orchestration/automations.py.",
+        description="Made by `vit up`; see flows/services/automations.py.",
         trigger=trigger,
         actions=[crash],
     )
