@@ -49,8 +49,9 @@ def memory_shortage(prepared: PreparedRun, placement: Placement) -> str | None:
     need = needed_bytes(prepared, placement)
     if available is None or need <= available:
         return None
+    ranks = "1 rank needs" if placement.ranks_per_node == 1 else f"{placement.ranks_per_node} ranks need"
     return (
-        f"{prepared.name}: {placement.ranks_per_node} ranks need about {bytes_in_words(need)} of memory each, "
+        f"{prepared.name}: {ranks} about {bytes_in_words(need)} of memory each, "
         f"{bytes_in_words(available)} are free for each; {_what_fits(prepared, placement, available)}"
     )
 
