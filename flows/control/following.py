@@ -92,8 +92,8 @@ class Follower:
             self._observe(job, state, tail)
             self._cancel_if_asked(job)
             time.sleep(LOOK_SECONDS)
+        self._close(tail)  # it reads to the end, which is then observed
         self._observe(job, JobState.ENDED, tail, at_once=True)
-        self._close(tail)
         newest = attempt_of(self.run, job)  # None once a successor has written its own job.json
         return attempt if newest is None else newest
 
