@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from flows import requests
+from flows import profiles
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.resume import change_run
 from pipeline.run_directory import RunDirectory
@@ -21,7 +21,7 @@ DEADLINE_SECONDS = 150
 def run_for_nodes(folder: Path, data: Path, *settings: str, nodes: int = 2) -> RunDirectory:
     """A tiny run of one rank per node, that may start on one node or two, planned for `nodes`."""
     run = new_run(folder, str(data), *settings, ranks=1)
-    profile, placement = requests.changed_profile(run.profile_file, [])
+    profile, placement = profiles.changed_profile(run.profile_file, [])
     change_run(run, [], profile, placement_on(placement, nodes))
     return run
 
