@@ -100,12 +100,10 @@ def queue(*, names: Sequence[str] = (), job: str | None = None) -> list[Record]:
         return []
     if done.returncode != 0:
         raise NoAnswer(_one_line(done.stderr) or f"squeue ended with {done.returncode}")
-    records = []
-    for line in done.stdout.splitlines():
-        if line.count("|") >= 7:
-            id, state, reason, elapsed, nodes, submitted, name, comment = line.split("|", 7)
-            records.append(Record(id, state, reason, elapsed, nodes, "", submitted, name, comment))
-    return records
+    return [
+        Record(id, state, reason, elapsed, nodes, "", submitted, name, comment)
+        for id, state, reason, elapsed, nodes, submitted, name, comment in _rows(done.stdout)
+    ]
 
 
 def accounted(*, names: Sequence[str] = (), job: str | None = None, since: float = 0.0) -> list[Record]:
@@ -119,12 +117,15 @@ def accounted(*, names: Sequence[str] = (), job: str | None = None, since: float
         return []
     if done.returncode != 0:
         raise NoAnswer(_one_line(done.stderr) or f"sacct ended with {done.returncode}")
-    records = []
-    for line in done.stdout.splitlines():
-        if line.count("|") >= 7:
-            id, state, exit_code, elapsed, nodes, submitted, name, comment = line.split("|", 7)
-            records.append(Record(id, state, "", elapsed, nodes, exit_code, submitted, name, comment))
-    return records
+    return [
+        Record(id, state, "", elapsed, nodes, exit_code, submitted, name, comment)
+        for id, state, exit_code, elapsed, nodes, submitted, name, comment in _rows(done.stdout)
+    ]
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The eight fields of each line; of the last, the comment, separators are part."""
+    return [line.split("|", 7) for line in text.splitlines() if line.count("|") >= 7]
 
 
 def sbatch(script: Path, *options: str) -> str:

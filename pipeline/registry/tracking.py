@@ -52,8 +52,13 @@ def find_mirrored_run(run: RunDirectory, tracking_uri: str) -> tuple[str, str] |
     experiment = client.get_experiment_by_name(f"vit/{read_yaml(run.config_file)['stage']}")
     if experiment is None:
         return None
-    found = client.search_runs([experiment.experiment_id], f"tags.`{KEY_TAG}` = '{run.key}'", max_results=1)
-    return (experiment.experiment_id, found[0].info.run_id) if found else None
+    found = _run_of_key(client, experiment.experiment_id, run.key)
+    return (experiment.experiment_id, found.info.run_id) if found else None
+
+
+def _run_of_key(client: Any, experiment: str, key: str) -> Any:
+    """The MLflow run that mirrors the run directory of this key; None where there is none."""
+    return next(iter(client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)), None)
 
 
 def keys_left_running(tracking_uri: str) -> set[str]:
@@ -101,10 +106,8 @@ class Mirror:
         self.client = connect(self.tracking_uri)
         config = read_yaml(self.run.config_file)
         experiment = experiment_id(self.client, f"vit/{config['stage']}", self.tracking_uri, self.home)
-        found = self.client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{self.run.key}'", max_results=1)
-        if found:
-            run = found[0]
-        else:
+        run = _run_of_key(self.client, experiment, self.run.key)
+        if run is None:
             tags = {KEY_TAG: self.run.key, "vit.run_directory": str(self.run.path)} | self._provenance_tags()
             run = self.client.create_run(experiment, run_name=self.run.path.name, tags=tags)
         # The answer to an earlier request may have been lost: parameters that are not there yet are sent now.
