@@ -1,6 +1,7 @@
 """What the page of a flow run shows of one run: its progress, a link to its MLflow run, and at the end a table.
 
-All of it is sent from a thread, with short time-outs, and may fail: the run directory holds the truth.
+All of it is sent from a thread, with short time-outs, and may fail: the run directory holds the truth. A flow run that
+is watched again by another process goes on with the artifacts that it has.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
 from flows.control.jobs import MIRRORED, Conclusion, Observation
 from flows.control.progress import progress_line
@@ -38,7 +40,8 @@ class RunArtifacts:
         self.run, self.home, self.flow_run_id = run, home, UUID(flow_run_id)
         self.stage = run.plan()["stage"]
         self._newest: Observation | None = None
-        self._sent_step, self._progress_id = -1, None
+        self._sent_step = -1
+        self._ids: dict[str, UUID] = {}
         self._linked, self._tabled = self.stage not in MIRRORED, False
         self._ended, self._began = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._send,), daemon=True)
@@ -80,10 +83,7 @@ class RunArtifacts:
             return
         share, words = 100.0 * seen.step / seen.last_step, progress_line(seen.entry, seen.last_step)
         description = f"{self.run.path.name}: {words}"
-        if self._progress_id is None:
-            self._progress_id = self._create(client, "progress", share, description)
-        else:
-            client.update_artifact(self._progress_id, ArtifactUpdate(data=share, description=description))
+        self._put(client, "progress", share, description)
         self._sent_step = seen.step
 
     def _link(self, client: SyncPrefectClient) -> None:
@@ -95,23 +95,36 @@ class RunArtifacts:
             address = mlflow_address(uri, (read_stack(self.home) or {}).get("mlflow_url"), *found)
             words = f"MLflow run of {self.run.path.name}: {address}"
             shown = f"[{address}]({address})" if address.startswith("http") else f"`{address}`"
-            self._create(client, "markdown", shown, words, key="mlflow")
+            self._put(client, "markdown", shown, words, key="mlflow")
             self._linked = True
 
     def _table(self, client: SyncPrefectClient, conclusion: Conclusion) -> None:
         if not self._tabled:
             row = result_row(self.run, conclusion, self._seconds)
-            self._create(client, "table", json.dumps([row]), conclusion.message, key="result")
+            self._put(client, "table", json.dumps([row]), conclusion.message, key="result")
             self._tabled = True
 
-    def _create(
+    def _put(
         self, client: SyncPrefectClient, kind: str, data: Any, description: str, key: str | None = None
-    ) -> UUID:
-        artifact = ArtifactCreate(
-            key=artifact_key(key or kind, self.run), type=kind, data=data, description=description,
-            flow_run_id=self.flow_run_id,
-        )  # fmt: skip
-        return client.create_artifact(artifact).id
+    ) -> None:  # fmt: skip
+        """Make this flow run's artifact of this key, or change the one that it or an earlier process of it made."""
+        key = artifact_key(key or kind, self.run)
+        known = self._ids.get(key) or self._made_earlier(client, key)
+        if known is not None:
+            client.update_artifact(known, ArtifactUpdate(data=data, description=description))
+        else:
+            made = ArtifactCreate(
+                key=key, type=kind, data=data, description=description, flow_run_id=self.flow_run_id
+            )  # fmt: skip
+            known = client.create_artifact(made).id
+        self._ids[key] = known
+
+    def _made_earlier(self, client: SyncPrefectClient, key: str) -> UUID | None:
+        wanted = ArtifactFilter(
+            key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[self.flow_run_id])
+        )
+        found = client.read_artifacts(artifact_filter=wanted, limit=1)
+        return found[0].id if found else None
 
 
 @contextlib.contextmanager
