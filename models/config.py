@@ -1,4 +1,4 @@
-"""What a model is, as typed configs without torch: the encoder, and the objective it learns from.
+"""What an encoder and a decoder are, as typed configs without torch.
 
 An encoder is named by its size and patch (`vit_l16`) or by timm's name for it (`vit_large_patch16_224`); after
 validation every number that builds it stands in the config, so a plan can count its parameters without building it.
@@ -130,26 +130,3 @@ class DecoderConfig(Config):
                 "sine-cosine positions"
             )
         return self
-
-
-class SupervisedConfig(Config):
-    """Predict the label of an image: softmax cross-entropy."""
-
-    kind: Literal["supervised"] = "supervised"
-    label_smoothing: Rate = 0.0
-    """Share of the target spread evenly over all classes."""
-
-
-class MaskedAutoencoderConfig(Config):
-    """Masked autoencoder (arXiv:2111.06377): the encoder sees a few patches, a decoder predicts the others' pixels."""
-
-    kind: Literal["mae"] = "mae"
-    mask_ratio: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.75
-    """Share of the patches hidden from the encoder."""
-    normalise_target: bool = True
-    """Predict pixels normalised by the mean and deviation of their own patch (MAE's norm_pix_loss)."""
-    decoder: DecoderConfig = DecoderConfig()
-    """The decoder."""
-
-
-ObjectiveConfig = Annotated[SupervisedConfig | MaskedAutoencoderConfig, Field(discriminator="kind")]

@@ -4,11 +4,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.config import MaskedAutoencoderConfig
 from models.decoder import PixelDecoder
 from models.drop_path import place_drop_path
 from models.encoder import encode_visible
 from models.masking import PatchMask, random_patch_mask
+from models.objective_config import MaskedAutoencoderConfig
 from models.objectives.batch import Batch, Outcome
 from models.patches import patchify, unpatchify
 

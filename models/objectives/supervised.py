@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.config import SupervisedConfig
 from models.drop_path import place_drop_path
+from models.objective_config import SupervisedConfig
 from models.objectives.batch import NO_LABEL, Batch, Outcome
 
 

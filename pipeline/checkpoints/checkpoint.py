@@ -8,6 +8,7 @@ attempt A is still the current one before it renames, so a cut-off node cannot h
 
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.errors import FaultError
 from pipeline.run_directory import FORMAT_VERSION, Attempt, Checkpoint, RunDirectory, read_json, write_json
 from pipeline.shards.atomic import sync_directory, write_file
+
+READERS = 4  # threads of a restore: more than one stream is what a disk, a file server and memory are fast at
 
 
 def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -123,13 +126,30 @@ def write_weights(checkpoint: Checkpoint, directory: Path) -> None:
 
 @torch.no_grad()
 def load_checkpoint(state: TrainingState, checkpoint: Checkpoint) -> None:
-    """Read this rank's fragments, whoever wrote them. Collective under ZeRO."""
+    """Read this rank's fragments, whoever wrote them. Collective under ZeRO.
+
+    Several threads read, into where the tensors lie; the compute weights are filled while moments are still being read.
+    """
     place = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     stored = StoredFragments(checkpoint, first=rank_file(*place))
     state.prepare_moments(checkpoint.manifest.get("updates", checkpoint.step))
-    for kind, flats in state.tensors().items():
-        source = kind if stored.has(kind) else "fp32"  # an average that was switched on starts at the weights
-        for fragment in state.fragments:
-            target = flats[fragment.flat].narrow(0, fragment.offset, fragment.count)
-            stored.read(fragment.name, source, fragment.start, target)
-    state.publish()
+    with ThreadPoolExecutor(READERS, "restore") as readers:
+        reading: dict[str, list[Future]] = {}
+        for kind, flats in state.tensors().items():
+            source = kind if stored.has(kind) else "fp32"  # an average that was switched on starts at the weights
+            reads = (
+                stored.reads(
+                    one.name, source, one.start, flats[one.flat].narrow(0, one.offset, one.count)
+                )
+                for one in state.fragments
+            )  # fmt: skip
+            reading[kind] = [readers.submit(read) for parts in reads for read in parts]
+        _await(reading.pop("fp32"))
+        state.publish()
+        for parts in reading.values():
+            _await(parts)
+
+
+def _await(reads: list[Future]) -> None:
+    for read in reads:
+        read.result()

@@ -11,8 +11,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,19 +112,26 @@ class StoredFragments:
 
     def read(self, name: str, kind: str, start: int, target: Tensor) -> None:
         """Fill `target`, one-dimensional, with elements from `start` of a parameter; every one must be stored once."""
+        for read in self.reads(name, kind, start, target):
+            read()
+
+    def reads(self, name: str, kind: str, start: int, target: Tensor) -> list[Callable[[], None]]:
+        """What fills `target`, part by part; the parts may be read in any order, and beside each other."""
         end, found, seen = start + target.numel(), 0, 0
+        reads = []
         while True:
             pieces = self._pieces.get((name, kind), [])
             for piece in pieces[seen:]:
                 low, high = max(start, piece.start), min(end, piece.start + piece.count)
                 if low < high:
-                    piece.read(low - piece.start, target[low - start : high - start])
+                    reads.append(partial(piece.read, low - piece.start, target[low - start : high - start]))
                     found += high - low
             seen = len(pieces)
             if found >= target.numel() or not self._unopened:
                 break
             self._open_next()
         assert found == target.numel(), f"{self.directory}: {name} {kind}: {found} of {target.numel()} elements"
+        return reads
 
 
 def _places(file: io.FileIO) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from models.config import MaskedAutoencoderConfig
 from pipeline.config.deepspeed import REDUCE_BUCKET_ELEMENTS
 from pipeline.config.optimizer import OptimizerConfig
 from pipeline.config.plan import BatchPlan
@@ -84,22 +83,14 @@ def _partitioned_weights(parameters: int, activations: int, world: int, compute:
 
 def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: str) -> int:
     """Bytes kept for backward; with activation checkpointing the inputs of all blocks, and one block in backward."""
-    encoder, objective = config.encoder, config.objective
-    size = 4 if precision == "fp32" else 2
-    tokens, of_loss = encoder.num_patches + 1, 0
-    parts = [(tokens, encoder.embed_dim, encoder.depth)]
-    if isinstance(objective, MaskedAutoencoderConfig):
-        visible = encoder.num_patches - int(encoder.num_patches * objective.mask_ratio) + 1
-        parts = [
-            (visible, encoder.embed_dim, encoder.depth),
-            (tokens, objective.decoder.embed_dim, objective.decoder.depth),
-        ]
-        of_loss = 8 * encoder.num_patches * encoder.patch_size**2 * encoder.channels  # error and its weight, in fp32
+    objective = config.objective.size(config.encoder, num_classes=0)  # a head's scores are too few to count
+    size, parts = 4 if precision == "fp32" else 2, objective.stacks
     of_block = ACTIVATIONS_PER_TOKEN * size // 2
     if config.activation_checkpointing:
         whole_block = max(count * width * (of_block + WIDEST_GRADIENT * size // 2) for count, width, _ in parts)
         return micro_batch_size * (whole_block + sum(size * count * width * depth for count, width, depth in parts))
-    return micro_batch_size * (sum(count * width * depth * of_block for count, width, depth in parts) + of_loss)
+    of_blocks = sum(count * width * depth * of_block for count, width, depth in parts)
+    return micro_batch_size * (of_blocks + objective.loss_bytes)
 
 
 def moment_bytes(optimizer: OptimizerConfig) -> int:

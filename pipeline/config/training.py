@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.config import EncoderConfig, ObjectiveConfig, SupervisedConfig
+from models.config import EncoderConfig
+from models.objective_config import ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
 from pipeline.config.augmentation import AugmentationConfig
 from pipeline.config.checkpoint import CheckpointConfig
@@ -134,10 +135,9 @@ class PretrainConfig(TrainingConfig):
     """A MODEL whose weights the encoder starts from. None: random weights."""
 
     @model_validator(mode="after")
-    def _something_is_hidden(self) -> "PretrainConfig":
-        patches = self.encoder.num_patches
-        if self.objective.kind == "mae" and int(patches * self.objective.mask_ratio) < 1:
-            raise ValueError(f"objective.mask_ratio {self.objective.mask_ratio} hides none of {patches} patches")
+    def _objective_can_train_the_encoder(self) -> "PretrainConfig":
+        if (problem := self.objective.problem(self.encoder, self.zero.stage)) is not None:
+            raise ValueError(problem)
         return self
 
 

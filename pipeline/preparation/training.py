@@ -207,9 +207,9 @@ def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:
     """Samples of all sources together: an epoch of a mixture is as many draws."""
     split = config.data.split
     for index in sources.indexes:
-        if config.objective.kind == "supervised" and (missing := index.num_unlabelled(split)):
+        if config.objective.reads_labels and (missing := index.num_unlabelled(split)):
             raise InputError(
-                f"{index.directory}: objective.kind: `supervised` needs labels, and {missing:,} of "
+                f"{index.directory}: objective.kind: `{config.objective.kind}` needs labels, and {missing:,} of "
                 f"{index.num_samples(split):,} samples of `{split}` have none; learn without labels by a recipe "
                 "pretrain_mae_<encoder> (objective=mae of the pretrain flow)"
             )
@@ -241,7 +241,7 @@ def _shortened_ramps(
 def with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch: int, asked_in: str) -> Any:
     """When the run is scored, and by what; InputError where it cannot be as it was asked."""
     every, best = config.validation.every_steps, config.validation.best
-    supervised = config.objective.kind == "supervised"
+    supervised = config.objective.reads_labels
     lacking = [index for index in sources.indexes if not (SPLIT in index.splits and index.num_samples(SPLIT))]
     having = [index for index in sources.indexes if index not in lacking]
     unlabelled = [index for index in having if supervised and index.num_unlabelled(SPLIT)]
@@ -266,7 +266,7 @@ def training_plan(
     """What `plan.json` holds: everything that follows from the config, the datasets and the placement."""
     batches = plan_batches(config.global_batch_size, config.micro_batch_size, placement.world_size)
     steps = plan_steps(config, samples_per_epoch)
-    num_classes = len(sources.classes or ()) if config.objective.kind == "supervised" else 0
+    num_classes = len(sources.classes or ()) if config.objective.reads_labels else 0
     precision = placement.precision(config.precision)
     parameters = count_parameters(config.encoder, config.objective, num_classes)
     memory = [rank_memory(config, batches, parameters, stage=stage, precision=precision) for stage in range(4)]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def draw_reconstructions(me: Rank, config: TrainingConfig, module: torch.nn.Module, index: DatasetIndex) -> None:
     """Write reconstructions.png into the run directory; a picture that cannot be drawn decides no run."""
-    if config.objective.kind != "mae" or config.zero.stage == 3:  # under ZeRO-3 no rank holds the whole weights
+    if not hasattr(module, "reconstruct") or config.zero.stage == 3:  # under ZeRO-3 no rank holds the whole weights
         return
     try:
         views = _views(config, index)

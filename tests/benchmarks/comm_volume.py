@@ -21,7 +21,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.build import build_objective
-from models.config import EncoderConfig, SupervisedConfig
+from models.config import EncoderConfig
+from models.objective_config import SupervisedConfig
 from models.objectives.batch import Batch
 from pipeline.config.plan import count_parameters, plan_batches
 from pipeline.config.training import PretrainConfig

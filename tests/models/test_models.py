@@ -8,9 +8,10 @@ from timm.models import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective
-from models.config import DecoderConfig, EncoderConfig, MaskedAutoencoderConfig, SupervisedConfig
+from models.config import DecoderConfig, EncoderConfig
 from models.encoder import build_encoder, encode_visible, timm_architecture
 from models.masking import num_visible_patches, random_patch_mask
+from models.objective_config import MaskedAutoencoderConfig, SupervisedConfig
 from models.objectives.batch import Batch
 from models.patches import patchify, unpatchify
 from models.positions import resample_position_embedding, sincos_position_embedding

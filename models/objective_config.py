@@ -1,0 +1,98 @@
+"""What an encoder can learn from, as typed configs without torch, and what each costs.
+
+A new objective is a config class here, a module in `models/objectives`, and its `case` in `models/build`.
+"""
+
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from models.config import DecoderConfig, EncoderConfig
+from models.decoder_size import decoder_macs, decoder_parameters
+from models.encoder_size import encoder_macs, encoder_parameters, encoder_tokens
+from models.schema import NOT_A_SWITCH, Config, Rate
+
+
+class Stack(NamedTuple):
+    """Transformer blocks alike, whose activations are kept for backward."""
+
+    tokens: int
+    width: int
+    depth: int
+
+
+class ObjectiveSize(NamedTuple):
+    """What a plan needs to know of an objective's module with its encoder. Arithmetic is of one image."""
+
+    parameters: int  # trained and fixed; without a teacher's
+    macs: float  # multiply-adds of the forward that gradients flow back through
+    stacks: tuple[Stack, ...]
+    loss_bytes: int = 0  # of what the loss keeps for backward
+    teacher_parameters: int = 0  # of a network beside the one that learns
+    teacher_macs: float = 0.0  # of its forward, which has no backward
+
+
+class _Objective(Config):
+    """What the stages ask of every objective's config."""
+
+    reads_labels: ClassVar[bool] = False
+    """Whether every sample must have a label, and whether there is an accuracy."""
+    averages_teacher: ClassVar[bool] = False
+    """Whether its teacher is the moving average of the weights, which the run then keeps at the module's momentum."""
+
+    def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
+        """Why it cannot train this encoder at this stage, in one line that names the key; None where it can."""
+        return None
+
+    def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        raise NotImplementedError
+
+
+class SupervisedConfig(_Objective):
+    """Predict the label of an image: softmax cross-entropy."""
+
+    reads_labels: ClassVar[bool] = True
+    kind: Literal["supervised"] = "supervised"
+    label_smoothing: Rate = 0.0
+    """Share of the target spread evenly over all classes."""
+
+    def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        return ObjectiveSize(
+            encoder_parameters(encoder) + num_classes * (encoder.embed_dim + 1),
+            encoder_macs(encoder) + num_classes * encoder.embed_dim,
+            (Stack(encoder_tokens(encoder), encoder.embed_dim, encoder.depth),),
+        )
+
+
+class MaskedAutoencoderConfig(_Objective):
+    """Masked autoencoder (arXiv:2111.06377): the encoder sees a few patches, a decoder predicts the others' pixels."""
+
+    kind: Literal["mae"] = "mae"
+    mask_ratio: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.75
+    """Share of the patches hidden from the encoder."""
+    normalise_target: bool = True
+    """Predict pixels normalised by the mean and deviation of their own patch (MAE's norm_pix_loss)."""
+    decoder: DecoderConfig = DecoderConfig()
+    """The decoder."""
+
+    def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
+        if int(encoder.num_patches * self.mask_ratio) < 1:
+            return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches"
+        return None
+
+    def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        patches = encoder.num_patches
+        visible = patches - int(patches * self.mask_ratio)
+        entering = encoder_tokens(encoder, visible)
+        return ObjectiveSize(
+            encoder_parameters(encoder) + decoder_parameters(self.decoder, encoder),
+            encoder_macs(encoder, visible) + decoder_macs(self.decoder, encoder, entering),
+            (
+                Stack(entering, encoder.embed_dim, encoder.depth),
+                Stack(encoder_tokens(encoder), self.decoder.embed_dim, self.decoder.depth),
+            ),
+            loss_bytes=8 * patches * encoder.patch_size**2 * encoder.channels,  # error and its weight, in fp32
+        )
+
+
+ObjectiveConfig = Annotated[SupervisedConfig | MaskedAutoencoderConfig, Field(discriminator="kind")]
