@@ -88,6 +88,7 @@ class Engine:
         if self.stage == 0 and self.accelerator.scaler is None:
             self.optimizer = base  # accelerate's wrapper searches the disk for a package at every step
         self.parameters = list(module.parameters())
+        self._share = torch.tensor(1 / plan.gradient_accumulation_steps, device=self.device)  # of a micro-batch
         self.state = TrainingState(self.wrapped, module, base, self.stage, config.ema_decay)
         self.state.check_coverage()
 
@@ -180,16 +181,15 @@ class Engine:
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of one micro-batch; behind the `last` it is that of the mean over them, and over ranks."""
-        loss = _spread_to_gradient(loss)
+        # A loss that is not finite makes the gradient so, on every rank, however it came about: 0 times it is NaN.
+        share = torch.add(self._share, loss.detach(), alpha=0)
         if self.stage:
             self.wrapped.set_gradient_accumulation_boundary(last)
-            self.wrapped.backward(loss)
+            self.wrapped.backward(loss * share, scale_wrt_gas=False)
             return
-        if self.plan.gradient_accumulation_steps > 1:
-            loss = loss / self.plan.gradient_accumulation_steps
         if self.accelerator.scaler:
             loss = self.accelerator.scaler.scale(loss)
-        loss.backward()
+        loss.backward(share)
 
     def _update(self) -> float:
         """Clip, and update the weights unless the gradient is not finite. Its norm before clipping.
@@ -216,14 +216,6 @@ class Engine:
         loss_sum, stops, skips = (totals.pop(name) for name in (LOSS, STOP, SKIPPED))
         micro_batches = self.plan.world_size * self.plan.gradient_accumulation_steps
         return StepResult(loss_sum / micro_batches, norm, skips > 0, stops > 0, totals, self.loss_scale())
-
-
-def _spread_to_gradient(loss: Tensor) -> Tensor:
-    """The loss; one that is not finite makes the gradient so, on every rank, however it came about: 0 times it is NaN.
-
-    Its value is x + 0 x c, and its gradient 1 + 0 c, where c is the value of x.
-    """
-    return torch.addcmul(loss, loss, loss.detach(), value=0)
 
 
 def _add(values: Mapping[str, Tensor], totals: dict[str, Tensor]) -> None:

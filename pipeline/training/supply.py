@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipeline.loading.verdict import observed_verdict
 from pipeline.shards.order import merged_ranges, pass_over
 
 DAMAGED = "damaged_"
+CAUSE_OF = {DAMAGED + cause: cause for cause in CAUSES}  # by the names of `Supply.counts`
+NOTHING_DAMAGED = dict.fromkeys(CAUSE_OF, 0.0)
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +38,7 @@ class Supply:
         self.skipped = merged_ranges([*self.config.data.skipped, *before, *self.rolled_back])
         before = manifest.get("damaged", {})
         self.damaged = {cause: int(before.get(cause, 0)) for cause in CAUSES}
-        self._new = dict.fromkeys(CAUSES, 0)  # of this rank, in this step
+        self._new: Counter[Cause] = Counter()  # of this rank, in this step
         self._waited = 0.0
 
     def draw(self, loader: Loader) -> RawBatch:
@@ -57,15 +60,17 @@ class Supply:
 
     def counts(self) -> dict[str, float]:
         """This rank's counts of the step, for `Engine.step` to add up."""
-        counts, self._new = self._new, dict.fromkeys(CAUSES, 0)
-        return {DAMAGED + cause: float(counts[cause]) for cause in CAUSES}
+        if not self._new:
+            return NOTHING_DAMAGED
+        counts, self._new = self._new, Counter()
+        return {name: float(counts[cause]) for name, cause in CAUSE_OF.items()}
 
     def add(self, sums: Mapping[str, float]) -> None:
         """Take the counts of all ranks after a step; DataError on every rank beyond what is allowed."""
-        new = {cause: int(sums[DAMAGED + cause]) for cause in CAUSES}
-        if not any(new.values()):
+        new = {cause: int(sums[name]) for name, cause in CAUSE_OF.items() if sums[name]}
+        if not new:
             return
-        self.damaged = {cause: self.damaged[cause] + new[cause] for cause in CAUSES}
+        self.damaged = {cause: self.damaged[cause] + new.get(cause, 0) for cause in CAUSES}
         commonest = max(self.damaged, key=lambda cause: self.damaged[cause])
         self._require_allowed(sum(self.damaged.values()), commonest, "; the ranks' logs name them")
 
