@@ -86,16 +86,18 @@ def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: s
     """Bytes kept for backward; with activation checkpointing the inputs of all blocks, and one block in backward."""
     encoder, objective = config.encoder, config.objective
     size = 4 if precision == "fp32" else 2
-    tokens, of_loss = encoder.num_patches + 1, 0
+    tokens, of_loss = encoder.num_patches + encoder.num_prefix_tokens, 0
     parts = [(tokens, encoder.embed_dim, encoder.depth)]
     if isinstance(objective, MaskedAutoencoderConfig):
-        visible = encoder.num_patches - int(encoder.num_patches * objective.mask_ratio) + 1
+        visible = tokens - int(encoder.num_patches * objective.mask_ratio)
         parts = [
             (visible, encoder.embed_dim, encoder.depth),
             (tokens, objective.decoder.embed_dim, objective.decoder.depth),
         ]
         of_loss = 8 * encoder.num_patches * encoder.patch_size**2 * encoder.channels  # error and its weight, in fp32
     of_block = ACTIVATIONS_PER_TOKEN * size // 2
+    if encoder.dropout:  # what was dropped: behind attention and the MLP, and inside it
+        of_block += round(size * (2 + encoder.mlp_ratio))
     if config.activation_checkpointing:
         whole_block = max(count * width * (of_block + WIDEST_GRADIENT * size // 2) for count, width, _ in parts)
         return micro_batch_size * (whole_block + sum(size * count * width * depth for count, width, depth in parts))

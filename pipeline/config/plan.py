@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from models.config import EncoderConfig, MaskedAutoencoderConfig, ObjectiveConfig
 from models.decoder_size import decoder_macs, decoder_parameters
+from models.encoder_size import encoder_macs, encoder_parameters
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 
@@ -76,23 +77,18 @@ def require_traced_steps(config: TrainingConfig, plan: StepPlan, first_step: int
 
 def count_parameters(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> int:
     """Parameters of the training module: encoder, and head or decoder."""
-    width, hidden = encoder.embed_dim, encoder.mlp_dim
-    block = 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
-    patch = encoder.patch_size**2 * encoder.channels * width + width
-    total = encoder.depth * block + patch + width + (encoder.num_patches + 1) * width + 2 * width
+    total = encoder_parameters(encoder)
     if isinstance(objective, MaskedAutoencoderConfig):
         return total + decoder_parameters(objective.decoder, encoder)
-    return total + num_classes * (width + 1)
+    return total + num_classes * (encoder.embed_dim + 1)
 
 
 def training_flops(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> float:
     """Floating-point operations per training image: forward 1, backward 2; matrix products only, 2 per multiply-add."""
-    width, hidden, patches = encoder.embed_dim, encoder.mlp_dim, encoder.num_patches
-    tokens = patches + 1
-    extra = width * num_classes
+    patches = encoder.num_patches
+    tokens = patches + encoder.num_prefix_tokens
+    extra = encoder.embed_dim * num_classes
     if isinstance(objective, MaskedAutoencoderConfig):
-        tokens = patches - int(patches * objective.mask_ratio) + 1
+        tokens -= int(patches * objective.mask_ratio)
         extra = decoder_macs(objective.decoder, encoder, tokens)
-    block = tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
-    embed = patches * encoder.patch_size**2 * encoder.channels * width
-    return 6.0 * (encoder.depth * block + embed + extra)
+    return 6.0 * (encoder_macs(encoder, tokens) + extra)

@@ -16,6 +16,7 @@ from pipeline.config.profiling import ProfilingConfig
 from pipeline.config.validation import ValidationConfig
 
 LENGTH_UNITS = ("epochs", "steps", "samples")
+SEES_VISIBLE_PATCHES_ALONE = ("mae",)  # objectives whose encoder never gets the hidden patches
 
 
 class TrainingConfig(Config):
@@ -138,6 +139,18 @@ class PretrainConfig(TrainingConfig):
         patches = self.encoder.num_patches
         if self.objective.kind == "mae" and int(patches * self.objective.mask_ratio) < 1:
             raise ValueError(f"objective.mask_ratio {self.objective.mask_ratio} hides none of {patches} patches")
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_serves_the_objective(self) -> "PretrainConfig":
+        kind, encoder = self.objective.kind, self.encoder
+        if kind != "supervised" and encoder.representation:
+            raise ValueError(f"encoder.representation is a layer before the head, and {kind} has none; turn it off")
+        if kind in SEES_VISIBLE_PATCHES_ALONE and encoder.positions == "relative":
+            raise ValueError(
+                f"encoder.positions relative: a block's own biases are those of all patches, and {kind} shows the "
+                "encoder some; take relative_shared"
+            )
         return self
 
 

@@ -135,11 +135,12 @@ def _words(changes: Mapping[str, Any]) -> str:
 
 def _encoder_that_fits(prepared: PreparedRun, placement: Placement, available: int) -> str:
     """The largest smaller one, with all else as it is."""
-    own, kept = prepared.config.encoder, ("image_size", "channels", "pooling", "positions", "drop_path_rate")
+    own, of_size = prepared.config.encoder, {"name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
+    kept = own.model_dump(exclude=of_size)
     beside_blocks = prepared.plan["parameters"] - _block_parameters(own)  # as many, or fewer, in a smaller one
     for letter in reversed(SIZES):
         name = f"vit_{letter}{own.patch_size}"
-        encoder = EncoderConfig.model_validate({"name": name} | {key: getattr(own, key) for key in kept})
+        encoder = EncoderConfig.model_validate({"name": name} | kept)
         parameters = beside_blocks + _block_parameters(encoder)
         smaller = replace(prepared, plan=prepared.plan | {"parameters": parameters})
         fits = needed_bytes(smaller, placement, {"encoder": encoder}) <= available
