@@ -33,7 +33,7 @@ from pipeline.preparation.rehearsal import (
 )
 from pipeline.preparation.training import PreparedRun, prepare_training
 from pipeline.preparation.write import run_path, write_run
-from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server
+from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server, unregistrable
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.storage.location import is_url
@@ -267,6 +267,8 @@ def registration_run(model: str, name: str, *, home: Path, evaluations: Sequence
         raise InputError(f"MODEL `{model}`: weights alone do not say which encoder they fit; register a run")
     if source.kind == "timm":
         raise InputError(f"MODEL `{model}`: only what was trained here is registered, a run or a checkpoint")
+    if reason := unregistrable(source):
+        raise InputError(f"MODEL `{model}`: it cannot be registered: {reason}")
     require_tracking_server(tracking_uri(home))
     raw = {
         "model": source.reference,

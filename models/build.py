@@ -5,8 +5,8 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from models.config import EncoderConfig
 from models.encoder import build_encoder
+from models.encoder_config import EncoderConfig
 from models.objective_config import MaskedAutoencoderConfig, ObjectiveConfig, SupervisedConfig
 from models.objectives.mae import MaskedAutoencoder
 from models.objectives.supervised import SupervisedObjective

@@ -6,7 +6,7 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.config import DecoderConfig
+from models.decoder_config import DecoderConfig
 from models.positions import sincos_position_embedding
 
 

@@ -1,9 +1,10 @@
-"""Stochastic depth whose coin is tossed by the sample's position, so that world size and restarts change nothing."""
+"""Stochastic depth and dropout whose coins are tossed by the sample's position, so that world size and restarts change
+nothing."""
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from models.randomness import position_uniform
+from models.randomness import keyed_uniform, position_keys, position_uniform
 
 
 class PositionDropPath(nn.Module):
@@ -23,25 +24,49 @@ class PositionDropPath(nn.Module):
         return branch * self.scale.to(branch.dtype).view(-1, *[1] * (branch.ndim - 1))
 
 
-class Coins:
-    """Tosses the coins of all drop paths of a model, before each training forward."""
+class PositionDropout(nn.Module):
+    """Drops single activations with probability `rate` (arXiv:1207.0580), scaled to keep their mean.
 
-    def __init__(self, seed: int, paths: list[PositionDropPath]):
-        self.seed, self.paths = seed, paths
+    What is drawn derives from `keys`, a tensor, as with `PositionDropPath`. Activations recomputed in backward drop
+    the same.
+    """
+
+    def __init__(self, rate: float, layer: int):
+        super().__init__()
+        self.rate, self.layer = rate, layer
+        self.keys: Tensor | None = None  # (B, 1) int64
+
+    def forward(self, activations: Tensor) -> Tensor:
+        if not self.training or self.keys is None:
+            return activations
+        draws = keyed_uniform(self.keys, activations[0].numel()).view(activations.shape)
+        return activations * ((draws >= self.rate) / (1 - self.rate)).to(activations.dtype)
+
+
+class Coins:
+    """Tosses the coins of all drop paths and dropouts of a model, before each training forward."""
+
+    def __init__(self, seed: int, paths: list[PositionDropPath], dropouts: list[PositionDropout]):
+        self.seed, self.paths, self.dropouts = seed, paths, dropouts
 
     def toss(self, positions: Tensor) -> None:
         """`positions`: (B,) int64, those of the samples in the micro-batch."""
         for path in self.paths:
             draws = position_uniform(self.seed, f"drop_path {path.layer}", positions, 1)
             path.scale = (draws >= path.rate).float() / (1 - path.rate)
+        for dropout in self.dropouts:
+            dropout.keys = position_keys(self.seed, f"dropout {dropout.layer}", positions)
 
 
 def place_drop_path(module: nn.Module, seed: int) -> Coins:
-    """Replace every timm DropPath inside `module`; returns the coins to toss before each training forward."""
-    paths: list[PositionDropPath] = []
+    """Replace every DropPath and Dropout of timm inside `module`; returns the coins to toss before each forward."""
+    coins = Coins(seed, [], [])
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, DropPath):
-                paths.append(PositionDropPath(float(child.drop_prob), len(paths) + 1))
-                setattr(parent, name, paths[-1])
-    return Coins(seed, paths)
+                coins.paths.append(PositionDropPath(float(child.drop_prob), len(coins.paths) + 1))
+                setattr(parent, name, coins.paths[-1])
+            elif isinstance(child, nn.Dropout) and child.p:
+                coins.dropouts.append(PositionDropout(child.p, len(coins.dropouts) + 1))
+                setattr(parent, name, coins.dropouts[-1])
+    return coins

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from models.config import DecoderConfig, EncoderConfig
-from models.decoder_size import decoder_macs, decoder_parameters
+from models.decoder_config import DecoderConfig
+from models.encoder_config import EncoderConfig
 from models.encoder_size import encoder_macs, encoder_parameters, encoder_tokens
 from models.schema import NOT_A_SWITCH, Config, Rate
 
@@ -85,8 +85,8 @@ class MaskedAutoencoderConfig(_Objective):
         visible = patches - int(patches * self.mask_ratio)
         entering = encoder_tokens(encoder, visible)
         return ObjectiveSize(
-            encoder_parameters(encoder) + decoder_parameters(self.decoder, encoder),
-            encoder_macs(encoder, visible) + decoder_macs(self.decoder, encoder, entering),
+            encoder_parameters(encoder) + self.decoder.parameters(encoder),
+            encoder_macs(encoder, visible) + self.decoder.macs(encoder, entering),
             (
                 Stack(entering, encoder.embed_dim, encoder.depth),
                 Stack(encoder_tokens(encoder), self.decoder.embed_dim, self.decoder.depth),

@@ -33,6 +33,11 @@ def _stream(seed: int, purpose: str) -> int:
     return _signed((seed * 0x9E3779B97F4A7C15) ^ (zlib.crc32(purpose.encode()) << 32))
 
 
+def position_keys(seed: int, purpose: str, positions: Tensor) -> Tensor:
+    """(B, 1) int64: all that the draws of a position for a purpose depend on, of positions (B,) int64."""
+    return _mix(positions.unsqueeze(1) * _signed(0x9E3779B97F4A7C15) + _stream(seed, purpose))
+
+
 def position_bits(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
     """64 random bits for each of `count` draws of each position.
 
@@ -40,11 +45,19 @@ def position_bits(seed: int, purpose: str, positions: Tensor, count: int) -> Ten
         positions: (B,) int64
         returns: (B, count) int64
     """
-    per_position = _mix(positions.unsqueeze(1) * _signed(0x9E3779B97F4A7C15) + _stream(seed, purpose))  # (B, 1)
-    index = torch.arange(1, count + 1, device=positions.device)
-    return _mix(per_position + index * _signed(0xD1B54A32D192ED03))
+    return _keyed_bits(position_keys(seed, purpose, positions), count)
+
+
+def _keyed_bits(keys: Tensor, count: int) -> Tensor:
+    index = torch.arange(1, count + 1, device=keys.device)
+    return _mix(keys + index * _signed(0xD1B54A32D192ED03))
+
+
+def keyed_uniform(keys: Tensor, count: int) -> Tensor:
+    """(B, count) float32, uniform in [0, 1), 24 bits each, of `position_keys`."""
+    return _shift(_keyed_bits(keys, count), 40).float() / (1 << 24)
 
 
 def position_uniform(seed: int, purpose: str, positions: Tensor, count: int) -> Tensor:
-    """(B, count) float32, uniform in [0, 1), 24 bits each; see `position_bits`."""
-    return _shift(position_bits(seed, purpose, positions, count), 40).float() / (1 << 24)
+    """(B, count) float32, uniform in [0, 1); see `position_bits` and `keyed_uniform`."""
+    return keyed_uniform(position_keys(seed, purpose, positions), count)

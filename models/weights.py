@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.positions import resample_position_embedding
 
-HEAD = ("head.weight", "head.bias")
+HEAD = ("head.weight", "head.bias", "head_drop.fc.weight", "head_drop.fc.bias")
 
 
 class WeightsError(ValueError):

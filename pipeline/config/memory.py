@@ -86,6 +86,8 @@ def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: s
     objective = config.objective.size(config.encoder, num_classes=0)  # a head's scores are too few to count
     size, parts = 4 if precision == "fp32" else 2, objective.stacks
     of_block = ACTIVATIONS_PER_TOKEN * size // 2
+    if config.encoder.dropout:  # what was dropped: behind attention and the MLP, and inside it
+        of_block += round(size * (2 + config.encoder.mlp_ratio))
     if config.activation_checkpointing:
         whole_block = max(count * width * (of_block + WIDEST_GRADIENT * size // 2) for count, width, _ in parts)
         return micro_batch_size * (whole_block + sum(size * count * width * depth for count, width, depth in parts))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from models.config import EncoderConfig
+from models.encoder_config import EncoderConfig
 from models.objective_config import ObjectiveConfig
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError

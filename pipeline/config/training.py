@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.config import EncoderConfig
+from models.encoder_config import EncoderConfig
 from models.objective_config import ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
 from pipeline.config.augmentation import AugmentationConfig
@@ -17,6 +17,7 @@ from pipeline.config.profiling import ProfilingConfig
 from pipeline.config.validation import ValidationConfig
 
 LENGTH_UNITS = ("epochs", "steps", "samples")
+SEES_VISIBLE_PATCHES_ALONE = ("mae",)  # objectives whose encoder never gets the hidden patches
 
 
 class TrainingConfig(Config):
@@ -138,6 +139,18 @@ class PretrainConfig(TrainingConfig):
     def _objective_can_train_the_encoder(self) -> "PretrainConfig":
         if (problem := self.objective.problem(self.encoder, self.zero.stage)) is not None:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_serves_the_objective(self) -> "PretrainConfig":
+        kind, encoder = self.objective.kind, self.encoder
+        if kind != "supervised" and encoder.representation:
+            raise ValueError(f"encoder.representation is a layer before the head, and {kind} has none; turn it off")
+        if kind in SEES_VISIBLE_PATCHES_ALONE and encoder.positions == "relative":
+            raise ValueError(
+                f"encoder.positions relative: a block's own biases are those of all patches, and {kind} shows the "
+                "encoder some; take relative_shared"
+            )
         return self
 
 

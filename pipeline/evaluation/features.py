@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.config import EncoderConfig
+from models.encoder_config import EncoderConfig
 from pipeline.errors import DataError
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.decoding import ImageFault

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from models.config import SIZES, EncoderConfig
+from models.encoder_config import SIZES, EncoderConfig
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.optimizer import WHOLE_TENSORS
 from pipeline.config.plan import plan_batches
@@ -135,11 +135,12 @@ def _words(changes: Mapping[str, Any]) -> str:
 
 def _encoder_that_fits(prepared: PreparedRun, placement: Placement, available: int) -> str:
     """The largest smaller one, with all else as it is."""
-    own, kept = prepared.config.encoder, ("image_size", "channels", "pooling", "positions", "drop_path_rate")
+    own, of_size = prepared.config.encoder, {"name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
+    kept = own.model_dump(exclude=of_size)
     beside_blocks = prepared.plan["parameters"] - _block_parameters(own)  # as many, or fewer, in a smaller one
     for letter in reversed(SIZES):
         name = f"vit_{letter}{own.patch_size}"
-        encoder = EncoderConfig.model_validate({"name": name} | {key: getattr(own, key) for key in kept})
+        encoder = EncoderConfig.model_validate({"name": name} | kept)
         parameters = beside_blocks + _block_parameters(encoder)
         smaller = replace(prepared, plan=prepared.plan | {"parameters": parameters})
         fits = needed_bytes(smaller, placement, {"encoder": encoder}) <= available

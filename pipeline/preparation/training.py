@@ -99,8 +99,13 @@ def _require_stage(raw: Mapping[str, Any], stage: str, path: Path) -> None:
 
 
 def _start_from(raw: dict[str, Any], model: ModelSource, overrides: Sequence[str], path: Path) -> dict[str, Any]:
-    """The recipe with the model's encoder under its own, and the model as where weights come from."""
+    """The recipe with the model's encoder under its own, and the model as where weights come from.
+
+    Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2).
+    """
     encoder = (model.encoder or {}) | (raw.get("encoder") or {})
+    if raw["stage"] == "finetune" and encoder.get("representation"):
+        encoder["representation"] = False
     if model.kind == "timm" and "name" not in encoder:
         encoder["name"] = model.path.partition(".")[0]
     if "name" not in encoder and not any(override.startswith("encoder.name=") for override in overrides):

@@ -1,22 +1,28 @@
 """A trained model as a directory in timm's own layout, which needs none of our code to load."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from timm.models._hub import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
-from models.config import EncoderConfig
+from models.encoder_config import EncoderConfig
+from models.positions import write_out_axes
 from pipeline.registry.locate import ModelSource
 
 
 def export_timm_directory(model: VisionTransformer, source: ModelSource, directory: Path, evaluations: dict) -> None:
     """Write config.json, model.safetensors, README.md, provenance.json and evaluation.json.
 
-    `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the same module.
+    `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the same module. A table of positions that two
+    learned axes make is written out, as timm has it.
     """
+    write_out_axes(model)
     encoder = EncoderConfig.model_validate(source.encoder)
+    if encoder.positions == "learned2d":
+        source = replace(source, encoder=source.encoder | {"positions": "learned"})
     data = {
         "input_size": (encoder.channels, *encoder.input_size),
         "mean": tuple(source.mean),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from models.config import EncoderConfig
+from models.encoder_config import EncoderConfig, inexpressible
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches
@@ -153,6 +153,11 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
         evaluation_crop_mode=data.get("crop_mode") or "center",
         objective=ours.get("objective"), lineage=(lineage or {}) | ours.get("lineage", {}),
     )  # fmt: skip
+
+
+def unregistrable(source: ModelSource) -> str | None:
+    """Why a located model cannot be registered, which needs timm alone to load; None where it can."""
+    return inexpressible(EncoderConfig.model_validate(source.encoder))
 
 
 def require_tracking_server(uri: str, timeout_seconds: float = 5.0) -> None:

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.config import EncoderConfig
 from models.encoder import build_encoder
+from models.encoder_config import EncoderConfig
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.checkpoints.files import read_weights
 from pipeline.errors import InputError

@@ -6,15 +6,19 @@ share it.
 """
 
 import torch
+from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
+from timm.models.vision_transformer_relpos import RelPosBlock
 from torch import nn
+
+BLOCKS = (Block, RelPosBlock, EvaBlock)
 
 
 def make_leaves(module: nn.Module) -> None:
     """Let ZeRO-3 gather and release each transformer block whole. Before DeepSpeed takes the module."""
     from deepspeed.utils import set_z3_leaf_modules
 
-    set_z3_leaf_modules(module, [Block])
+    set_z3_leaf_modules(module, list(BLOCKS), raise_if_not_found=False)
 
 
 def compile_in_place(module: nn.Module, stage: int, backend: str) -> None:
@@ -23,5 +27,5 @@ def compile_in_place(module: nn.Module, stage: int, backend: str) -> None:
         module.compile(backend=backend, dynamic=False)
         return
     for block in module.modules():
-        if isinstance(block, Block):  # the forward alone: ZeRO's hooks run around it
+        if isinstance(block, BLOCKS):  # the forward alone: ZeRO's hooks run around it
             block.forward = torch.compile(block.forward, backend=backend, dynamic=False)

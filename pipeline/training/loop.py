@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from models.build import build_objective
-from models.config import EncoderConfig
+from models.encoder_config import EncoderConfig
 from models.objectives.batch import Batch
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.budget import Budget

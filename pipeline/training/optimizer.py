@@ -17,12 +17,16 @@ from pipeline.config.optimizer import (
 )
 
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
-_STEM = ("encoder.patch_embed", "encoder.pos_embed", "encoder.cls_token", "encoder.reg_token", "encoder.norm_pre")
+_STEM = (
+    "encoder.patch_embed", "encoder.pos_embed", "encoder.parametrizations.pos_embed", "encoder.cls_token",
+    "encoder.reg_token", "encoder.norm_pre", "encoder.shared_rel_pos",
+)  # fmt: skip
+_NEVER_DECAYED = re.compile(r"(pos_embed|cls_token|reg_token|mask_token|relative_position_bias_table)\b")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices and kernels, not to norms, biases, tokens or positions."""
-    return parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", "reg_token", "mask_token"))
+    """Whether weight decay applies: to matrices and kernels, not to norms, biases, factors, tokens or positions."""
+    return parameter.ndim > 1 and not _NEVER_DECAYED.search(name)
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.build import build_objective
-from models.config import EncoderConfig
+from models.encoder_config import EncoderConfig
 from models.objective_config import SupervisedConfig
 from models.objectives.batch import Batch
 from pipeline.config.plan import count_parameters, plan_batches

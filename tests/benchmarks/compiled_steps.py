@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from models.build import build_objective
-from models.config import DecoderConfig, EncoderConfig
+from models.decoder_config import DecoderConfig
+from models.encoder_config import EncoderConfig
 from models.objective_config import MaskedAutoencoderConfig, SupervisedConfig
 from models.objectives.batch import Batch
 from pipeline.config.plan import plan_batches

@@ -8,8 +8,9 @@ from timm.models import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective
-from models.config import DecoderConfig, EncoderConfig
+from models.decoder_config import DecoderConfig
 from models.encoder import build_encoder, encode_visible, timm_architecture
+from models.encoder_config import EncoderConfig
 from models.masking import num_visible_patches, random_patch_mask
 from models.objective_config import MaskedAutoencoderConfig, SupervisedConfig
 from models.objectives.batch import Batch

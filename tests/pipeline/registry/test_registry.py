@@ -9,12 +9,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from models.config import EncoderConfig
 from models.encoder import build_encoder
+from models.encoder_config import EncoderConfig
 from pipeline.errors import InputError
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import champion_verdict
-from pipeline.registry.locate import ModelSource, locate_model, source_from_dict
+from pipeline.registry.locate import ModelSource, locate_model, source_from_dict, unregistrable
 from pipeline.registry.tracking import Mirror
 from pipeline.registry.weights import load_model, source_weights
 from pipeline.run_directory import RunDirectory
@@ -64,6 +64,27 @@ def test_an_exported_directory_is_located_and_loads_as_it_was(tmp_path, num_clas
     assert source_from_dict(json.loads(json.dumps(source.as_dict()))) == source
     model = load_model(source)
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in source_weights(source).items())
+
+
+@pytest.mark.parametrize("positions", ["learned2d", "relative_shared", "rotary"])
+def test_a_model_with_any_positions_loads_with_timm_alone_and_is_located_again(tmp_path, positions):
+    torch.manual_seed(0)
+    exported(tmp_path / "hf", positions=positions)
+    source = locate_model(str(tmp_path / "hf"), tracking_uri="", home=tmp_path)
+    ours, images = load_model(source), torch.randn(2, 3, 16, 16)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True).eval()
+    assert torch.equal(ours.forward_features(images), theirs.forward_features(images))
+    assert EncoderConfig.model_validate(source.encoder).positions == positions.replace("learned2d", "learned")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [({"representation": True}, "no tanh representation head"), ({"norm_eps": 1e-12}, "LayerNorm eps 1e-06 and 1e-05")],
+)
+def test_a_model_that_timm_does_not_express_is_not_registered_and_the_reason_is_said(encoder, words):
+    config = EncoderConfig(**SMALL | encoder)
+    assert words in unregistrable(ModelSource("x", "checkpoint", "x", encoder=config.model_dump()))
+    assert unregistrable(ModelSource("x", "checkpoint", "x", encoder=EncoderConfig(**SMALL).model_dump())) is None
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])

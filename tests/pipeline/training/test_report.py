@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective
-from models.config import EncoderConfig
+from models.encoder_config import EncoderConfig
 from models.objective_config import MaskedAutoencoderConfig, SupervisedConfig
 from models.objectives.batch import Batch
 from pipeline.config.plan import plan_steps, training_flops

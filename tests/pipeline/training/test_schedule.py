@@ -46,7 +46,7 @@ def test_a_rate_that_falls_by_itself_has_no_cool_down_and_ramps_fit_into_the_run
 
 def test_norms_biases_tokens_and_positions_do_not_decay():
     from models.build import build_objective
-    from models.config import EncoderConfig
+    from models.encoder_config import EncoderConfig
     from models.objective_config import SupervisedConfig
 
     module = build_objective(SupervisedConfig(), EncoderConfig(name="vit_ti16", depth=2), num_classes=3, seed=0)
