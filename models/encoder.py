@@ -144,14 +144,7 @@ def embed_patches(encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
         images: (B, C, H, W) float, normalised
         returns: patches (B, N, D), prefix (B, num_prefix_tokens, D)
     """
-    patches = encoder.patch_embed(images)  # (B, N, D)
-    tokens = [token for name in ("cls_token", "reg_token") if (token := getattr(encoder, name, None)) is not None]
-    prefix = torch.cat([patches.new_zeros(1, 0, patches.shape[-1]), *(token.to(patches.dtype) for token in tokens)], 1)
-    table = getattr(encoder, "pos_embed", None)
-    if table is not None:
-        positions, split = table.to(patches.dtype), encoder.num_prefix_tokens
-        prefix, patches = prefix + positions[:, :split], patches + positions[:, split:]
-    return patches, prefix.expand(len(images), -1, -1)
+    return _add_positions(encoder, encoder.patch_embed(images))
 
 
 def encode_visible(encoder: Encoder, images: Tensor, visible: Tensor) -> Tensor:
@@ -165,6 +158,27 @@ def encode_visible(encoder: Encoder, images: Tensor, visible: Tensor) -> Tensor:
     patches, prefix = embed_patches(encoder, images)
     kept = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))  # (B, K, D)
     return encode_tokens(encoder, torch.cat([prefix, kept], dim=1), visible)
+
+
+def encode_embedded(encoder: Encoder, embedded: Tensor) -> Tensor:
+    """Encode patch embeddings that may have been changed; positions are added here, so none can be taken away.
+
+    Shape:
+        embedded: (B, N, D), as `encoder.patch_embed` gives them
+        returns: (B, prefix + N, D)
+    """
+    patches, prefix = _add_positions(encoder, embedded)
+    return encode_tokens(encoder, torch.cat([prefix, patches], dim=1))
+
+
+def _add_positions(encoder: Encoder, patches: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = [token for name in ("cls_token", "reg_token") if (token := getattr(encoder, name, None)) is not None]
+    prefix = torch.cat([patches.new_zeros(1, 0, patches.shape[-1]), *(token.to(patches.dtype) for token in tokens)], 1)
+    table = getattr(encoder, "pos_embed", None)
+    if table is not None:
+        positions, split = table.to(patches.dtype), encoder.num_prefix_tokens
+        prefix, patches = prefix + positions[:, :split], patches + positions[:, split:]
+    return patches, prefix.expand(len(patches), -1, -1)
 
 
 def encode_tokens(encoder: Encoder, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -185,7 +199,7 @@ def encode_tokens(encoder: Encoder, tokens: Tensor, visible: Tensor | None = Non
             tokens = checkpoint(block, tokens, **of_block)
         else:
             tokens = block(tokens, **of_block)
-    return encoder.norm(tokens)
+    return encoder.fc_norm(encoder.norm(tokens))  # timm gives an encoder one of the two, by its pooling
 
 
 def _attention_positions(encoder: Encoder, visible: Tensor | None) -> dict[str, Tensor]:

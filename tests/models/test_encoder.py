@@ -48,10 +48,11 @@ def test_timm_alone_builds_the_same_network_from_the_exported_arguments(options)
 
 @pytest.mark.parametrize("options", [o for o in OPTIONS if o.get("positions") != "relative"], ids=str)
 def test_patches_in_another_order_give_the_same_tokens_in_that_order(options):
-    """So rotary angles, relative biases and tables follow the patch, and all patches together are timm's forward."""
+    """So rotary angles, relative biases and tables follow the patch, and all patches together are timm's forward, with
+    the norm that timm leaves to the head where the tokens are averaged."""
     config, encoder = EncoderConfig(**SMALL | options), encoder_of(options)
     images, prefix = images_of(config), config.num_prefix_tokens
-    whole = encoder.forward_features(images)
+    whole = encoder.fc_norm(encoder.forward_features(images))
     order = torch.stack([torch.randperm(config.num_patches) for _ in images])
     shuffled = encode_visible(encoder, images, order)
     again = shuffled[:, prefix:].gather(1, order.argsort(1).unsqueeze(-1).expand(-1, -1, config.embed_dim))
