@@ -89,22 +89,36 @@ def set_aside(damaged: Iterable[Path]) -> None:
         os.replace(directory, aside)
 
 
-def require_room(run: RunDirectory, config: CheckpointConfig, checkpoint_bytes: int, best: Best | None = None) -> None:
-    """InputError where the disk cannot hold the checkpoints that stay, and the one being written."""
+def require_room(
+    run: RunDirectory, config: CheckpointConfig, checkpoint_bytes: int, weights_bytes: int = 0,
+    best: Best | None = None,
+) -> None:  # fmt: skip
+    """InputError where the disk cannot hold the checkpoints that stay, the one being written, and weights at a cadence.
+
+    `checkpoint_bytes` and `weights_bytes`: of one each.
+    """
     plan = _step_plan(run)
-    cools = plan is not None and plan.cooldown_samples > 0
-    at_intervals = plan.steps // config.keep_every_steps if plan is not None and config.keep_every_steps else 0
+    steps, cools = (plan.steps, plan.cooldown_samples > 0) if plan else (0, False)
+    at_intervals = steps // config.keep_every_steps if config.keep_every_steps else 0
     count = config.keep + 1 + (best is not None) + cools + at_intervals
     held = sum(entry["bytes"] for one in run.committed_checkpoints() for entry in one.manifest["files"].values())
     # Old ones go behind a commit only, so there must be room for one more, whatever is held.
-    needed, free = max(count * checkpoint_bytes - held, checkpoint_bytes), shutil.disk_usage(run.path).free
+    needed = max(count * checkpoint_bytes - held, checkpoint_bytes)
+    exports = steps // config.weights_every_steps if config.weights_every_steps else 0
+    written = sum(file.stat().st_size for file in run.weights.glob("step-*/model.safetensors"))
+    needed += max(exports * weights_bytes - written, 0)
+    free = shutil.disk_usage(run.path).free
     if needed > free:
         kept, lower = f"checkpoint.keep={config.keep}", "lower checkpoint.keep"
         if at_intervals:
             kept += f", checkpoint.keep_every_steps={config.keep_every_steps}"
             lower += ", raise checkpoint.keep_every_steps"
+        also = ""
+        if exports:
+            also = f" and {exports} times the weights (checkpoint.weights_every_steps={config.weights_every_steps})"
+            lower += ", raise checkpoint.weights_every_steps"
         raise InputError(
             f"{run.checkpoints}: {bytes_in_words(free)} free, {bytes_in_words(needed)} needed for {count} checkpoints "
-            f"of {bytes_in_words(checkpoint_bytes)} ({kept}, and one being written); free some space, {lower}, or give "
-            "a run directory on a larger disk"
+            f"of {bytes_in_words(checkpoint_bytes)} ({kept}, and one being written){also}; free some space, {lower}, "
+            "or give a run directory on a larger disk"
         )

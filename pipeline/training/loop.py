@@ -48,7 +48,9 @@ def train(me: Rank) -> None:
     config, plan = read_run_config(me.run.path), me.run.plan()
     log_start(config, plan)
     batches = BatchPlan(**plan["batches"])
-    require_room(me.run, config.checkpoint, plan["checkpoint_bytes"], config.validation.best_metric)
+    require_room(
+        me.run, config.checkpoint, plan["checkpoint_bytes"], 4 * plan["parameters"], config.validation.best_metric
+    )
 
     # 1. Data: a pure function of the position, so resuming is a seek. Workers read ahead while the model is made.
     me.phase = "data"

@@ -90,7 +90,7 @@ def test_a_disk_without_room_is_named_before_the_first_step(run, monkeypatch):
     with pytest.raises(InputError, match=r"checkpoints: 0.0 MiB free, .* for 3 checkpoints .*lower checkpoint.keep"):
         require_room(run, config, 11)
     with pytest.raises(InputError, match="for 4 checkpoints"):
-        require_room(run, config, 10, ("accuracy", "max"))
+        require_room(run, config, 10, best=("accuracy", "max"))
     commit(run, 10)
     require_room(run, config, 12)  # the one that is there takes no more room
     for step in (20, 30):
@@ -116,6 +116,19 @@ def test_those_kept_at_intervals_need_room_too(run, monkeypatch):
     require_room(run, CheckpointConfig(keep=2, keep_every_steps=20), 12)
     with pytest.raises(InputError, match=r"for 8 checkpoints .*keep_every_steps=20"):
         require_room(run, CheckpointConfig(keep=2, keep_every_steps=20), 13)
+
+
+def test_weights_written_at_a_cadence_need_room_too_but_for_those_that_are_there(run, monkeypatch):
+    write_json(run.plan_file, {"steps": StepPlan(1000, 100, 0)._asdict()})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(100, 0, 100))
+    config = CheckpointConfig(keep=2, weights_every_steps=10)
+    require_room(run, config, 20, 4)
+    with pytest.raises(InputError, match=r"for 3 checkpoints .* and 10 times the weights .*weights_every_steps=10"):
+        require_room(run, config, 20, 5)
+    for step in (10, 20):
+        (run.weights / f"step-{step:08d}").mkdir(parents=True)
+        (run.weights / f"step-{step:08d}" / "model.safetensors").write_bytes(b"12345")
+    require_room(run, config, 20, 5)
 
 
 def test_the_best_interval_loses_the_least_of_all():

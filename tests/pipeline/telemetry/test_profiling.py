@@ -60,7 +60,9 @@ def test_the_profiler_has_nothing_to_say_on_a_processor(last, tmp_path):
     assert (tmp_path / "profile" / "rank-00000.json.gz").exists()
 
 
-def test_a_range_that_ends_before_it_begins_is_refused(tmp_path):
+def test_a_range_that_ends_before_it_begins_or_that_no_memory_holds_is_refused(tmp_path):
     small_dataset(tmp_path, per_class=5, splits="hash", split_fractions={"train": 1.0})
     with pytest.raises(InputError, match=r"--set profiling.steps: steps is \[first, last\], and 5 is after 4"):
         new_run(tmp_path, str(tmp_path / "dataset"), "mae", "profiling.steps=[5, 4]")
+    with pytest.raises(InputError, match=r"profiling.steps: steps \[1, 101\] are more than 100"):
+        new_run(tmp_path, str(tmp_path / "dataset"), "mae", "profiling.steps=[1, 101]")
