@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from models.encoder_config import inexpressible
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
@@ -87,6 +88,8 @@ def prepare_training(
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
+    if not config.encoder.representation and (reason := inexpressible(config.encoder)):
+        notes.append(f"what is trained cannot be registered: {reason}")
     if config.precision == "bf16" and plan["precision"] == "fp32":
         notes.append("no accelerator here: computing in fp32")
     return PreparedRun(path.stem, config, plan, notes)
@@ -103,7 +106,7 @@ def _start_from(raw: dict[str, Any], model: ModelSource, overrides: Sequence[str
 
     Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2).
     """
-    encoder = (model.encoder or {}) | (raw.get("encoder") or {})
+    encoder = model.settings | (model.encoder or {}) | (raw.get("encoder") or {})
     if raw["stage"] == "finetune" and encoder.get("representation"):
         encoder["representation"] = False
     if model.kind == "timm" and "name" not in encoder:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
@@ -12,6 +13,7 @@ from models.encoder import build_encoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.checkpoints.files import read_weights
 from pipeline.errors import InputError
+from pipeline.registry.foreign import hugging_face_weights
 from pipeline.registry.locate import ModelSource, source_from_dict
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
@@ -28,6 +30,10 @@ def source_weights(source: ModelSource | dict) -> dict[str, Tensor]:
             return load_file(path / "model.safetensors")
         case "timm":
             return _timm_weights(source.path)
+        case "hf":
+            return _file_weights(hugging_face_weights(path))
+        case "npz":
+            return _google_weights(path, EncoderConfig.model_validate(source.encoder), source.num_classes)
         case _:
             return _file_weights(path)
 
@@ -53,6 +59,19 @@ def _timm_weights(name: str) -> dict[str, Tensor]:
     except Exception as error:  # the hub's client raises whatever its HTTP library does
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"timm:{name}: pretrained weights could not be loaded: {first_line}") from error
+
+
+@torch.no_grad()
+def _google_weights(path: Path, config: EncoderConfig, num_classes: int) -> dict[str, Tensor]:
+    """By timm's own loader, which knows all but the representation head of Google's files."""
+    encoder = build_encoder(config, num_classes)
+    encoder.load_pretrained(str(path))
+    if config.representation:
+        with np.load(path, allow_pickle=False) as arrays:
+            prefix = next(name for name in arrays.files if name.endswith("pre_logits/kernel")).removesuffix("kernel")
+            encoder.head_drop.fc.weight.copy_(torch.from_numpy(arrays[f"{prefix}kernel"].T))
+            encoder.head_drop.fc.bias.copy_(torch.from_numpy(arrays[f"{prefix}bias"]))
+    return encoder.state_dict()
 
 
 def _file_weights(path: Path) -> dict[str, Tensor]:
