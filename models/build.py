@@ -9,9 +9,20 @@ from models.config import EncoderConfig, MaskedAutoencoderConfig, ObjectiveConfi
 from models.encoder import build_encoder
 from models.objectives.mae import MaskedAutoencoder
 from models.objectives.supervised import SupervisedObjective
+from models.timm_config import TimmEncoderConfig
+from models.timm_network import build_timm_network
 
 
-def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_classes: int, seed: int) -> nn.Module:
+def build_network(encoder: EncoderConfig | TimmEncoderConfig, num_classes: int = 0) -> nn.Module:
+    """A plain ViT, or any other network of timm, with a head of `num_classes` where there are any."""
+    if isinstance(encoder, TimmEncoderConfig):
+        return build_timm_network(encoder, num_classes)
+    return build_encoder(encoder, num_classes)
+
+
+def build_objective(
+    objective: ObjectiveConfig, encoder: EncoderConfig | TimmEncoderConfig, *, num_classes: int, seed: int
+) -> nn.Module:
     """The module that maps a batch to a loss, freshly initialised from `seed`: equal on every rank.
 
     It holds the encoder as `.encoder`; everything else in it is thrown away after pretraining.
@@ -19,7 +30,7 @@ def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_c
     torch.manual_seed(seed)
     match objective:
         case SupervisedConfig():
-            return SupervisedObjective(objective, build_encoder(encoder, num_classes), seed)
+            return SupervisedObjective(objective, build_network(encoder, num_classes), seed)
         case MaskedAutoencoderConfig():
             return MaskedAutoencoder(objective, build_encoder(encoder), seed)
         case _:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from models.foreign import to_timm
 from models.layouts import Layout
 from models.resizing import resized
+from models.timm_network import head_names
 
-HEAD = ("head.weight", "head.bias", "head_drop.fc.weight", "head_drop.fc.bias")
+HEAD = {"head.weight", "head.bias", "head_drop.fc.weight", "head_drop.fc.bias"}
 
 
 class WeightsError(ValueError):
@@ -61,7 +62,7 @@ def load_encoder_weights(
     found.
     """
     wanted = dict(encoder.state_dict())
-    if any(tensor.numel() == 0 for tensor in wanted.values()):
+    if any(parameter.numel() == 0 for parameter in encoder.parameters()):
         raise WeightsError("the encoder's weights are in parts (ZeRO-3); load before the engine takes the module")
     try:
         weights, layout = to_timm(weights, getattr(encoder, "in_chans", 3))
@@ -71,9 +72,9 @@ def load_encoder_weights(
     inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     source = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)} | inside
     done: dict[str, list[str]] = {"loaded": [], "resized": [], "missing": []}
-    notes = _differing_eps(encoder, layout)
+    notes, of_head = _differing_eps(encoder, layout), HEAD | head_names(encoder)
     for name, target in wanted.items():
-        if name in HEAD and not head:
+        if name in of_head and not head:
             continue
         if (found := source.get(name)) is None:
             done["missing"].append(name)
@@ -84,7 +85,7 @@ def load_encoder_weights(
     blocks = any(name.startswith("blocks.") for name in wanted)
     if not any(name.startswith("blocks.") for name in done["loaded"]) if blocks else not done["loaded"]:
         raise WeightsError(f"no block of the encoder is in these weights ({len(weights)} tensors, none loaded)")
-    left_out = {name for name in source if name in HEAD and not head}
+    left_out = {name for name in source if name in of_head and not head}
     unexpected = source.keys() - wanted.keys() - left_out
     of_encoder = {word: tuple(names) for word, names in done.items()}
     return LoadReport(

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 from models.config import MaskedAutoencoderConfig
+from models.timm_config import TimmEncoderConfig
 from pipeline.config.deepspeed import REDUCE_BUCKET_ELEMENTS
 from pipeline.config.optimizer import OptimizerConfig
 from pipeline.config.plan import BatchPlan
+from pipeline.config.timm_size import timm_size
 from pipeline.config.training import TrainingConfig
 
 GATHERED_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: so many stay whole until they are updated
@@ -86,6 +88,8 @@ def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: s
     """Bytes kept for backward; with activation checkpointing the inputs of all blocks, and one block in backward."""
     encoder, objective = config.encoder, config.objective
     size = 4 if precision == "fp32" else 2
+    if isinstance(encoder, TimmEncoderConfig):  # recomputing saves some of it; how much, nobody has counted
+        return micro_batch_size * size * int(timm_size(encoder)["kept"])
     tokens, of_loss = encoder.num_patches + encoder.num_prefix_tokens, 0
     parts = [(tokens, encoder.embed_dim, encoder.depth)]
     if isinstance(objective, MaskedAutoencoderConfig):

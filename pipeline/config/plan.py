@@ -5,6 +5,8 @@ from typing import NamedTuple
 from models.config import EncoderConfig, MaskedAutoencoderConfig, ObjectiveConfig
 from models.decoder_size import decoder_macs, decoder_parameters
 from models.encoder_size import encoder_macs, encoder_parameters
+from models.timm_config import TimmEncoderConfig
+from pipeline.config.timm_size import timm_size
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 
@@ -75,16 +77,26 @@ def require_traced_steps(config: TrainingConfig, plan: StepPlan, first_step: int
         raise InputError(f"profiling.steps [{first}, {last}]: the run {begins}ends at step {plan.steps}; say others")
 
 
-def count_parameters(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> int:
-    """Parameters of the training module: encoder, and head or decoder."""
+def count_parameters(
+    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int
+) -> int:  # fmt: skip
+    """Parameters of the training module: encoder, and head or decoder. Of a network of timm's, another process says."""
+    if isinstance(encoder, TimmEncoderConfig):
+        size = timm_size(encoder)
+        return int(size["parameters"] + num_classes * size["parameters_per_class"])
     total = encoder_parameters(encoder)
     if isinstance(objective, MaskedAutoencoderConfig):
         return total + decoder_parameters(objective.decoder, encoder)
     return total + num_classes * (encoder.embed_dim + 1)
 
 
-def training_flops(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> float:
+def training_flops(
+    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int
+) -> float:  # fmt: skip
     """Floating-point operations per training image: forward 1, backward 2; matrix products only, 2 per multiply-add."""
+    if isinstance(encoder, TimmEncoderConfig):
+        size = timm_size(encoder)
+        return size["flops"] + num_classes * size["flops_per_class"]
     patches = encoder.num_patches
     tokens = patches + encoder.num_prefix_tokens
     extra = encoder.embed_dim * num_classes

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.config import EncoderConfig, ObjectiveConfig, SupervisedConfig
+from models.config import ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
+from models.timm_config import AnyEncoderConfig, TimmEncoderConfig
 from pipeline.config.augmentation import AugmentationConfig
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
@@ -16,13 +17,14 @@ from pipeline.config.profiling import ProfilingConfig
 from pipeline.config.validation import ValidationConfig
 
 LENGTH_UNITS = ("epochs", "steps", "samples")
+LEARNS_WITH_ANY_NETWORK = ("supervised",)  # objectives that take any image model of timm
 SEES_VISIBLE_PATCHES_ALONE = ("mae",)  # objectives whose encoder never gets the hidden patches
 
 
 class TrainingConfig(Config):
     """What pretraining and fine-tuning share: one loop runs both."""
 
-    encoder: EncoderConfig
+    encoder: AnyEncoderConfig
     """The network."""
     data: DataConfig = DataConfig()
     """The samples."""
@@ -136,6 +138,8 @@ class PretrainConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _something_is_hidden(self) -> "PretrainConfig":
+        if isinstance(self.encoder, TimmEncoderConfig):
+            return self
         patches = self.encoder.num_patches
         if self.objective.kind == "mae" and int(patches * self.objective.mask_ratio) < 1:
             raise ValueError(f"objective.mask_ratio {self.objective.mask_ratio} hides none of {patches} patches")
@@ -144,6 +148,13 @@ class PretrainConfig(TrainingConfig):
     @model_validator(mode="after")
     def _encoder_serves_the_objective(self) -> "PretrainConfig":
         kind, encoder = self.objective.kind, self.encoder
+        if isinstance(encoder, TimmEncoderConfig):
+            if kind not in LEARNS_WITH_ANY_NETWORK:
+                raise ValueError(
+                    f"objective.kind {kind} hides patches of a plain ViT, and encoder.name {encoder.name} is another "
+                    f"network; that learns with {' or '.join(LEARNS_WITH_ANY_NETWORK)}"
+                )
+            return self
         if kind != "supervised" and encoder.representation:
             raise ValueError(f"encoder.representation is a layer before the head, and {kind} has none; turn it off")
         if kind in SEES_VISIBLE_PATCHES_ALONE and encoder.positions == "relative":

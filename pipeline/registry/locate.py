@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from models.encoder_config import EncoderConfig, inexpressible
+from models.timm_config import PREFIX, encoder_of_timm, read_encoder
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches
@@ -143,16 +144,8 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
         raise InputError(f"MODEL `{reference}`: its config.json is not timm's; say hf:{path} if transformers wrote it")
     if not (path / "model.safetensors").is_file():
         raise InputError(f"MODEL `{reference}`: {path} has a config.json but no model.safetensors")
-    arguments, data, ours = raw.get("model_args", {}), raw.get("pretrained_cfg", {}), raw.get("vit", {})
-    encoder = ours.get("encoder")
-    if encoder is None and raw["architecture"].startswith("vit_"):
-        try:
-            known = EncoderConfig(name=raw["architecture"]).model_dump()
-        except ValueError as error:
-            raise InputError(f"MODEL `{reference}`: {raw['architecture']}: {error}") from None
-        renamed = {"img_size": "image_size", "in_chans": "channels"}
-        encoder = known | {renamed.get(k, k): v for k, v in arguments.items() if renamed.get(k, k) in known}
-        encoder["pooling"] = "token" if raw.get("global_pool", "token") == "token" else "mean"
+    data, ours = raw.get("pretrained_cfg", {}), raw.get("vit", {})
+    encoder = ours.get("encoder") or _encoder_of_timm_directory(raw)
     return ModelSource(
         reference, "timm_directory", str(path), encoder=encoder, num_classes=raw.get("num_classes", 0),
         classes=tuple(raw.get("label_names", ())), mean=tuple(data["mean"]) if "mean" in data else None,
@@ -162,9 +155,26 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
     )  # fmt: skip
 
 
+def _encoder_of_timm_directory(raw: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json of timm's says of its network: a plain ViT where our words are enough for it."""
+    arguments = {k: v for k, v in raw.get("model_args", {}).items() if k not in ("weight_init", "proj_drop_rate")}
+    renamed = {"img_size": "image_size", "in_chans": "channels", "reg_tokens": "register_tokens",
+               "init_values": "layer_scale", "act_layer": "activation", "global_pool": "pooling"}  # fmt: skip
+    found = encoder_of_timm(raw["architecture"]) | {renamed.get(key, key): value for key, value in arguments.items()}
+    found["pooling"] = {"token": "token", "avg": "mean"}.get(raw.get("global_pool", "token"))
+    try:
+        return EncoderConfig.model_validate(found).model_dump()
+    except ValueError:
+        channels, *size = raw.get("pretrained_cfg", {}).get("input_size", (3, 224, 224))
+        own = {"name": PREFIX + raw["architecture"], "image_size": arguments.pop("img_size", tuple(size)),
+               "channels": arguments.pop("in_chans", channels), "arguments": arguments}  # fmt: skip
+        return read_encoder(own | {"drop_path_rate": arguments.pop("drop_path_rate", 0.0)}).model_dump()
+
+
 def unregistrable(source: ModelSource) -> str | None:
     """Why a located model cannot be registered, which needs timm alone to load; None where it can."""
-    return inexpressible(EncoderConfig.model_validate(source.encoder))
+    encoder = read_encoder(source.encoder)
+    return inexpressible(encoder) if isinstance(encoder, EncoderConfig) else None
 
 
 def require_tracking_server(uri: str, timeout_seconds: float = 5.0) -> None:

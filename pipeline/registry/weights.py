@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.build import build_network
 from models.config import EncoderConfig
 from models.encoder import build_encoder
+from models.timm_config import read_encoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.checkpoints.files import read_weights
 from pipeline.errors import InputError
@@ -88,11 +89,11 @@ def _file_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
-def load_model(source: ModelSource) -> VisionTransformer:
+def load_model(source: ModelSource) -> nn.Module:
     """The encoder with its head, where it has one, in evaluation mode."""
     if source.encoder is None:
         raise InputError(f"MODEL `{source.reference}`: weights alone do not say which encoder they fit")
-    encoder = build_encoder(EncoderConfig.model_validate(source.encoder), source.num_classes)
+    encoder = build_network(read_encoder(source.encoder), source.num_classes)
     try:
         report = load_encoder_weights(encoder, source_weights(source), head=source.num_classes > 0)
     except WeightsError as error:
