@@ -265,7 +265,7 @@ def registration_run(model: str, name: str, *, home: Path, evaluations: Sequence
     source = locate_model(model, tracking_uri=tracking_uri(home), home=home)
     if source.encoder is None:
         raise InputError(f"MODEL `{model}`: weights alone do not say which encoder they fit; register a run")
-    if source.kind == "timm":
+    if source.kind in ("timm", "hf", "npz"):
         raise InputError(f"MODEL `{model}`: only what was trained here is registered, a run or a checkpoint")
     if reason := unregistrable(source):
         raise InputError(f"MODEL `{model}`: it cannot be registered: {reason}")

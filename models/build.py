@@ -12,10 +12,19 @@ from models.objective_config import MaskedAutoencoderConfig, ObjectiveConfig, Pa
 from models.objectives.mae import MaskedAutoencoder
 from models.objectives.patch_colour import PatchColour
 from models.objectives.supervised import SupervisedObjective
+from models.timm_config import TimmEncoderConfig
+from models.timm_network import build_timm_network
+
+
+def build_network(encoder: EncoderConfig | TimmEncoderConfig, num_classes: int = 0) -> nn.Module:
+    """A plain ViT, or any other network of timm, with a head of `num_classes` where there are any."""
+    if isinstance(encoder, TimmEncoderConfig):
+        return build_timm_network(encoder, num_classes)
+    return build_encoder(encoder, num_classes)
 
 
 def build_objective(
-    objective: ObjectiveConfig, encoder: EncoderConfig, *, num_classes: int, seed: int,
+    objective: ObjectiveConfig, encoder: EncoderConfig | TimmEncoderConfig, *, num_classes: int, seed: int,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
 ) -> nn.Module:  # fmt: skip
     """The module that maps a batch to a loss, freshly initialised from `seed`: equal on every rank.
@@ -26,7 +35,7 @@ def build_objective(
     torch.manual_seed(seed)
     match objective:
         case SupervisedConfig():
-            return SupervisedObjective(objective, build_encoder(encoder, num_classes), seed)
+            return SupervisedObjective(objective, build_network(encoder, num_classes), seed)
         case MaskedAutoencoderConfig():
             return MaskedAutoencoder(objective, build_encoder(encoder), seed)
         case PatchColourConfig():

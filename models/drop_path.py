@@ -21,7 +21,10 @@ class PositionDropPath(nn.Module):
     def forward(self, branch: Tensor) -> Tensor:
         if not self.training or self.scale is None:
             return branch
-        return branch * self.scale.to(branch.dtype).view(-1, *[1] * (branch.ndim - 1))
+        scale = self.scale.to(branch.dtype)
+        if len(branch) != len(scale):  # an image's windows, one behind the other
+            scale = scale.repeat_interleave(len(branch) // len(scale), dim=0)
+        return branch * scale.view(-1, *[1] * (branch.ndim - 1))
 
 
 class PositionDropout(nn.Module):
@@ -39,7 +42,7 @@ class PositionDropout(nn.Module):
     def forward(self, activations: Tensor) -> Tensor:
         if not self.training or self.keys is None:
             return activations
-        draws = keyed_uniform(self.keys, activations[0].numel()).view(activations.shape)
+        draws = keyed_uniform(self.keys, activations.numel() // len(self.keys)).view(activations.shape)
         return activations * ((draws >= self.rate) / (1 - self.rate)).to(activations.dtype)
 
 

@@ -39,6 +39,10 @@ class _Objective(Config):
 
     reads_labels: ClassVar[bool] = False
     """Whether every sample must have a label, and whether there is an accuracy."""
+    learns_with_any_network: ClassVar[bool] = False
+    """Whether a network of timm that is no plain ViT can learn by it."""
+    shows_some_patches: ClassVar[bool] = False
+    """Whether the encoder sees some patches of each image alone."""
     averages_teacher: ClassVar[bool] = False
     """Whether its teacher is the moving average of the weights, which the run then keeps at the module's momentum."""
 
@@ -54,6 +58,7 @@ class SupervisedConfig(_Objective):
     """Predict the label of an image: softmax cross-entropy."""
 
     reads_labels: ClassVar[bool] = True
+    learns_with_any_network: ClassVar[bool] = True
     kind: Literal["supervised"] = "supervised"
     label_smoothing: Rate = 0.0
     """Share of the target spread evenly over all classes."""
@@ -69,6 +74,7 @@ class SupervisedConfig(_Objective):
 class MaskedAutoencoderConfig(_Objective):
     """Masked autoencoder (arXiv:2111.06377): the encoder sees a few patches, a decoder predicts the others' pixels."""
 
+    shows_some_patches: ClassVar[bool] = True
     kind: Literal["mae"] = "mae"
     mask_ratio: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.75
     """Share of the patches hidden from the encoder."""

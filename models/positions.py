@@ -20,15 +20,20 @@ def sincos_position_embedding(embed_dim: int, grid: tuple[int, int], num_prefix_
     return torch.cat([prefix, table]).float().unsqueeze(0)
 
 
-def resample_position_embedding(table: Tensor, grid: tuple[int, int], num_prefix_tokens: int, old_grid=None) -> Tensor:
-    """A table (1, prefix + N, D) at another grid: bicubic with antialias over the patch part, prefix kept.
+def resample_position_embedding(
+    table: Tensor, grid: tuple[int, int], num_prefix_tokens: int, old_grid=None, *, antialias: bool = True
+) -> Tensor:
+    """A table (1, prefix + N, D) at another grid: bicubic over the patch part, prefix kept.
 
-    `old_grid` is needed only where the old grid is not square.
+    `old_grid` is needed only where the old grid is not square. Without `antialias` it is what Hugging Face's
+    `interpolate_pos_encoding` does: torch's bicubic kernel is then another one, also where the grid grows.
     """
     from timm.layers import resample_abs_pos_embed
 
     old_size = list(old_grid) if old_grid is not None else None
-    return resample_abs_pos_embed(table, list(grid), old_size=old_size, num_prefix_tokens=num_prefix_tokens)
+    return resample_abs_pos_embed(
+        table, list(grid), old_size=old_size, num_prefix_tokens=num_prefix_tokens, antialias=antialias
+    )
 
 
 def sinusoidal_position_embedding(embed_dim: int, num_patches: int, num_prefix_tokens: int) -> Tensor:

@@ -1,15 +1,21 @@
-"""Loading foreign or older weights into an encoder, with an account of every tensor."""
+"""Loading foreign or older weights into an encoder, with an account of every tensor.
+
+Weights are loaded before the engine takes the module: ZeRO-3 leaves empty tensors in their place afterwards, and
+loading into those is refused.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.positions import resample_position_embedding
+from models.foreign import to_timm
+from models.layouts import Layout
+from models.resizing import resized
+from models.timm_network import head_names
 
-HEAD = ("head.weight", "head.bias", "head_drop.fc.weight", "head_drop.fc.bias")
+HEAD = {"head.weight", "head.bias", "head_drop.fc.weight", "head_drop.fc.bias"}
 
 
 class WeightsError(ValueError):
@@ -18,63 +24,92 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor: of the encoder's, loaded, resized or missing; of the source's, unexpected."""
+    """What became of every tensor: of the encoder's, loaded, resized or missing; of the source's, unexpected or, where
+    a fresh head is wanted, left out. `notes` say by what rule a tensor was changed, and what else differs."""
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for word, names in (("resized", self.resized), ("missing", self.missing), ("unexpected", self.unexpected)):
-            if names:
+        for word in ("resized", "missing", "unexpected", "left_out"):
+            if names := getattr(self, word):
                 shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-                parts.append(f"{len(names)} {word} ({shown})")
-        return "; ".join(parts)
+                parts.append(f"{len(names)} {word.replace('_', ' ')} ({shown})")
+        return "; ".join([*parts, *self.notes])
 
 
 def _best_prefix(names: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """The prefix of the source's names under which most of the encoder's names are found."""
-    candidates = {""}
-    for name in names:
-        for anchor in ("patch_embed.", "blocks.0."):
-            place = name.find(anchor)
-            if place > 0:
-                candidates.add(name[:place])
-    return max(sorted(candidates), key=lambda prefix: sum(prefix + name in names for name in wanted))
+    anchors = [name for name in wanted if "patch_embed." in name or "blocks.0." in name] or list(wanted)[:20]
+    candidates = {name.removesuffix(anchor) for name in names for anchor in anchors if name.endswith("." + anchor)}
+    return max(sorted(candidates | {""}), key=lambda prefix: sum(prefix + name in names for name in wanted))
 
 
 @torch.no_grad()
 def load_encoder_weights(
-    encoder: VisionTransformer, weights: Mapping[str, Tensor], *, head: bool, grid: tuple[int, int] | None = None
+    encoder: nn.Module, weights: Mapping[str, Tensor], *, head: bool, grid: tuple[int, int] | None = None
 ) -> LoadReport:
-    """Copy what fits; resample the position embedding to the encoder's grid; leave the head alone unless `head`.
+    """Copy what fits, of timm's layout or one of `layouts`; resize positions and the channels of the patch embedding;
+    leave the head alone unless `head`.
 
     `grid` is the source's (rows, columns) of patches, needed only where they are not a square. Raises WeightsError
-    where a tensor has another shape for another reason, or where no block was found.
+    where a tensor has another shape for another reason, where timm does not express the network, or where no block was
+    found.
     """
-    wanted, our_grid = dict(encoder.state_dict()), encoder.patch_embed.grid_size
+    wanted = dict(encoder.state_dict())
+    if any(parameter.numel() == 0 for parameter in encoder.parameters()):
+        raise WeightsError("the encoder's weights are in parts (ZeRO-3); load before the engine takes the module")
+    try:
+        weights, layout = to_timm(weights, getattr(encoder, "in_chans", 3))
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     prefix = _best_prefix(weights, wanted)
-    source = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    loaded, resized, missing = [], [], []
+    inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    source = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)} | inside
+    done: dict[str, list[str]] = {"loaded": [], "resized": [], "missing": []}
+    notes, of_head = _differing_eps(encoder, layout), HEAD | head_names(encoder)
     for name, target in wanted.items():
-        if name in HEAD and not head:
+        if name in of_head and not head:
             continue
-        found = source.get(name)
-        if found is None:
-            missing.append(name)
+        if (found := source.get(name)) is None:
+            done["missing"].append(name)
             continue
-        resize = found.shape != target.shape or grid not in (None, our_grid)
-        if name == "pos_embed" and resize and found.shape[-1] == target.shape[-1]:
-            found = resample_position_embedding(found, our_grid, encoder.num_prefix_tokens, grid)
-            resized.append(name)
-        if found.shape != target.shape:
-            raise WeightsError(f"{name}: shape {tuple(found.shape)}, the encoder needs {tuple(target.shape)}")
-        target.copy_(found)
-        if name not in resized:
-            loaded.append(name)
-    if not any(name.startswith("blocks.") for name in loaded):
+        rule = _copy(name, found, target, encoder, grid)
+        done["resized" if rule else "loaded"].append(name)
+        notes += [f"{name}: {rule}"] if rule else []
+    blocks = any(name.startswith("blocks.") for name in wanted)
+    if not any(name.startswith("blocks.") for name in done["loaded"]) if blocks else not done["loaded"]:
         raise WeightsError(f"no block of the encoder is in these weights ({len(weights)} tensors, none loaded)")
-    unexpected = tuple(sorted(source.keys() - wanted.keys()))
-    return LoadReport(tuple(loaded), tuple(resized), tuple(missing), unexpected)
+    left_out = {name for name in source if name in of_head and not head}
+    unexpected = source.keys() - wanted.keys() - left_out
+    of_encoder = {word: tuple(names) for word, names in done.items()}
+    return LoadReport(
+        **of_encoder, unexpected=tuple(sorted(unexpected)), left_out=tuple(sorted(left_out)), notes=tuple(notes)
+    )
+
+
+def _copy(name: str, found: Tensor, target: Tensor, encoder: nn.Module, grid: tuple[int, int] | None) -> str | None:
+    """Into `target`; the rule by which the tensor was changed to fit, if it was."""
+    try:
+        fitted, rule = resized(name, found, target, encoder, grid)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    if fitted.shape != target.shape:
+        raise WeightsError(f"{name}: shape {tuple(found.shape)}, the encoder needs {tuple(target.shape)}")
+    target.copy_(fitted)
+    return rule
+
+
+def _differing_eps(encoder: nn.Module, layout: Layout | None) -> list[str]:
+    """A line where the encoder's LayerNorms add another number to the variance than those of the source."""
+    norms = [module.eps for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
+    if layout is None or not norms or norms[0] == layout.settings["norm_eps"]:
+        return []
+    return [
+        f"LayerNorm eps is {norms[0]:g}, and weights of {layout.name} were learned with {layout.settings['norm_eps']:g}"
+    ]

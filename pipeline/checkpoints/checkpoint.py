@@ -44,6 +44,15 @@ def load_frozen(module: nn.Module, checkpoint: Checkpoint) -> None:
         places[name].copy_(stored[name])
 
 
+@torch.no_grad()
+def load_buffers(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Fill the persistent buffers alone, which ZeRO-3 never partitions; of a module that trains already."""
+    stored = safetensors.torch.load_file(checkpoint.directory / FROZEN_FILE)
+    for name, buffer in module.named_buffers():
+        if name in stored:
+            buffer.copy_(stored[name])
+
+
 def partial_directory(run: RunDirectory, attempt: Attempt, step: int) -> Path:
     return run.checkpoints / f"step-{step:08d}.attempt-{attempt.number:02d}.partial"
 

@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+from models.timm_config import TimmEncoderConfig
 from pipeline.config.deepspeed import REDUCE_BUCKET_ELEMENTS
 from pipeline.config.optimizer import OptimizerConfig
 from pipeline.config.plan import BatchPlan
+from pipeline.config.timm_size import timm_size
 from pipeline.config.training import TrainingConfig
 
 GATHERED_ELEMENTS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: so many stay whole until they are updated
@@ -83,8 +85,11 @@ def _partitioned_weights(parameters: int, activations: int, world: int, compute:
 
 def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: str) -> int:
     """Bytes kept for backward; with activation checkpointing the inputs of all blocks, and one block in backward."""
+    size = 4 if precision == "fp32" else 2
+    if isinstance(config.encoder, TimmEncoderConfig):  # recomputing saves some of it; how much, nobody has counted
+        return micro_batch_size * size * int(timm_size(config.encoder)["kept"])
     objective = config.objective.size(config.encoder, num_classes=0)  # a head's scores are too few to count
-    size, parts = 4 if precision == "fp32" else 2, objective.stacks
+    parts = objective.stacks
     of_block = ACTIVATIONS_PER_TOKEN * size // 2
     if config.encoder.dropout:  # what was dropped: behind attention and the MLP, and inside it
         of_block += round(size * (2 + config.encoder.mlp_ratio))

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from models.encoder_config import EncoderConfig
 from models.objective_config import ObjectiveConfig
+from models.timm_config import TimmEncoderConfig
+from pipeline.config.timm_size import timm_size
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 
@@ -74,12 +76,22 @@ def require_traced_steps(config: TrainingConfig, plan: StepPlan, first_step: int
         raise InputError(f"profiling.steps [{first}, {last}]: the run {begins}ends at step {plan.steps}; say others")
 
 
-def count_parameters(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> int:
-    """Parameters of the training module: encoder, and head or decoder."""
+def count_parameters(
+    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int
+) -> int:  # fmt: skip
+    """Parameters of the training module: encoder, and head or decoder. Of a network of timm's, another process says."""
+    if isinstance(encoder, TimmEncoderConfig):
+        size = timm_size(encoder)
+        return int(size["parameters"] + num_classes * size["parameters_per_class"])
     return objective.size(encoder, num_classes).parameters
 
 
-def training_flops(encoder: EncoderConfig, objective: ObjectiveConfig, num_classes: int) -> float:
+def training_flops(
+    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int
+) -> float:  # fmt: skip
     """Floating-point operations per training image: forward 1, backward 2; matrix products only, 2 per multiply-add."""
+    if isinstance(encoder, TimmEncoderConfig):
+        size = timm_size(encoder)
+        return size["flops"] + num_classes * size["flops_per_class"]
     size = objective.size(encoder, num_classes)
     return 6.0 * size.macs + 2.0 * size.teacher_macs

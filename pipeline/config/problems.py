@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from models.schema import MOST
+from models.timm_config import TAGS
 from pipeline.errors import near_matches
 
 LONGEST_VALUE = 60  # characters of a value that a line shows
@@ -92,7 +93,7 @@ def _place(config_class: type[BaseModel], location: Sequence[str | int]) -> Plac
     for number, part in enumerate(location):
         if not classes:
             return Place(tuple(key), field, classes, whole=False)
-        if len(classes) > 1 and (tagged := [one for one in classes if kind_of(one) == part]):
+        if len(classes) > 1 and (tagged := [one for one in classes if part in (kind_of(one), TAGS.get(one))]):
             classes = tagged
         elif isinstance(part, int):
             key.append(part)

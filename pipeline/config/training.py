@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.encoder_config import EncoderConfig
 from models.objective_config import ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
+from models.timm_config import AnyEncoderConfig, TimmEncoderConfig
 from pipeline.config.augmentation import AugmentationConfig
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
@@ -17,13 +17,12 @@ from pipeline.config.profiling import ProfilingConfig
 from pipeline.config.validation import ValidationConfig
 
 LENGTH_UNITS = ("epochs", "steps", "samples")
-SEES_VISIBLE_PATCHES_ALONE = ("mae",)  # objectives whose encoder never gets the hidden patches
 
 
 class TrainingConfig(Config):
     """What pretraining and fine-tuning share: one loop runs both."""
 
-    encoder: EncoderConfig
+    encoder: AnyEncoderConfig
     """The network."""
     data: DataConfig = DataConfig()
     """The samples."""
@@ -137,20 +136,25 @@ class PretrainConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _objective_can_train_the_encoder(self) -> "PretrainConfig":
-        if (problem := self.objective.problem(self.encoder, self.zero.stage)) is not None:
-            raise ValueError(problem)
-        return self
-
-    @model_validator(mode="after")
-    def _encoder_serves_the_objective(self) -> "PretrainConfig":
-        kind, encoder = self.objective.kind, self.encoder
-        if kind != "supervised" and encoder.representation:
-            raise ValueError(f"encoder.representation is a layer before the head, and {kind} has none; turn it off")
-        if kind in SEES_VISIBLE_PATCHES_ALONE and encoder.positions == "relative":
+        objective, encoder = self.objective, self.encoder
+        if isinstance(encoder, TimmEncoderConfig):
+            if not objective.learns_with_any_network:
+                raise ValueError(
+                    f"objective.kind {objective.kind} hides patches of a plain ViT, and encoder.name {encoder.name} is "
+                    "another network; that learns with labels: objective.kind supervised"
+                )
+            return self
+        if not objective.reads_labels and encoder.representation:
             raise ValueError(
-                f"encoder.positions relative: a block's own biases are those of all patches, and {kind} shows the "
-                "encoder some; take relative_shared"
+                f"encoder.representation is a layer before the head, and {objective.kind} has none; turn it off"
             )
+        if objective.shows_some_patches and encoder.positions == "relative":
+            raise ValueError(
+                f"encoder.positions relative: a block's own biases are those of all patches, and {objective.kind} "
+                "shows the encoder some; take relative_shared"
+            )
+        if (problem := objective.problem(encoder, self.zero.stage)) is not None:
+            raise ValueError(problem)
         return self
 
 

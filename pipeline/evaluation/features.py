@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.encoder_config import EncoderConfig
+from models.encoder import Encoder
+from models.timm_config import read_encoder
 from pipeline.errors import DataError
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.decoding import ImageFault
@@ -31,23 +31,27 @@ class SplitFeatures(NamedTuple):
     labels: Tensor  # (S,) int64
 
 
-def pooled_features(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the patch tokens after the final norm, whatever the model's own pooling; and the model's logits.
+def pooled_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of a ViT's patch tokens after the final norm, whatever its own pooling, or what another network's head
+    reads; and the model's logits.
 
     Shape:
         images: (B, C, H, W) float, normalised
         returns: (B, D), (B, V)
     """
     tokens = model.forward_features(images)
-    features = model.fc_norm(tokens[:, model.num_prefix_tokens :].mean(dim=1))
-    has_head = not isinstance(model.head, torch.nn.Identity)
+    if isinstance(model, Encoder):
+        features = model.fc_norm(tokens[:, model.num_prefix_tokens :].mean(dim=1))
+    else:
+        features = model.forward_head(tokens, pre_logits=True)
+    has_head = model.num_classes > 0
     logits = model.forward_head(tokens) if has_head else features.new_zeros(len(features), 0)
     return features, logits
 
 
 @torch.inference_mode()
 def extract_features(
-    model: VisionTransformer, source: ModelSource, index: DatasetIndex, split: str, *, batch_size: int,
+    model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, *, batch_size: int,
     rank: int, world_size: int, folder: Path,
 ) -> SplitFeatures | None:  # fmt: skip
     """All rows on rank 0, None elsewhere. Collective: every rank must call it.
@@ -91,7 +95,7 @@ def _read(reader: ShardReader, chosen: list[tuple[int, int]], source: ModelSourc
 
 def unit_view(sample: Sample, source: ModelSource) -> Tensor:
     """(H, W, C) float32 in 0..1, each sample at its own depth; DataError where it cannot be decoded."""
-    encoder = EncoderConfig.model_validate(source.encoder)
+    encoder = read_encoder(source.encoder)
     crop, crop_mode = source.evaluation_crop or 0.875, source.evaluation_crop_mode
     for dtype in (np.uint8, np.float32):
         out = np.empty((*encoder.input_size, encoder.channels), dtype)
@@ -106,10 +110,10 @@ def unit_view(sample: Sample, source: ModelSource) -> Tensor:
         return view / 255 if dtype == np.uint8 else view
 
 
-def _columns(rows: list[tuple[Tensor, Tensor, Tensor]], model: VisionTransformer) -> dict[str, Tensor]:
+def _columns(rows: list[tuple[Tensor, Tensor, Tensor]], model: nn.Module) -> dict[str, Tensor]:
     """The rows as one tensor per column; a rank without samples writes empty ones."""
     if not rows:
-        classes = 0 if isinstance(model.head, torch.nn.Identity) else model.num_classes
-        empty = (torch.zeros(0, model.embed_dim), torch.zeros(0, classes), torch.zeros(0, dtype=torch.int64))
+        width = model.head_hidden_size
+        empty = (torch.zeros(0, width), torch.zeros(0, model.num_classes), torch.zeros(0, dtype=torch.int64))
         rows = [empty]
     return {key: torch.cat([row[i] for row in rows]).contiguous() for i, key in enumerate(SplitFeatures._fields)}

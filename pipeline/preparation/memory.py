@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from models.encoder_config import SIZES, EncoderConfig
+from models.timm_config import TimmEncoderConfig
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.optimizer import WHOLE_TENSORS
 from pipeline.config.plan import plan_batches
@@ -135,6 +136,8 @@ def _words(changes: Mapping[str, Any]) -> str:
 
 def _encoder_that_fits(prepared: PreparedRun, placement: Placement, available: int) -> str:
     """The largest smaller one, with all else as it is."""
+    if isinstance(prepared.config.encoder, TimmEncoderConfig):
+        return f"a smaller network than {prepared.config.encoder.name}, or smaller images, may"
     own, of_size = prepared.config.encoder, {"name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
     kept = own.model_dump(exclude=of_size)
     beside_blocks = prepared.plan["parameters"] - _block_parameters(own)  # as many, or fewer, in a smaller one

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from models.encoder_config import EncoderConfig, inexpressible
+from models.timm_config import PREFIX, TimmEncoderConfig, encoder_of_timm
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
@@ -74,6 +76,7 @@ def prepare_training(
     if given := [key for key in settings if key.startswith("data.sources")]:
         raise InputError(f"--set {given[0]}: filled in by --data; say --data PATH, or --data PATH=WEIGHT several times")
     raw = apply_overrides(raw, {"data.sources": [{"path": str(index.directory)} for index in sources.indexes]})
+    raw = _without_keys_of_a_plain_vit(raw, settings, notes)
     config, left_out = resolve(CONFIGS[stage], raw, settings, path.name)
     notes += left_out
     sources.require_split(config.data.split, path.name)
@@ -87,6 +90,8 @@ def prepare_training(
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
+    if _trains_but_is_not_registered(config.encoder) and (reason := inexpressible(config.encoder)):
+        notes.append(f"what is trained cannot be registered: {reason}")
     if config.precision == "bf16" and plan["precision"] == "fp32":
         notes.append("no accelerator here: computing in fp32")
     return PreparedRun(path.stem, config, plan, notes)
@@ -103,17 +108,39 @@ def _start_from(raw: dict[str, Any], model: ModelSource, overrides: Sequence[str
 
     Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2).
     """
-    encoder = (model.encoder or {}) | (raw.get("encoder") or {})
+    encoder = model.settings | (model.encoder or {}) | (raw.get("encoder") or {})
     if raw["stage"] == "finetune" and encoder.get("representation"):
         encoder["representation"] = False
     if model.kind == "timm" and "name" not in encoder:
-        encoder["name"] = model.path.partition(".")[0]
+        encoder |= encoder_of_timm(model.path)
     if "name" not in encoder and not any(override.startswith("encoder.name=") for override in overrides):
         raise InputError(
             f"{path.name}: encoder.name: `{model.reference}` holds weights alone; "
             "say which encoder they fit, for example --set encoder.name=vit_b16"
         )
     return raw | {"encoder": encoder, "initialise_from": model.reference}
+
+
+def _without_keys_of_a_plain_vit(
+    raw: dict[str, Any], settings: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:  # fmt: skip
+    """The recipe without what another network of timm's has no key for; a line says what was left out."""
+    encoder = raw.get("encoder") or {}
+    name = settings.get("encoder.name", encoder.get("name"))
+    if not isinstance(name, str) or not name.startswith(PREFIX):
+        return raw
+    left_out = [key for key in encoder if key not in TimmEncoderConfig.model_fields]
+    if encoder.get("name") != name:  # the size of another network's images
+        left_out += [key for key in ("image_size",) if key in encoder]
+    if left_out:
+        said = ", ".join(f"encoder.{key}" for key in left_out)
+        notes.append(f"encoder.name={name}: left out what the recipe says for a plain ViT: {said}")
+    return raw | {"encoder": {key: value for key, value in encoder.items() if key not in left_out}}
+
+
+def _trains_but_is_not_registered(encoder: EncoderConfig | TimmEncoderConfig) -> bool:
+    """Whether somebody may learn too late that the model is not one of timm's: of a representation it is no news."""
+    return isinstance(encoder, EncoderConfig) and not encoder.representation
 
 
 def _replace_length(raw: dict[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:

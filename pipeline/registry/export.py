@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from timm.models._hub import save_for_hf
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-from models.encoder_config import EncoderConfig
 from models.positions import write_out_axes
+from models.timm_config import TimmEncoderConfig, read_encoder
 from pipeline.registry.locate import ModelSource
 
 
-def export_timm_directory(model: VisionTransformer, source: ModelSource, directory: Path, evaluations: dict) -> None:
+def export_timm_directory(model: nn.Module, source: ModelSource, directory: Path, evaluations: dict) -> None:
     """Write config.json, model.safetensors, README.md, provenance.json and evaluation.json.
 
     `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the same module. A table of positions that two
     learned axes make is written out, as timm has it.
     """
     write_out_axes(model)
-    encoder = EncoderConfig.model_validate(source.encoder)
-    if encoder.positions == "learned2d":
+    encoder = read_encoder(source.encoder)
+    if source.encoder.get("positions") == "learned2d":
         source = replace(source, encoder=source.encoder | {"positions": "learned"})
     data = {
         "input_size": (encoder.channels, *encoder.input_size),
@@ -54,14 +54,17 @@ def _provenance(source: ModelSource) -> dict[str, Any]:
 def model_card(source: ModelSource, evaluations: dict[str, float]) -> str:
     """The README.md of a registered model."""
     encoder = source.encoder
-    height, width = EncoderConfig.model_validate(encoder).input_size
+    height, width = read_encoder(encoder).input_size
+    kind, size = "Image model", ""
+    if not isinstance(read_encoder(encoder), TimmEncoderConfig):
+        kind = "Vision Transformer"
+        size = f"{encoder['depth']} blocks, width {encoder['embed_dim']}, patch {encoder['patch_size']},\n"
     pixels = f"{height}" if height == width else f"{height} x {width} (height x width)"
     rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in sorted(evaluations.items())) or "| none recorded | |"
     classes = f"{source.num_classes} classes" if source.num_classes else "no head: it gives pooled features"
-    return f"""# Vision Transformer {encoder["name"]}
+    return f"""# {kind} {encoder["name"]}
 
-{encoder["depth"]} blocks, width {encoder["embed_dim"]}, patch {encoder["patch_size"]},
-{pixels} pixels, {classes}.
+{size}{pixels} pixels, {classes}.
 Learned by: {source.objective}. Parent: {source.lineage.get("parent") or "none"}.
 Training data: fingerprint `{source.lineage.get("data_fingerprint")}`.
 Config: sha256 `{source.lineage.get("config_sha256")}`.

@@ -1,7 +1,8 @@
 """What a MODEL reference stands for, found without torch: where its weights are and what network they fit.
 
 MODEL is one of: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a run directory, a checkpoint directory, a
-`.safetensors`/`.pth` file, `timm:NAME`, or a directory in timm's own layout (config.json + model.safetensors).
+`.safetensors`/`.pth` file, Google's `.npz`, `timm:NAME`, `hf:DIR` (as transformers writes it), or a directory in timm's
+own layout (config.json + model.safetensors).
 """
 
 import json
@@ -13,9 +14,11 @@ from typing import Any
 from urllib.parse import urlparse
 
 from models.encoder_config import EncoderConfig, inexpressible
+from models.timm_config import PREFIX, encoder_of_timm, read_encoder
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches
+from pipeline.registry.foreign import google_facts, hugging_face_facts, layout_settings
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -26,9 +29,10 @@ class ModelSource:
     """A located model. `encoder` is None where the weights do not say what network they fit."""
 
     reference: str
-    kind: str  # checkpoint | timm_directory | file | timm
+    kind: str  # checkpoint | timm_directory | file | timm | hf | npz
     path: str
     encoder: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # of an encoder, which the layout of bare weights says
     num_classes: int = 0
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
@@ -59,15 +63,17 @@ def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSourc
         return _registered(reference, tracking_uri)
     if reference.startswith("timm:"):
         return ModelSource(reference, "timm", reference.removeprefix("timm:"))
-    path = Path(reference).expanduser()
+    path = Path(reference.removeprefix("hf:")).expanduser()
     if not path.exists() and (home / "runs" / reference).is_dir():
         path = home / "runs" / reference
     path = path.absolute()
-    reference = str(path)  # as typed it would mean nothing elsewhere
+    reference = f"hf:{path}" if reference.startswith("hf:") else str(path)  # as typed it would mean nothing elsewhere
     if path.suffix == ".npz" and path.is_file():
-        raise InputError(f"MODEL `{path}`: weights in .npz are not read yet; convert them to .safetensors with timm")
+        return ModelSource(reference, "npz", str(path), **google_facts(path))
     if path.is_file() and path.suffix in WEIGHT_FILES:
-        return ModelSource(reference, "file", str(path))
+        return ModelSource(reference, "file", str(path), settings=layout_settings(path))
+    if reference.startswith("hf:") and (path / "config.json").is_file():
+        return ModelSource(reference, "hf", str(path), **hugging_face_facts(path))
     if (path / "config.yaml").is_file():
         return _of_run(reference, RunDirectory(path))
     if (path / "manifest.json").is_file():
@@ -134,18 +140,12 @@ def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
 def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | None = None) -> ModelSource:
     """timm's own layout; ours adds a `vit` block that says what timm has no key for."""
     raw = json.loads((path / "config.json").read_text())
+    if "architecture" not in raw:
+        raise InputError(f"MODEL `{reference}`: its config.json is not timm's; say hf:{path} if transformers wrote it")
     if not (path / "model.safetensors").is_file():
         raise InputError(f"MODEL `{reference}`: {path} has a config.json but no model.safetensors")
-    arguments, data, ours = raw.get("model_args", {}), raw.get("pretrained_cfg", {}), raw.get("vit", {})
-    encoder = ours.get("encoder")
-    if encoder is None and raw["architecture"].startswith("vit_"):
-        try:
-            known = EncoderConfig(name=raw["architecture"]).model_dump()
-        except ValueError as error:
-            raise InputError(f"MODEL `{reference}`: {raw['architecture']}: {error}") from None
-        renamed = {"img_size": "image_size", "in_chans": "channels"}
-        encoder = known | {renamed.get(k, k): v for k, v in arguments.items() if renamed.get(k, k) in known}
-        encoder["pooling"] = "token" if raw.get("global_pool", "token") == "token" else "mean"
+    data, ours = raw.get("pretrained_cfg", {}), raw.get("vit", {})
+    encoder = ours.get("encoder") or _encoder_of_timm_directory(raw)
     return ModelSource(
         reference, "timm_directory", str(path), encoder=encoder, num_classes=raw.get("num_classes", 0),
         classes=tuple(raw.get("label_names", ())), mean=tuple(data["mean"]) if "mean" in data else None,
@@ -155,9 +155,26 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
     )  # fmt: skip
 
 
+def _encoder_of_timm_directory(raw: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json of timm's says of its network: a plain ViT where our words are enough for it."""
+    arguments = {k: v for k, v in raw.get("model_args", {}).items() if k not in ("weight_init", "proj_drop_rate")}
+    renamed = {"img_size": "image_size", "in_chans": "channels", "reg_tokens": "register_tokens",
+               "init_values": "layer_scale", "act_layer": "activation", "global_pool": "pooling"}  # fmt: skip
+    found = encoder_of_timm(raw["architecture"]) | {renamed.get(key, key): value for key, value in arguments.items()}
+    found["pooling"] = {"token": "token", "avg": "mean"}.get(raw.get("global_pool", "token"))
+    try:
+        return EncoderConfig.model_validate(found).model_dump()
+    except ValueError:
+        channels, *size = raw.get("pretrained_cfg", {}).get("input_size", (3, 224, 224))
+        own = {"name": PREFIX + raw["architecture"], "image_size": arguments.pop("img_size", tuple(size)),
+               "channels": arguments.pop("in_chans", channels), "arguments": arguments}  # fmt: skip
+        return read_encoder(own | {"drop_path_rate": arguments.pop("drop_path_rate", 0.0)}).model_dump()
+
+
 def unregistrable(source: ModelSource) -> str | None:
     """Why a located model cannot be registered, which needs timm alone to load; None where it can."""
-    return inexpressible(EncoderConfig.model_validate(source.encoder))
+    encoder = read_encoder(source.encoder)
+    return inexpressible(encoder) if isinstance(encoder, EncoderConfig) else None
 
 
 def require_tracking_server(uri: str, timeout_seconds: float = 5.0) -> None:

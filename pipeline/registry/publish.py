@@ -77,7 +77,7 @@ def _log_and_register(
 
     mlflow.set_tracking_uri(config.tracking_uri)
     client = mlflow.MlflowClient()
-    width = source.num_classes or source.encoder["embed_dim"]
+    width = source.num_classes or source.encoder["embed_dim"]  # only a plain ViT has no head
     run_id = _run_of(client, config, source, home)
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.build import build_network
 from models.encoder import build_encoder
 from models.encoder_config import EncoderConfig
+from models.timm_config import read_encoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.checkpoints.files import read_weights
 from pipeline.errors import InputError
+from pipeline.registry.foreign import hugging_face_weights
 from pipeline.registry.locate import ModelSource, source_from_dict
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
@@ -28,6 +31,10 @@ def source_weights(source: ModelSource | dict) -> dict[str, Tensor]:
             return load_file(path / "model.safetensors")
         case "timm":
             return _timm_weights(source.path)
+        case "hf":
+            return _file_weights(hugging_face_weights(path))
+        case "npz":
+            return _google_weights(path, EncoderConfig.model_validate(source.encoder), source.num_classes)
         case _:
             return _file_weights(path)
 
@@ -55,6 +62,19 @@ def _timm_weights(name: str) -> dict[str, Tensor]:
         raise InputError(f"timm:{name}: pretrained weights could not be loaded: {first_line}") from error
 
 
+@torch.no_grad()
+def _google_weights(path: Path, config: EncoderConfig, num_classes: int) -> dict[str, Tensor]:
+    """By timm's own loader, which knows all but the representation head of Google's files."""
+    encoder = build_encoder(config, num_classes)
+    encoder.load_pretrained(str(path))
+    if config.representation:
+        with np.load(path, allow_pickle=False) as arrays:
+            prefix = next(name for name in arrays.files if name.endswith("pre_logits/kernel")).removesuffix("kernel")
+            encoder.head_drop.fc.weight.copy_(torch.from_numpy(arrays[f"{prefix}kernel"].T))
+            encoder.head_drop.fc.bias.copy_(torch.from_numpy(arrays[f"{prefix}bias"]))
+    return encoder.state_dict()
+
+
 def _file_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
@@ -69,11 +89,11 @@ def _file_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
-def load_model(source: ModelSource) -> VisionTransformer:
+def load_model(source: ModelSource) -> nn.Module:
     """The encoder with its head, where it has one, in evaluation mode."""
     if source.encoder is None:
         raise InputError(f"MODEL `{source.reference}`: weights alone do not say which encoder they fit")
-    encoder = build_encoder(EncoderConfig.model_validate(source.encoder), source.num_classes)
+    encoder = build_network(read_encoder(source.encoder), source.num_classes)
     try:
         report = load_encoder_weights(encoder, source_weights(source), head=source.num_classes > 0)
     except WeightsError as error:

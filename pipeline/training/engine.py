@@ -63,7 +63,7 @@ class Engine:
             checkpoint_activations(module)
         if self.stage == 3:
             make_leaves(module)
-        self.frozen = frozen_tensors(module)
+        self._frozen = frozen_tensors(module)
         self.accelerator = _accelerator(module, plan, config, precision)
         assert self.accelerator.num_processes == plan.world_size, "accelerate did not see the whole world"
         groups = parameter_groups(module, config.optimizer, config.encoder.depth)
@@ -95,6 +95,15 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    @property
+    def frozen(self) -> dict[str, Tensor]:
+        """What no optimizer changes, whole: parameters as they were, and buffers as they are on this rank.
+
+        Statistics of a BatchNorm are a rank's own; those of rank 0 are saved, and every rank goes on from them.
+        """
+        buffers = {n: b for n, b in self.module.named_buffers() if n in self._frozen}
+        return self._frozen | {n: b.detach().to("cpu", self._frozen[n].dtype, copy=True) for n, b in buffers.items()}
 
     @property
     def rank(self) -> int:

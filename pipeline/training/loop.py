@@ -7,8 +7,8 @@ from functools import partial
 import torch
 
 from models.build import build_objective
-from models.encoder_config import EncoderConfig
 from models.objectives.batch import Batch
+from models.timm_config import read_encoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.budget import Budget
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
@@ -181,7 +181,7 @@ def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False)
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:
     source = plan["initialise_from"]
     try:
-        grid = EncoderConfig.model_validate(source["encoder"]).grid if source["encoder"] else None
+        grid = getattr(read_encoder(source["encoder"]), "grid", None) if source["encoder"] else None
         report = load_encoder_weights(module.encoder, source_weights(source), head=False, grid=grid)
     except WeightsError as error:
         raise InputError(f"initialise_from {config.initialise_from}: {error}") from error

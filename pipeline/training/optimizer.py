@@ -7,6 +7,7 @@ import torch
 from timm.optim import Lamb, Lars
 from torch import nn
 
+from models.timm_network import layers_of
 from pipeline.config.optimizer import (
     AdamWConfig,
     LambConfig,
@@ -37,13 +38,24 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def parameter_groups(model: nn.Module, config: ScheduledOptimizerConfig, depth: int) -> list[dict]:
-    """Every trainable parameter in exactly one group, with the group's `weight_decay` and `learning_rate_scale`."""
+    """Every trainable parameter in exactly one group, with the group's `weight_decay` and `learning_rate_scale`.
+
+    With a `depth` of 0 the layers are those into which timm groups the network, and what timm does not decay is not.
+    """
+    layers: dict[str, int] = {}
+    undecayed: set[str] = set()
     groups: dict[tuple[bool, float], dict] = {}
+    if not depth:  # a network whose config does not say it
+        layers = {f"encoder.{name}": layer for name, layer in layers_of(model.encoder).items()}
+        depth = max(layers.values()) - 1
+        without = getattr(model.encoder, "no_weight_decay", set)()
+        undecayed = {f"encoder.{name}" for name in without}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale = config.layer_decay ** (depth + 1 - layer_of(name, depth))
-        decay = decays(name, parameter)
+        layer = layers.get(name, depth + 1) if layers else layer_of(name, depth)
+        scale = config.layer_decay ** (depth + 1 - layer)
+        decay = decays(name, parameter) and name not in undecayed
         group = groups.setdefault(
             (decay, scale),
             {"params": [], "weight_decay": config.weight_decay if decay else 0.0, "learning_rate_scale": scale},

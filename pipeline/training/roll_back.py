@@ -8,7 +8,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.checkpoints.checkpoint import load_checkpoint
+from pipeline.checkpoints.checkpoint import load_buffers, load_checkpoint
 from pipeline.checkpoints.identity import require_own
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
@@ -39,8 +39,11 @@ def roll_back(
     if checkpoint is not None:
         require_own(checkpoint.manifest, me.run, checkpoint.directory)
         load_checkpoint(engine.state, checkpoint)
+        load_buffers(engine.module, checkpoint)
     else:
-        engine.state.begin_from(dict(initial().named_parameters()))
+        module = initial()
+        engine.state.begin_from(dict(module.named_parameters()))
+        engine.module.load_state_dict({name: buffer for name, buffer in module.named_buffers()}, strict=False)
     supply.begin_from(checkpoint.manifest if checkpoint else {}, [*supply.rolled_back, window.positions])
     loader.begin_again(step, supply.skipped)
     log.warning(

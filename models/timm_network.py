@@ -1,0 +1,119 @@
+"""Any image model of timm, built from a TimmEncoderConfig, and its size, which only the built network knows.
+
+`python -m models.timm_network` reads a config as JSON and prints the size as JSON, for those who must not load torch.
+"""
+
+import difflib
+import json
+import re
+import sys
+import warnings
+
+import timm
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.timm_config import TimmEncoderConfig
+
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def build_timm_network(config: TimmEncoderConfig, num_classes: int) -> nn.Module:
+    """A freshly initialised network with a head of `num_classes`, which begins at zero where it is linear.
+
+    ValueError for a name that timm does not have, for arguments that its function does not take, and for a drop path
+    that the network does not have.
+    """
+    if not timm.is_model(config.architecture):
+        near = difflib.get_close_matches(config.architecture, timm.list_models(), 3, cutoff=0.5)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise ValueError(f"name `{config.name}`: timm has no such network{hint}")
+    network = _created(config, num_classes)
+    if config.drop_path_rate and not any(isinstance(module, DropPath) for module in network.modules()):
+        raise ValueError(f"drop_path_rate {config.drop_path_rate:g}: {config.name} has no drop path; set 0")
+    head = network.get_classifier()
+    if num_classes and isinstance(head, nn.Linear):
+        nn.init.zeros_(head.weight)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+    return network
+
+
+def _created(config: TimmEncoderConfig, num_classes: int) -> nn.Module:
+    """Networks of convolutions take no size of an image, and some no drop path: these are left out then."""
+    offered = {"img_size": config.image_size, "drop_path_rate": config.drop_path_rate}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in config.arguments.items()}
+    while True:
+        try:
+            return timm.create_model(
+                config.architecture, num_classes=num_classes, in_chans=config.channels, **(offered | given)
+            )
+        except TypeError as error:
+            refused = _UNEXPECTED.search(str(error))
+            if refused is None or refused[1] not in offered or refused[1] in given:
+                raise ValueError(f"arguments {config.arguments}: {config.name} does not take them: {error}") from error
+            del offered[refused[1]]
+        except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{config.name} of {config.image_size} pixels, arguments {config.arguments}: {error}"
+            ) from error
+
+
+def layers_of(network: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, 0 for the stem, as timm groups the network for a learning rate per layer."""
+    from timm.models import group_parameters
+
+    matcher = network.group_matcher(coarse=False)
+    return group_parameters(network, matcher, reverse=True)
+
+
+def head_names(network: nn.Module) -> set[str]:
+    """Names of the classifier's tensors."""
+    places = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    places = (places,) if isinstance(places, str) else tuple(places)
+    return {name for name in network.state_dict() if name.startswith(tuple(f"{place}." for place in places))}
+
+
+def measured_size(config: TimmEncoderConfig) -> dict[str, float]:
+    """Parameters, floating-point operations of a training image (forward and backward) and numbers kept for backward
+    per image; of parameters and operations, also how many more a class adds."""
+    one, two = (_size_with_classes(config, count) for count in (1, 2))
+    return {
+        "parameters": 2 * one[0] - two[0], "parameters_per_class": two[0] - one[0],
+        "flops": 2 * one[1] - two[1], "flops_per_class": two[1] - one[1], "kept": one[2],
+    }  # fmt: skip
+
+
+def _size_with_classes(config: TimmEncoderConfig, num_classes: int) -> tuple[int, float, int]:
+    """(parameters, operations, numbers kept) on the meta device, where nothing is computed."""
+    batch = 2  # a BatchNorm over a single number has no variance
+    network = build_timm_network(config, num_classes).to("meta").train()
+    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = tensor.numel()
+            alive.append(storage)
+        return tensor
+
+    alive: list = []
+    images = torch.randn(batch, config.channels, *config.input_size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = network(images)
+        out.sum().backward()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return parameters, counter.get_total_flops() / batch, sum(kept.values()) // batch
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    try:
+        size = measured_size(TimmEncoderConfig.model_validate_json(sys.stdin.read()))
+    except ValueError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    sys.stdout.write(json.dumps(size) + "\n")
