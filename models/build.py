@@ -1,5 +1,6 @@
 """From configs to modules: the only place where a `kind` becomes a class."""
 
+from collections.abc import Sequence
 from typing import assert_never
 
 import torch
@@ -7,15 +8,20 @@ from torch import nn
 
 from models.config import EncoderConfig
 from models.encoder import build_encoder
-from models.objective_config import MaskedAutoencoderConfig, ObjectiveConfig, SupervisedConfig
+from models.objective_config import MaskedAutoencoderConfig, ObjectiveConfig, PatchColourConfig, SupervisedConfig
 from models.objectives.mae import MaskedAutoencoder
+from models.objectives.patch_colour import PatchColour
 from models.objectives.supervised import SupervisedObjective
 
 
-def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_classes: int, seed: int) -> nn.Module:
+def build_objective(
+    objective: ObjectiveConfig, encoder: EncoderConfig, *, num_classes: int, seed: int,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+) -> nn.Module:  # fmt: skip
     """The module that maps a batch to a loss, freshly initialised from `seed`: equal on every rank.
 
-    It holds the encoder as `.encoder`; everything else in it is thrown away after pretraining.
+    It holds the encoder as `.encoder`; everything else in it is thrown away after pretraining. `mean` and `std`, one
+    per channel, are what the batch's images were normalised by, for targets made of pixels in 0..1; None: by nothing.
     """
     torch.manual_seed(seed)
     match objective:
@@ -23,6 +29,9 @@ def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_c
             return SupervisedObjective(objective, build_encoder(encoder, num_classes), seed)
         case MaskedAutoencoderConfig():
             return MaskedAutoencoder(objective, build_encoder(encoder), seed)
+        case PatchColourConfig():
+            mean, std = mean or (0.0,) * encoder.channels, std or (1.0,) * encoder.channels
+            return PatchColour(objective, build_encoder(encoder), seed, mean, std)
         case _:
             assert_never(objective)
 
@@ -30,4 +39,5 @@ def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_c
 def checkpoint_activations(module: nn.Module) -> None:
     """Keep only the inputs of the blocks for backward, in encoder and decoder, and compute the rest again there."""
     for part in module.children():
-        part.set_grad_checkpointing(True)
+        if hasattr(part, "set_grad_checkpointing"):  # a head has no blocks
+            part.set_grad_checkpointing(True)

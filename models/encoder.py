@@ -55,12 +55,7 @@ def embed_patches(encoder: VisionTransformer, images: Tensor) -> tuple[Tensor, T
         images: (B, C, H, W) float, normalised
         returns: patches (B, N, D), prefix (B, num_prefix_tokens, D)
     """
-    patches = encoder.patch_embed(images)  # (B, N, D)
-    prefix = torch.cat([t for t in (encoder.cls_token, encoder.reg_token) if t is not None], dim=1)
-    positions = encoder.pos_embed.to(patches.dtype)
-    split = encoder.num_prefix_tokens
-    prefix = (prefix.to(patches.dtype) + positions[:, :split]).expand(len(images), -1, -1)
-    return patches + positions[:, split:], prefix
+    return _add_positions(encoder, encoder.patch_embed(images))
 
 
 def encode_visible(encoder: VisionTransformer, images: Tensor, visible: Tensor) -> Tensor:
@@ -73,6 +68,29 @@ def encode_visible(encoder: VisionTransformer, images: Tensor, visible: Tensor) 
     """
     patches, prefix = embed_patches(encoder, images)
     kept = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))  # (B, K, D)
-    tokens = encoder.norm_pre(torch.cat([prefix, kept], dim=1))
+    return _encode_tokens(encoder, torch.cat([prefix, kept], dim=1))
+
+
+def encode_embedded(encoder: VisionTransformer, embedded: Tensor) -> Tensor:
+    """Encode patch embeddings that may have been changed; positions are added here, so none can be taken away.
+
+    Shape:
+        embedded: (B, N, D), as `encoder.patch_embed` gives them
+        returns: (B, prefix + N, D)
+    """
+    patches, prefix = _add_positions(encoder, embedded)
+    return _encode_tokens(encoder, torch.cat([prefix, patches], dim=1))
+
+
+def _add_positions(encoder: VisionTransformer, patches: Tensor) -> tuple[Tensor, Tensor]:
+    prefix = torch.cat([t for t in (encoder.cls_token, encoder.reg_token) if t is not None], dim=1)
+    positions = encoder.pos_embed.to(patches.dtype)
+    split = encoder.num_prefix_tokens
+    prefix = (prefix.to(patches.dtype) + positions[:, :split]).expand(len(patches), -1, -1)
+    return patches + positions[:, split:], prefix
+
+
+def _encode_tokens(encoder: VisionTransformer, tokens: Tensor) -> Tensor:
+    tokens = encoder.norm_pre(tokens)
     tokens = checkpoint_seq(encoder.blocks, tokens) if encoder.grad_checkpointing else encoder.blocks(tokens)
-    return encoder.norm(tokens)
+    return encoder.fc_norm(encoder.norm(tokens))  # timm gives an encoder one of the two, by its pooling

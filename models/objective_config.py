@@ -12,6 +12,8 @@ from models.decoder_size import decoder_macs, decoder_parameters
 from models.encoder_size import encoder_macs, encoder_parameters, encoder_tokens
 from models.schema import NOT_A_SWITCH, Config, Rate
 
+COLOUR_LEVELS = 8  # of 3 bits
+
 
 class Stack(NamedTuple):
     """Transformer blocks alike, whose activations are kept for backward."""
@@ -95,4 +97,57 @@ class MaskedAutoencoderConfig(_Objective):
         )
 
 
-ObjectiveConfig = Annotated[SupervisedConfig | MaskedAutoencoderConfig, Field(discriminator="kind")]
+class PatchColourConfig(_Objective):
+    """Masked patch prediction of the ViT paper (arXiv:2010.11929, appendix B.1.2): the colour of corrupted patches."""
+
+    kind: Literal["patch_colour"] = "patch_colour"
+    corrupted_ratio: Annotated[float, Field(gt=0, le=1), NOT_A_SWITCH] = 0.5
+    """Share of each image's patches that is corrupted and predicted. The paper's ablation: 0.15, which is worse."""
+    target: Literal["mean_colour", "colours_4x4", "pixels"] = "mean_colour"
+    """`mean_colour`: the patch's mean, 3 bits per channel, one class of 512. `colours_4x4`: as many for each of the
+    patch's 4 x 4 cells. `pixels`: all pixels by squared error; a little worse in the paper."""
+
+    def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
+        if self.num_corrupted(encoder.num_patches) < 1:
+            return f"objective.corrupted_ratio {self.corrupted_ratio} corrupts none of {encoder.num_patches} patches"
+        if encoder.num_patches < 2:
+            return "objective.kind patch_colour puts other patches in the place of some, and the image is one patch"
+        if self.target != "pixels" and encoder.channels > 3:
+            return (
+                f"objective.target {self.target} has 8 classes per channel multiplied, and encoder.channels is "
+                f"{encoder.channels}, at most 3; say pixels"
+            )
+        if encoder.patch_size % self.cells:
+            return (
+                f"objective.target {self.target} needs an encoder.patch_size that 4 divides, not {encoder.patch_size}"
+            )
+        return None
+
+    @property
+    def cells(self) -> int:
+        """Cells along a side of a patch whose mean colours are predicted."""
+        return 4 if self.target == "colours_4x4" else 1
+
+    def num_corrupted(self, num_patches: int) -> int:
+        """Patches corrupted in every image."""
+        return int(num_patches * self.corrupted_ratio)
+
+    def outputs(self, channels: int, patch_size: int) -> int:
+        """Numbers predicted for a patch."""
+        return channels * patch_size**2 if self.target == "pixels" else self.cells**2 * COLOUR_LEVELS**channels
+
+    def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        width, outputs = encoder.embed_dim, self.outputs(encoder.channels, encoder.patch_size)
+        corrupted = self.num_corrupted(encoder.num_patches)
+        return ObjectiveSize(
+            encoder_parameters(encoder) + (width + 1) * outputs + width,
+            encoder_macs(encoder) + corrupted * width * outputs,
+            (Stack(encoder_tokens(encoder), width, encoder.depth),),
+            loss_bytes=8 * corrupted * outputs,  # scores in fp32 and their log-softmax, or errors and targets
+        )
+
+
+ObjectiveConfig = Annotated[
+    SupervisedConfig | MaskedAutoencoderConfig | PatchColourConfig,
+    Field(discriminator="kind"),
+]

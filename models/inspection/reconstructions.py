@@ -1,23 +1,21 @@
-"""A picture of what a masked autoencoder fills in: image, what the encoder saw, reconstruction, side by side."""
+"""A picture of what an objective with hidden patches fills in: image, what was seen, reconstruction, side by side."""
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-
-from models.objectives.mae import MaskedAutoencoder
+from torch import Tensor, nn
 
 
 @torch.no_grad()
 def reconstruction_sheet(
-    objective: MaskedAutoencoder,
+    objective: nn.Module,
     images: Tensor,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     *,
     cell_pixels: int = 128,
 ) -> Image.Image:
-    """One row per image: the image, its visible patches, the reconstruction.
+    """One row per image: the image, its visible patches, the reconstruction; of an objective that has `reconstruct`.
 
     Shape:
         images: (B, C, H, W) float, normalised by `mean` and `std`

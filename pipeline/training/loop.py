@@ -167,7 +167,10 @@ def rate_of_step(config: TrainingConfig, steps: StepPlan, step: int) -> float:
 
 def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:
     """The module with the weights that the run begins with; of one that `resumes` only the seed's."""
-    module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
+    module = build_objective(
+        config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed,
+        mean=config.data.mean, std=config.data.std,
+    )  # fmt: skip
     if not resumes and config.initialise_from is not None:
         _initialise(module, config, plan)
     return module

@@ -5,33 +5,18 @@ import math
 import pytest
 import torch
 from timm.models import create_model
-from torch.utils.flop_counter import FlopCounterMode
 
-from models.build import build_objective
-from models.config import DecoderConfig, EncoderConfig
+from models.config import EncoderConfig
 from models.encoder import build_encoder, encode_visible, timm_architecture
 from models.masking import num_visible_patches, random_patch_mask
-from models.objective_config import MaskedAutoencoderConfig, SupervisedConfig
-from models.objectives.batch import Batch
+from models.objective_config import SupervisedConfig
 from models.patches import patchify, unpatchify
 from models.positions import resample_position_embedding, sincos_position_embedding
 from models.randomness import position_bits, position_uniform
 from models.weights import WeightsError, load_encoder_weights
-from pipeline.config.plan import count_parameters, training_flops
+from pipeline.config.plan import count_parameters
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
-OBJECTIVES = [
-    SupervisedConfig(),
-    SupervisedConfig(label_smoothing=0.1),
-    MaskedAutoencoderConfig(decoder=DecoderConfig(embed_dim=32, depth=1, num_heads=2)),
-]
-
-
-def batch_of(count: int, first: int = 0, classes: int = 7) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(count, 3, 16, 16, generator=generator)
-    labels = torch.randint(classes, (count,), generator=generator)
-    return Batch(images, labels, torch.arange(first, first + count))
 
 
 @pytest.mark.parametrize(("height", "width", "patch"), [(8, 8, 2), (8, 12, 4), (6, 4, 2)])
@@ -90,64 +75,6 @@ def test_encoding_all_patches_as_visible_is_timms_own_forward():
     assert torch.allclose(tokens, encoder.forward_features(images), atol=1e-6)
 
 
-def test_a_first_supervised_loss_is_the_logarithm_of_the_number_of_classes():
-    loss = build_objective(SupervisedConfig(), EncoderConfig(**SMALL), num_classes=7, seed=0)(batch_of(32)).loss
-    assert loss.item() == pytest.approx(math.log(7), abs=1e-5)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
-def test_every_trainable_parameter_gets_a_gradient(objective):
-    module = build_objective(objective, EncoderConfig(**SMALL, positions="sincos2d"), num_classes=7, seed=0)
-    for parameter in module.parameters():  # a head at zero passes no gradient on
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.1)
-    module(batch_of(8)).loss.backward()
-    without = [n for n, p in module.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert not without
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
-def test_an_objective_overfits_a_batch_of_eight(objective):
-    module = build_objective(objective, EncoderConfig(**SMALL), num_classes=7, seed=0)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0)
-    batch, losses = batch_of(8), []
-    for _ in range(150):
-        outcome = module(batch)
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        optimizer.step()
-        losses.append(outcome.loss.item())
-    assert losses[-1] < 0.55 * losses[0]
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
-def test_drop_path_and_masks_make_a_batch_equal_to_its_halves(objective):
-    module = build_objective(objective, EncoderConfig(**SMALL, drop_path_rate=0.3), num_classes=7, seed=0).train()
-    whole = batch_of(8)
-    halves = [Batch(whole.images[s], whole.labels[s], whole.positions[s]) for s in (slice(0, 4), slice(4, 8))]
-    parts = [module(half).loss.item() for half in halves]
-    assert module(whole).loss.item() == pytest.approx(sum(parts) / 2, rel=1e-5)
-
-
-def test_constant_patches_keep_the_normalised_target_finite():
-    module = build_objective(OBJECTIVES[2], EncoderConfig(**SMALL), num_classes=0, seed=0)
-    black = Batch(torch.zeros(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64), torch.arange(4))
-    outcome = module(black)
-    outcome.loss.backward()
-    assert torch.isfinite(outcome.loss) and all(
-        torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None
-    )
-
-
-def test_a_reconstruction_keeps_what_was_visible():
-    module = build_objective(OBJECTIVES[2], EncoderConfig(**SMALL), num_classes=0, seed=0)
-    images, positions = torch.randn(2, 3, 16, 16), torch.arange(2)
-    filled, seen = module.reconstruct(images, positions)
-    hidden = module.mask(positions).masked
-    assert torch.equal(patchify(filled, 4)[~hidden], patchify(images, 4)[~hidden])
-    assert not patchify(seen, 4)[hidden].any()
-
-
 @pytest.mark.parametrize("pooling", ["token", "mean"])
 def test_timm_alone_builds_the_same_network_from_the_exported_arguments(pooling):
     config = EncoderConfig(**SMALL, pooling=pooling)
@@ -156,19 +83,6 @@ def test_timm_alone_builds_the_same_network_from_the_exported_arguments(pooling)
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(ours(images), theirs(images))
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES[1:], ids=lambda o: o.kind)
-@pytest.mark.parametrize("encoder", [SMALL, {"name": "vit_s16"}, {"name": "vit_g14", "depth": 2}], ids=str)
-def test_counted_parameters_and_arithmetic_agree_with_the_built_module(objective, encoder):
-    config = EncoderConfig(**encoder)
-    module = build_objective(objective, config, num_classes=10, seed=0)
-    assert count_parameters(config, objective, 10) == sum(p.numel() for p in module.parameters())
-    size = config.image_size
-    batch = Batch(torch.randn(1, 3, size, size), torch.zeros(1, dtype=torch.int64), torch.arange(1))
-    with FlopCounterMode(display=False) as counter:
-        module(batch).loss.backward()
-    assert training_flops(config, objective, 10) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 def test_sincos_positions_are_fixed_distinct_and_zero_for_the_prefix():
@@ -211,16 +125,6 @@ def test_an_input_that_is_not_square_has_rows_and_columns_of_its_own(positions):
     if positions == "sincos2d":
         assert torch.equal(encoder.pos_embed, sincos_position_embedding(48, (4, 6), 1))
     assert count_parameters(config, SupervisedConfig(), 3) == sum(p.numel() for p in encoder.parameters())
-
-
-def test_a_masked_autoencoder_learns_from_images_that_are_not_square():
-    config = EncoderConfig(**SMALL | {"image_size": (16, 24), "channels": 4})
-    objective = build_objective(OBJECTIVES[2], config, num_classes=0, seed=0)
-    images = torch.randn(2, 4, 16, 24)
-    assert objective(Batch(images, torch.zeros(2), torch.arange(2))).loss.isfinite()
-    filled, seen = objective.reconstruct(images, torch.arange(2))
-    assert filled.shape == seen.shape == images.shape
-    assert count_parameters(config, OBJECTIVES[2], 0) == sum(p.numel() for p in objective.parameters())
 
 
 def test_positions_of_another_shape_of_grid_are_resampled_even_where_the_patches_are_as_many():

@@ -1,0 +1,80 @@
+"""Every objective, small, and what theory says of it. A new objective is added to CASES and gets all common proofs."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.build import build_objective
+from models.config import DecoderConfig, EncoderConfig
+from models.objective_config import MaskedAutoencoderConfig, ObjectiveConfig, PatchColourConfig, SupervisedConfig
+from models.objectives.batch import Batch
+
+SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+CLASSES = 7
+MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
+
+
+class Case(NamedTuple):
+    config: ObjectiveConfig
+    first_loss: Callable[[nn.Module, Batch], float]  # what theory says of the first batch
+    tolerance: float = 1e-5  # of the first loss, relative
+    hidden: Callable[[nn.Module, Tensor], Tensor] | None = None  # (B, N) bool of positions: patches never to be seen
+    keys: str = ""  # what is set beside the kind, to tell cases apart
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.kind} {self.keys}".strip()
+
+
+def _hidden_from_mae(module: nn.Module, positions: Tensor) -> Tensor:
+    return module.mask(positions).masked
+
+
+def _first_mae_loss(module: nn.Module, batch: Batch) -> float:
+    """Targets of variance 1, and what Xavier's uniform weights make of normalised tokens: 2 in / (in + out)."""
+    inputs, outputs = module.decoder.predict.in_features, module.decoder.predict.out_features
+    return 1 + 2 * inputs / (inputs + outputs)
+
+
+CASES = [
+    Case(SupervisedConfig(), lambda module, batch: math.log(CLASSES)),
+    Case(SupervisedConfig(label_smoothing=0.1), lambda module, batch: math.log(CLASSES), keys="smoothed"),
+    Case(
+        MaskedAutoencoderConfig(decoder=DecoderConfig(embed_dim=32, depth=1, num_heads=2)),
+        _first_mae_loss, tolerance=0.1, hidden=_hidden_from_mae,
+    ),
+    Case(PatchColourConfig(), lambda module, batch: math.log(512)),
+    Case(PatchColourConfig(target="colours_4x4"), lambda module, batch: math.log(512), keys="colours_4x4"),
+    Case(PatchColourConfig(target="pixels"), lambda module, batch: 1.0, tolerance=0.03, keys="pixels"),
+]  # fmt: skip
+IDS = [case.name for case in CASES]
+
+
+def build(config: ObjectiveConfig, **encoder: object) -> nn.Module:
+    return build_objective(
+        config, EncoderConfig(**SMALL | encoder), num_classes=CLASSES, seed=0, mean=MEAN, std=STD
+    )  # fmt: skip
+
+
+def batch_of(count: int, first: int = 0, size: tuple[int, int] = (16, 16)) -> Batch:
+    """Normalised noise, labels of all classes, and the positions from `first` on."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, *size, generator=generator)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return Batch(images, labels, torch.arange(first, first + count))
+
+
+def rows(batch: Batch, start: int, stop: int) -> Batch:
+    return Batch(*(None if part is None else part[start:stop] for part in batch))
+
+
+def shake(module: nn.Module) -> nn.Module:
+    """The module with every trained weight drawn anew: a head at zero passes no gradient on."""
+    torch.manual_seed(1)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    return module
