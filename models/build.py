@@ -8,9 +8,16 @@ from torch import nn
 
 from models.encoder import build_encoder
 from models.encoder_config import EncoderConfig
-from models.objective_config import MaskedAutoencoderConfig, ObjectiveConfig, PatchColourConfig, SupervisedConfig
+from models.objective_config import (
+    MaskedAutoencoderConfig,
+    ObjectiveConfig,
+    PatchColourConfig,
+    SimMIMConfig,
+    SupervisedConfig,
+)
 from models.objectives.mae import MaskedAutoencoder
 from models.objectives.patch_colour import PatchColour
+from models.objectives.simmim import SimMIM
 from models.objectives.supervised import SupervisedObjective
 from models.timm_config import TimmEncoderConfig
 from models.timm_network import build_timm_network
@@ -41,6 +48,8 @@ def build_objective(
         case PatchColourConfig():
             mean, std = mean or (0.0,) * encoder.channels, std or (1.0,) * encoder.channels
             return PatchColour(objective, build_encoder(encoder), seed, mean, std)
+        case SimMIMConfig():
+            return SimMIM(objective, build_encoder(encoder), seed)
         case _:
             assert_never(objective)
 

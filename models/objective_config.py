@@ -3,14 +3,15 @@
 A new objective is a config class here, a module in `models/objectives`, and its `case` in `models/build`.
 """
 
+import math
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.decoder_config import DecoderConfig
 from models.encoder_config import EncoderConfig
 from models.encoder_size import encoder_macs, encoder_parameters, encoder_tokens
-from models.schema import NOT_A_SWITCH, Config, Rate
+from models.schema import NOT_A_SWITCH, Config, Number, Rate, Size
 
 COLOUR_LEVELS = 8  # of 3 bits
 
@@ -55,13 +56,25 @@ class _Objective(Config):
 
 
 class SupervisedConfig(_Objective):
-    """Predict the label of an image: softmax cross-entropy."""
+    """Predict the label of an image by cross-entropy."""
 
     reads_labels: ClassVar[bool] = True
     learns_with_any_network: ClassVar[bool] = True
     kind: Literal["supervised"] = "supervised"
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """`softmax`: one class against all others. `sigmoid`: each class yes or no, summed over classes, as the ViT paper
+    learns ImageNet-21k (arXiv:2010.11929, appendix B.1)."""
+    head_bias: Number = 0.0
+    """Start of the head's biases, of a sigmoid alone: about -log(classes), so that all classes begin as unlikely. -10
+    for ImageNet-21k, -6.9 for ImageNet-1k (AugReg, arXiv:2106.10270)."""
     label_smoothing: Rate = 0.0
     """Share of the target spread evenly over all classes."""
+
+    @model_validator(mode="after")
+    def _only_a_sigmoid_needs_a_bias(self) -> "SupervisedConfig":
+        if self.head_bias and self.loss != "sigmoid":
+            raise ValueError(f"head_bias {self.head_bias:g} needs loss: sigmoid; a softmax is blind to it")
+        return self
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         return ObjectiveSize(
@@ -153,7 +166,44 @@ class PatchColourConfig(_Objective):
         )
 
 
+class SimMIMConfig(_Objective):
+    """SimMIM (arXiv:2111.09886): mask tokens enter the encoder, and one linear layer predicts the hidden pixels."""
+
+    kind: Literal["simmim"] = "simmim"
+    mask_ratio: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.6
+    """Share of the squares hidden from the encoder, rounded up to whole squares."""
+    mask_size: Size = 32
+    """Side of a square that is hidden whole, pixels: a multiple of the patch, a divisor of the sides of the input."""
+
+    def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
+        if self.mask_size % encoder.patch_size or any(side % self.mask_size for side in encoder.input_size):
+            return (
+                f"objective.mask_size {self.mask_size} must be a multiple of encoder.patch_size {encoder.patch_size} "
+                f"and a divisor of both sides of encoder.image_size {encoder.image_size}"
+            )
+        rows, columns = (side // self.mask_size for side in encoder.input_size)
+        if self.num_hidden(rows * columns) == rows * columns:
+            return (
+                f"objective.mask_ratio {self.mask_ratio} hides all of {rows * columns} squares of {self.mask_size} "
+                "pixels; lower it, or objective.mask_size"
+            )
+        return None
+
+    def num_hidden(self, squares: int) -> int:
+        """Squares hidden in every image."""
+        return math.ceil(squares * self.mask_ratio - 1e-9)  # 0.55 of 100 is 55.000000000000007
+
+    def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        width, pixels = encoder.embed_dim, encoder.patch_size**2 * encoder.channels
+        return ObjectiveSize(
+            encoder_parameters(encoder) + (width + 1) * pixels + width,
+            encoder_macs(encoder) + encoder.num_patches * width * pixels,
+            (Stack(encoder_tokens(encoder), width, encoder.depth),),
+            loss_bytes=8 * encoder.num_patches * pixels,  # error and its weight, in fp32
+        )
+
+
 ObjectiveConfig = Annotated[
-    SupervisedConfig | MaskedAutoencoderConfig | PatchColourConfig,
+    SupervisedConfig | MaskedAutoencoderConfig | PatchColourConfig | SimMIMConfig,
     Field(discriminator="kind"),
 ]

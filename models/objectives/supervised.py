@@ -1,5 +1,9 @@
-"""Supervised pretraining and fine-tuning: softmax cross-entropy on the label, hard or mixed."""
+"""Supervised pretraining and fine-tuning: cross-entropy on the label, hard or mixed, of a softmax or of sigmoids.
 
+Both are linear in the target, so mixed and smoothed targets are weighted sums and no (B, V) target is ever made.
+"""
+
+import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -18,6 +22,8 @@ class SupervisedObjective(nn.Module):
     def __init__(self, config: SupervisedConfig, encoder: VisionTransformer, seed: int):
         super().__init__()
         self.config, self.encoder = config, encoder
+        if config.head_bias:
+            nn.init.constant_(encoder.get_classifier().bias, config.head_bias)
         self.coins = place_drop_path(encoder, seed)
 
     def forward(self, batch: Batch) -> Outcome:
@@ -31,6 +37,14 @@ class SupervisedObjective(nn.Module):
         return Outcome(losses.mean(), {"accuracy": correct}, losses.detach())
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits, labels, ignore_index=NO_LABEL, label_smoothing=self.config.label_smoothing, reduction="none"
-        )
+        """(B,): of each sample, 0 where it has no label."""
+        smoothing = self.config.label_smoothing
+        if self.config.loss == "softmax":
+            return F.cross_entropy(
+                logits, labels, ignore_index=NO_LABEL, label_smoothing=smoothing, reduction="none"
+            )  # fmt: skip
+        # Of scores z and targets t it is the sum of log(1 + exp(z)) - t z, and of t all but the label's part is spread.
+        of_label = logits.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+        expected = (1 - smoothing) * of_label + smoothing * logits.mean(dim=1)
+        losses = F.softplus(logits).sum(dim=1) - expected
+        return torch.where(labels == NO_LABEL, 0.0, losses)

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from models.build import build_objective
 from models.decoder_config import DecoderConfig
 from models.encoder_config import EncoderConfig
-from models.objective_config import MaskedAutoencoderConfig, ObjectiveConfig, PatchColourConfig, SupervisedConfig
+from models.objective_config import (
+    MaskedAutoencoderConfig,
+    ObjectiveConfig,
+    PatchColourConfig,
+    SimMIMConfig,
+    SupervisedConfig,
+)
 from models.objectives.batch import Batch
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -40,9 +46,16 @@ def _first_mae_loss(module: nn.Module, batch: Batch) -> float:
     return 1 + 2 * inputs / (inputs + outputs)
 
 
+def _first_sigmoid_loss(module: nn.Module, batch: Batch) -> float:
+    """One class right, which the bias calls unlikely, and the others that it is right about."""
+    bias = module.config.head_bias
+    return math.log(1 + math.exp(-bias)) + (CLASSES - 1) * math.log(1 + math.exp(bias))
+
+
 CASES = [
     Case(SupervisedConfig(), lambda module, batch: math.log(CLASSES)),
     Case(SupervisedConfig(label_smoothing=0.1), lambda module, batch: math.log(CLASSES), keys="smoothed"),
+    Case(SupervisedConfig(loss="sigmoid", head_bias=-2.0), _first_sigmoid_loss, keys="sigmoid"),
     Case(
         MaskedAutoencoderConfig(decoder=DecoderConfig(embed_dim=32, depth=1, num_heads=2)),
         _first_mae_loss, tolerance=0.1, hidden=_hidden_from_mae,
@@ -50,6 +63,10 @@ CASES = [
     Case(PatchColourConfig(), lambda module, batch: math.log(512)),
     Case(PatchColourConfig(target="colours_4x4"), lambda module, batch: math.log(512), keys="colours_4x4"),
     Case(PatchColourConfig(target="pixels"), lambda module, batch: 1.0, tolerance=0.03, keys="pixels"),
+    Case(
+        SimMIMConfig(mask_size=8), lambda module, batch: math.sqrt(2 / math.pi),  # of normal noise
+        tolerance=0.02, hidden=lambda module, positions: module.mask(positions),
+    ),
 ]  # fmt: skip
 IDS = [case.name for case in CASES]
 

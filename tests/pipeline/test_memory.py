@@ -20,6 +20,8 @@ SETTINGS = {  # micro-batch, accumulated, and what else differs
     **{f"stage {stage}, large batch": (48, 1, {"zero": {"stage": stage}}) for stage in (0, 1, 3)},
     **{f"stage {stage}, accumulated": (8, 2, {"zero": {"stage": stage}}) for stage in (0, 1, 2)},
     "masked": (32, 1, {"zero": {"stage": 1}, "objective": {"kind": "mae"}, "precision": "bf16"}),
+    "colours": (32, 1, {"zero": {"stage": 1}, "objective": {"kind": "patch_colour", "target": "colours_4x4"}}),
+    "hidden squares": (32, 1, {"zero": {"stage": 1}, "objective": {"kind": "simmim"}, "precision": "bf16"}),
     "blocks computed again": (48, 1, {"zero": {"stage": 1}, "activation_checkpointing": True}),
     "momentum alone, no average": (8, 1, {
         "zero": {"stage": 1}, "optimizer": {"kind": "sgd", "learning_rate": 1e-4}, "ema_decay": 0.0,
