@@ -1,6 +1,7 @@
 """Profiles of this machine and of clusters: from a name and settings to where a run goes, and what is submitted."""
 
 import json
+import os
 
 import pytest
 
@@ -10,7 +11,8 @@ from flows.control.submission import request_of, stop_lead_seconds
 from flows.profiles import load_profile
 from pipeline.errors import InputError
 from pipeline.preparation.memory import available_bytes_per_rank
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, write_json
+from tests.cluster.slurm_jobs import commands_that_say
 
 
 def test_a_cluster_is_planned_without_a_look_at_the_machine_that_submits(monkeypatch):
@@ -62,6 +64,20 @@ def test_the_time_to_stop_in_follows_from_the_plan_and_then_from_what_was_measur
     line = {"step": 1, "perf/step_seconds": 20.0, "perf/between_steps_seconds": 1.0}
     attempt.ledger.write_text(json.dumps(line) + "\n" + json.dumps({"step": 2}) + "\n")
     assert stop_lead_seconds(run) == 2 * (21 + 150)
+
+
+def test_a_job_that_waits_keeps_the_plan_it_was_submitted_with(home, digits, tmp_path, monkeypatch):
+    run = slurm_run(home, digits)
+    write_json(run.job_file, {"kind": "slurm", "id": "7", "key": run.key, "attempt": 0})
+    before = {path: path.read_bytes() for path in (run.profile_file, run.plan_file)}
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    commands_that_say(tmp_path, squeue="echo '7|PENDING|Priority|0:00||now|vit-a|run /a'")
+    assert slurm_run(home, digits).path == run.path  # the same again is the same job
+    with pytest.raises(InputError, match="its slurm job 7 is pending under another profile; stop it by `vit"):
+        slurm_run(home, digits, "profile.memory=9G")
+    assert before == {path: path.read_bytes() for path in before}
+    commands_that_say(tmp_path, squeue="exit 0")  # it was cancelled before it began
+    assert "memory: 9G" in slurm_run(home, digits, "profile.memory=9G").profile_file.read_text()
 
 
 def test_a_cluster_numbers_its_attempts_itself_and_this_machine_before(home, digits):
