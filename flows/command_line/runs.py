@@ -90,18 +90,25 @@ def find_run(name: str, home: Path) -> RunDirectory:
 
 
 def runs_command(directory: str | None, say: Say) -> int:
-    home = home_directory(directory)
+    """List the runs of a home, the oldest first. One that cannot be read is named so, and its neighbours are shown."""
+    home, code = home_directory(directory), EXIT_DONE
     for path in sorted((home / "runs").glob("*/config.yaml"), key=lambda entry: entry.stat().st_mtime):
         run = RunDirectory(path.parent)
-        launcher = launcher_of(run)
-        newest = run.newest_checkpoint()
-        state = run_state(run, launcher)
-        step = f"step {newest.step}" if newest else "no checkpoint"
-        hours, best = number_in_words(hours_of(run)), (read_json(run.result_file) or {}).get("best")
-        words = f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
-        place = _place(run, launcher, state)
-        say(f"{run.path.name:<48} {state:<10} {step:<16} {hours} rank-hours{place}{words}")
-    return EXIT_DONE
+        try:
+            say(f"{run.path.name:<48} {_listed(run)}")
+        except (InputError, OSError, ValueError) as error:
+            code = EXIT_FAILED
+            say(f"{run.path.name:<48} unreadable {error}")
+    return code
+
+
+def _listed(run: RunDirectory) -> str:
+    launcher, newest = launcher_of(run), run.newest_checkpoint()
+    state = run_state(run, launcher)
+    step = f"step {newest.step}" if newest else "no checkpoint"
+    hours, best = number_in_words(hours_of(run)), (read_json(run.result_file) or {}).get("best")
+    words = f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+    return f"{state:<10} {step:<16} {hours} rank-hours{_place(run, launcher, state)}{words}"
 
 
 def _place(run: RunDirectory, launcher: Launcher, state: str) -> str:

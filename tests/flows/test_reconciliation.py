@@ -10,11 +10,14 @@ import time
 import psutil
 import pytest
 
+from flows.command_line.runs import runs_command
 from flows.home import tracking_uri
 from flows.orchestration.reconciliation import reconcile_home
+from flows.orchestration.standing import RESTART_SECONDS
 from flows.orchestration.watchers import WatcherNote, watcher_notes
 from pipeline.registry.tracking import KEY_TAG, connect
 from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
+from tests.cluster.slurm_jobs import commands_that_say
 
 WITHOUT_PREFECT = "no Prefect API answers: its flow runs were left as they are"
 
@@ -68,6 +71,45 @@ def test_a_run_that_cannot_be_read_is_named_and_the_others_are_repaired(home):
     code, said = reconciled(home)
     assert code == 1 and any(line.startswith("broken: could not be looked at") for line in said)
     assert mirrored_runs(home)[sound.key].info.status == "KILLED"
+
+
+def test_a_run_with_a_damaged_file_is_listed_as_unreadable_beside_the_others(home):
+    ended_run(home, "sound", (75, "stopped on request"))
+    for name in ("config", "job", "plan", "profile", "result"):
+        run = ended_run(home, f"cut-{name}", (75, "stopped on request"))
+        damaged = next(run.path.glob(f"{name}.*"), run.result_file)
+        damaged.write_text('{"a')
+    said: list[str] = []
+    assert runs_command(str(home), said.append) == 1
+    assert sum(line.split()[:2] == ["sound", "stopped"] for line in said) == 1 and len(said) == 6
+    lines = {line.split()[0]: line for line in said}
+    for name in ("job", "profile", "result"):
+        assert f"unreadable {home}/runs/cut-{name}/{name}." in lines[f"cut-{name}"]
+    code, said = reconciled(home)
+    assert code == 1 and {line.split(":")[0] for line in said if "could not be looked at" in line} >= {
+        "cut-job", "cut-plan", "cut-profile"
+    }  # fmt: skip
+    assert any(line.startswith("sound: its ledger was forwarded") for line in said)
+
+
+def test_runs_that_may_start_again_are_given_the_same_moments_and_others_none(home, tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    commands_that_say(tmp_path, squeue="exit 0")
+    for number in range(3):
+        on_cluster(ended_run(home, f"failed-{number}", (1, "out of memory")))
+    reconciled(home)
+    assert slept == []
+    for number in range(3):
+        on_cluster(ended_run(home, f"faulty-{number}", (76, "node 1 was lost")))
+    reconciled(home)
+    assert slept == [RESTART_SECONDS]
+
+
+def on_cluster(run: RunDirectory) -> None:
+    write_atomic(run.profile_file, "kind: slurm\n")
+    write_json(run.job_file, {"kind": "slurm", "id": "7", "key": run.key, "attempt": 1, "start": "7.0"})
 
 
 def test_a_job_file_that_names_no_process_names_the_one_that_works(home):
