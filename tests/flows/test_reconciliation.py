@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from flows.command_line.runs import runs_command
 from flows.home import tracking_uri
+from flows.orchestration import reconciliation
 from flows.orchestration.reconciliation import reconcile_home
 from flows.orchestration.standing import RESTART_SECONDS
 from flows.orchestration.watchers import WatcherNote, watcher_notes
@@ -50,11 +52,11 @@ def mirrored_runs(home):
 
 
 def test_ledgers_are_forwarded_statuses_set_and_the_second_time_nothing_is_done(home):
-    stopped, lost = ended_run(home, "stopped", (75, "stopped on request")), ended_run(home, "lost", None)
+    stopped, lost = ended_run(home, "stopped", (75, "stopped on request")), ended_run(home, "it's `lost\" 50%", None)
     code, said = reconciled(home)
     assert code == 0 and len(said) == 5 and said[-1] == WITHOUT_PREFECT
     assert "stopped: its ledger was forwarded to MLflow, up to step 20" in said
-    assert "lost: MLflow held it for running, and it is failed" in said
+    assert f"{lost.path.name}: MLflow held it for running, and it is failed" in said
     found = mirrored_runs(home)
     assert found[stopped.key].info.status == "KILLED" and found[lost.key].info.status == "FAILED"
     assert found[lost.key].data.metrics["train/loss"] == pytest.approx(1 / 20)
@@ -94,7 +96,7 @@ def test_a_run_with_a_damaged_file_is_listed_as_unreadable_beside_the_others(hom
 
 def test_runs_that_may_start_again_are_given_the_same_moments_and_others_none(home, tmp_path, monkeypatch):
     slept = []
-    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr(reconciliation, "time", SimpleNamespace(sleep=slept.append))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     commands_that_say(tmp_path, squeue="exit 0")
     for number in range(3):
