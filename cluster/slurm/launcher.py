@@ -66,7 +66,10 @@ class SlurmLauncher:
     def submit(self, request: JobRequest) -> Job:
         with submission_lock(request.directory), _silence_refuses():
             existing = living_job(request.directory, read_submission(request.directory))
-            return existing or submit_script(request.directory, self._prepare(request))
+            if existing is not None:
+                return existing
+            _require_environment(self.profile)
+            return submit_script(request.directory, self._prepare(request))
 
     def submit_array(self, requests: Sequence[JobRequest], limit: int | None = None) -> list[Job]:
         """One sbatch for many runs, `limit` of them at a time; one job for each request, in their order.
@@ -84,6 +87,7 @@ class SlurmLauncher:
         return [jobs[request.key] for request in requests]
 
     def _submit_array(self, requests: list[JobRequest], limit: int | None) -> dict[str, Job]:
+        _require_environment(self.profile)
         digest = hashlib.sha256("\n".join(request.key for request in requests).encode()).hexdigest()[:12]
         name, comment = job_name(f"array-{digest}"), job_comment(requests[0].directory)
         for task, request in enumerate(requests):
@@ -190,6 +194,17 @@ class SlurmLauncher:
                 raise
             time.sleep(CANCEL_POLL_SECONDS)
         raise CancelError(f"SLURM job {job.id} may not have stopped: {said}; look at: squeue -j {job.id}")
+
+
+def _require_environment(profile: SlurmProfile) -> None:
+    """SubmitError where what every node must see is not even here: the job would wait for its turn and then fail."""
+    needed = {
+        "venv": profile.venv and f"{profile.venv}/bin/python",
+        "wheelhouse.path": profile.wheelhouse and profile.wheelhouse.path,
+    }
+    for name, path in needed.items():
+        if path and not os.path.exists(path):
+            raise SubmitError(f"profile.{name}: {path} does not exist here, and every node must see it")
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ import os
 
 import pytest
 
+from cluster.job import SubmitError
 from cluster.slurm import commands
 from cluster.slurm.commands import NoAnswer, queue
-from tests.cluster.slurm_jobs import commands_that_say
+from tests.cluster.slurm_jobs import SLEEPS, commands_that_say, launcher_with, request_of
 
 
 def test_what_has_just_not_answered_is_not_asked_again_for_the_next_run(tmp_path, monkeypatch):
@@ -20,3 +21,22 @@ def test_what_has_just_not_answered_is_not_asked_again_for_the_next_run(tmp_path
     monkeypatch.setattr(commands, "SILENT_SECONDS", 0.0)
     commands_that_say(tmp_path, squeue="echo '7|RUNNING|None|0:01|n1|now|vit-a|run /a'")
     assert [record.id for record in queue(names=["vit-a"])] == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"venv": "/no/venv"}, "profile.venv: /no/venv/bin/python does not exist here"),
+        ({"wheelhouse": {"path": "/no/wheels"}}, "profile.wheelhouse.path: /no/wheels does not exist here"),
+    ],
+)
+def test_an_environment_that_is_not_there_is_refused_before_the_job_waits_for_its_turn(
+    fields, said, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    commands_that_say(tmp_path, squeue="exit 0", sbatch="echo 7")
+    with pytest.raises(SubmitError, match=said):
+        launcher_with(**fields).submit(request_of(tmp_path / "run", SLEEPS))
+    assert not (tmp_path / "asked").exists()
+    image = {"kind": "apptainer", "path": "/no/vit.sif"}  # which the nodes may have on their own disks
+    assert launcher_with(image=image).submit(request_of(tmp_path / "run", SLEEPS)).id == "7"
