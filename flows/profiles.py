@@ -68,9 +68,11 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 def _placement(name: str, profile: Profile) -> Placement:
     """Of a cluster's nodes nobody here knows what they have: nothing is taken from this machine."""
+    gibibytes = None if isinstance(profile, LocalProfile) else profile.accelerator_gib
     least, most = nodes_range(profile)
     asked = (least, most) if least < most else None
     return Placement(
         name, most, profile.ranks_per_node, profile.loader_workers, profile.accelerators_per_node,
         nodes_range=asked, here=isinstance(profile, LocalProfile),
+        accelerator_bytes=None if gibibytes is None else int(gibibytes * 2**30),
     )  # fmt: skip

@@ -34,7 +34,7 @@ from pipeline.preparation.rehearsal import (
     seconds_without_accelerator,
 )
 from pipeline.preparation.training import PreparedRun, prepare_training
-from pipeline.preparation.write import run_path, write_run
+from pipeline.preparation.write import is_same_profile, run_path, write_run
 from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
@@ -140,7 +140,9 @@ def written(prepared: PreparedRun, profile: Profile, run_dir: str | None, home: 
 
 def _require_no_job_elsewhere(run: RunDirectory, text: str) -> None:
     """InputError where a job of the run lives under another profile: its plan and script are those it will start by."""
-    if not run.job_file.is_file() or not run.profile_file.is_file() or run.profile_file.read_text() == text:
+    if not run.job_file.is_file() or not run.profile_file.is_file():
+        return
+    if is_same_profile(run.profile_file.read_text(), text):
         return
     launcher = launcher_of(run)
     job = launcher.find(run.path)

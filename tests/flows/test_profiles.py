@@ -24,6 +24,14 @@ def test_a_cluster_is_planned_without_a_look_at_the_machine_that_submits(monkeyp
     assert load_profile("slurm", ["nodes=2"])[1].nodes_range is None
 
 
+def test_what_a_clusters_accelerators_cannot_hold_is_refused_where_the_profile_says_how_much_they_have(home, digits):
+    slurm_run(home, digits, "profile.accelerators_per_node=8", "encoder.name=vit_l16")  # nobody knows
+    with pytest.raises(InputError, match=r"ranks need about .* of memory each, 460.8 MiB are free for each; "):
+        settings = ["profile.accelerators_per_node=8", "encoder.name=vit_l16", "profile.accelerator_gib=0.5"]
+        slurm_run(home, digits, *settings)
+    assert available_bytes_per_rank(load_profile("slurm", ["accelerator_gib=80"])[1]) == int(0.9 * 80 * 2**30)
+
+
 def test_what_yaml_takes_for_a_number_is_the_text_that_was_meant():
     settings = ["time=24:00:00", "umask=0007", "partition=123", "nodes=2", "memory=480G"]
     profile, _ = load_profile("slurm", settings)
@@ -78,6 +86,9 @@ def test_a_job_that_waits_keeps_the_plan_it_was_submitted_with(home, digits, tmp
     assert before == {path: path.read_bytes() for path in before}
     commands_that_say(tmp_path, squeue="exit 0")  # it was cancelled before it began
     assert "memory: 9G" in slurm_run(home, digits, "profile.memory=9G").profile_file.read_text()
+    run.attempt(1).make()  # and a field that came later, and says nothing, makes no other profile of it
+    run.profile_file.write_text(run.profile_file.read_text().replace("accelerator_gib: null\n", ""))
+    assert slurm_run(home, digits, "profile.memory=9G").path == run.path
 
 
 def test_a_cluster_numbers_its_attempts_itself_and_this_machine_before(home, digits):
