@@ -5,6 +5,7 @@ import getpass
 import hashlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,10 @@ ARRAY_SCRIPT = "array.sbatch"
 CANCEL_POLL_SECONDS = 1.0
 ASK_AGAIN_SECONDS = 20.0  # a job that is just starting ignores the first request
 FORCE_SECONDS = 180.0  # KillWait is 30 s by default, and sites raise it
+SHARED_SECONDS = 1.0  # so old may an answer be that the runs of an array share
+
+_array_lock = threading.Lock()
+_of_arrays: dict[str, tuple[float, list[Record]]] = {}  # by array: when slurmctld was asked, and what it said
 
 
 class SlurmLauncher:
@@ -140,7 +145,7 @@ class SlurmLauncher:
         asked, state = self._states.get(job.id, (-self.poll_seconds, JobState.UNKNOWN))
         if time.monotonic() - asked >= self.poll_seconds:
             try:
-                records = queue(job=job.id)
+                records = _in_queue(job.id)
                 # one that slurmctld does not know any more has ended, whatever slurmdbd has heard so far
                 state = records[0].state if records else JobState.ENDED
             except NoAnswer:
@@ -150,7 +155,7 @@ class SlurmLauncher:
 
     def explain(self, job: Job) -> str:
         try:
-            records = queue(job=job.id)
+            records = _in_queue(job.id)
         except NoAnswer as silence:
             return f"SLURM job {job.id}: {silence}"
         with contextlib.suppress(NoAnswer):
@@ -214,6 +219,19 @@ def _silence_refuses() -> Iterator[None]:
         yield
     except NoAnswer as silence:
         raise SubmitError(f"nothing was submitted: {silence}") from None
+
+
+def _in_queue(id: str) -> list[Record]:
+    """What slurmctld knows of a job. Of an array's elements many are followed side by side: they ask it together."""
+    array, _, task = id.partition("_")
+    if not task:
+        return queue(job=id)
+    with _array_lock:
+        asked, records = _of_arrays.get(array, (-SHARED_SECONDS, []))
+        if time.monotonic() - asked >= SHARED_SECONDS:
+            records = queue(job=array)
+            _of_arrays[array] = (time.monotonic(), records)
+    return [record for record in records if record.id == id]
 
 
 def _alive(directory: Path, job: Job) -> list[Record]:
