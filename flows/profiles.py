@@ -44,7 +44,12 @@ def _validated(raw: dict[str, Any], overrides: Sequence[str], source: str) -> Pr
         key, _, value = override.partition("=")
         if isinstance(settings[key.strip()], int | float) and _is_text(of_kind, key.strip()):
             settings[key.strip()] = value.strip()
-    return resolved(validate(of_kind, apply_overrides(raw, settings), source))
+    try:
+        chosen = validate(of_kind, apply_overrides(raw, settings), source, settings.keys())
+    except InputError as error:
+        lines = (f"--set profile.{line[6:]}" if line.startswith("--set ") else line for line in error.problems)
+        raise InputError(*lines) from None
+    return resolved(chosen)
 
 
 def _is_text(of_kind: Any, key: str) -> bool:

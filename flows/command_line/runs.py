@@ -37,8 +37,10 @@ def carried_out(run: RunDirectory, home: Path, say: Say, *, watch: bool = False)
     require_ready(run, accelerators_here())
     introduce(run, say)
     launcher = launcher_of(run)
+    before = read_json(run.job_file) or {}
     job = submit(run, launcher)
-    say(f"submitted: {launcher.explain(job) or _job_in_words(job)}")
+    again = "already " if before.get("id") == job.id else ""
+    say(f"{again}submitted: {launcher.explain(job) or _job_in_words(job)}")
     say(f"run directory: {run.path}")
     for command, words in (
         (f"vit resume {run.path}", "follow it; Ctrl-C leaves it to itself (so does --watch of this command)"),
@@ -141,9 +143,11 @@ def run_state(run: RunDirectory, launcher: Launcher) -> str:
 def logs_command(name: str, directory: str | None, say: Say) -> int:
     run = find_run(name, home_directory(directory))
     logs = sorted((run.attempt(run.last_attempt()).path / "log").glob("*.log"))
-    for log in [newest_job_log(run), *logs]:
-        if log.is_file() and log.stat().st_size:
-            say(f"==> {log} <==\n{log.read_text(errors='replace').rstrip()}")
+    written = [log for log in [newest_job_log(run), *logs] if log.is_file() and log.stat().st_size]
+    for log in written:
+        say(f"==> {log} <==\n{log.read_text(errors='replace').rstrip()}")
+    if not written:
+        say(f"{run.path.name} has said nothing yet; where it is: vit runs")
     return EXIT_DONE
 
 

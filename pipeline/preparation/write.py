@@ -49,6 +49,8 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
         _follow_moved_data(run, prepared)
         if run.last_attempt():
             return run
+    elif path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; name a new or an empty directory by --run-dir")
     elif not run.config_file.is_file() and path.exists() and any(path.iterdir()):
         raise InputError(f"{path}: is not empty and is no run directory; choose another --run-dir")
     try:

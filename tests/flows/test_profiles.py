@@ -39,7 +39,20 @@ def test_what_yaml_takes_for_a_number_is_the_text_that_was_meant():
     assert load_profile("slurm", ["time=90"])[0].time == "90"
 
 
+def test_text_of_a_wrong_form_is_answered_with_what_is_meant():
+    with pytest.raises(InputError) as wrong:
+        load_profile("slurm", ["memory=lots of", "nodes=2-three"])
+    assert wrong.value.problems == [
+        '--set profile.nodes: not understood (got "2-three"); expected: Machines: a number, or a range such as `2-4`: '
+        "begin with what is there; the global batch and the samples stay",
+        '--set profile.memory: not understood (got "lots of"); expected: Memory per machine, such as `480G`',
+    ]
+
+
 def test_a_profile_of_no_known_place_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("nodes: 2\n")
+    with pytest.raises(InputError, match="mine.yaml: kind: missing; a profile says where it runs: `kind: local`"):
+        load_profile(str(tmp_path / "mine.yaml"))
     (tmp_path / "mine.yaml").write_text("kind: sge\n")
     with pytest.raises(InputError, match="mine.yaml: kind: `sge` is not a place that runs jobs; use local or slurm"):
         load_profile(str(tmp_path / "mine.yaml"))
@@ -70,7 +83,7 @@ def test_the_time_to_stop_in_follows_from_the_plan_and_then_from_what_was_measur
     attempt = run.attempt(1).make()
     attempt.log(0).write_text("12:00:00 saved step-00000100: training waited 0.40 s, complete in 150.0 s\n")
     line = {"step": 1, "perf/step_seconds": 20.0, "perf/between_steps_seconds": 1.0}
-    attempt.ledger.write_text(json.dumps(line) + "\n" + json.dumps({"step": 2}) + "\n")
+    attempt.ledger.write_text(json.dumps(line) + "\n" + json.dumps({"step": 2}) + "\n" + '{"step": 3, "perf/st')
     assert stop_lead_seconds(run) == 2 * (21 + 150)
 
 
