@@ -102,11 +102,13 @@ def submission_lock(directory: Path) -> Iterator[None]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object of a JSON file; empty where there is none."""
+    """The object of a JSON file; empty where there is none. A JSONDecodeError, a ValueError, names the file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
+    except json.JSONDecodeError as error:
+        raise json.JSONDecodeError(f"{path}: damaged: {error.msg}", error.doc, error.pos) from None
 
 
 def write_object(path: Path, content: dict[str, Any]) -> None:

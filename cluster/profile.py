@@ -44,6 +44,8 @@ def profile_class(kind: Any) -> type[LocalProfile] | type[SlurmProfile]:
             return LocalProfile
         case "slurm":
             return SlurmProfile
+        case None:
+            raise ValueError("kind: missing; a profile says where it runs: `kind: local` or `kind: slurm`")
         case _:
             raise ValueError(f"kind: `{kind}` is not a place that runs jobs; use local or slurm")
 

@@ -24,6 +24,7 @@ from cluster.slurm.submission import (
 
 PATIENCE_SECONDS = 900.0  # of a job that is about to end: a controller that restarts does so within minutes
 ASK_AGAIN_SECONDS = 10.0
+NOT_AGAIN = "not submitted again"  # how its line begins where it did nothing
 STOPPED, FAULT = 75, 76  # the codes of jobs that want to run again; of a fault, if possible elsewhere
 
 
@@ -35,20 +36,20 @@ def resubmit(run_directory: Path, code: int, launcher: Launcher | None = None, *
     Where SLURM does not answer it is asked again for so long as `patience_seconds`.
     """
     if code not in (STOPPED, FAULT):
-        return f"not submitted again: exit code {code} does not ask for it"
+        return f"{NOT_AGAIN}: exit code {code} does not ask for it"
     if launcher is not None and launcher.kind != "slurm":
-        return f"not submitted again: a {launcher.kind} job is started by its controller"
+        return f"{NOT_AGAIN}: a {launcher.kind} job is started by its controller"
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
             with submission_lock(run_directory):
                 refusal = _refusal(run_directory)
-                return f"not submitted again: {refusal}" if refusal else _submit_again(run_directory, code)
+                return f"{NOT_AGAIN}: {refusal}" if refusal else _submit_again(run_directory, code)
         except SubmitError as error:
-            return f"not submitted again: {error}"
+            return f"{NOT_AGAIN}: {error}"
         except NoAnswer as silence:
             if time.monotonic() >= deadline:
-                return f"not submitted again: {silence}"
+                return f"{NOT_AGAIN}: {silence}"
         time.sleep(ASK_AGAIN_SECONDS)
 
 

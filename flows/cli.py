@@ -3,6 +3,7 @@
 Heavy imports stay inside the commands, so that help answers at once.
 """
 
+import json
 import sys
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def main() -> None:
         sys.exit(EXIT_FAULT)
     except OSError as error:
         say(f"{error.filename or 'vit'}: {error.strerror or error}", error=True)
+        sys.exit(EXIT_FAILED)
+    except json.JSONDecodeError as error:  # a file of a run that was cut off or edited
+        say(str(error), error=True)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(130)

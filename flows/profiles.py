@@ -44,7 +44,12 @@ def _validated(raw: dict[str, Any], overrides: Sequence[str], source: str) -> Pr
         key, _, value = override.partition("=")
         if isinstance(settings[key.strip()], int | float) and _is_text(of_kind, key.strip()):
             settings[key.strip()] = value.strip()
-    return resolved(validate(of_kind, apply_overrides(raw, settings), source))
+    try:
+        chosen = validate(of_kind, apply_overrides(raw, settings), source, settings.keys())
+    except InputError as error:
+        lines = (f"--set profile.{line[6:]}" if line.startswith("--set ") else line for line in error.problems)
+        raise InputError(*lines) from None
+    return resolved(chosen)
 
 
 def _is_text(of_kind: Any, key: str) -> bool:
@@ -68,9 +73,11 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 def _placement(name: str, profile: Profile) -> Placement:
     """Of a cluster's nodes nobody here knows what they have: nothing is taken from this machine."""
+    gibibytes = None if isinstance(profile, LocalProfile) else profile.accelerator_gib
     least, most = nodes_range(profile)
     asked = (least, most) if least < most else None
     return Placement(
         name, most, profile.ranks_per_node, profile.loader_workers, profile.accelerators_per_node,
         nodes_range=asked, here=isinstance(profile, LocalProfile),
+        accelerator_bytes=None if gibibytes is None else int(gibibytes * 2**30),
     )  # fmt: skip

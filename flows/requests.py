@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from cluster.job import JobState
 from cluster.profile import Profile
+from flows.control.submission import launcher_of
 from flows.home import read_stack, tracking_uri
 from flows.profiles import load_profile, profile_text
 from pipeline.config.ingest import IngestConfig
@@ -32,7 +34,7 @@ from pipeline.preparation.rehearsal import (
     seconds_without_accelerator,
 )
 from pipeline.preparation.training import PreparedRun, prepare_training
-from pipeline.preparation.write import run_path, write_run
+from pipeline.preparation.write import is_same_profile, run_path, write_run
 from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server, unregistrable
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex, read_index
@@ -129,9 +131,26 @@ def checked_training(
 
 def written(prepared: PreparedRun, profile: Profile, run_dir: str | None, home: Path) -> RunDirectory:
     """A prepared training on disk, where it was asked for or in the home."""
-    run = write_run(prepared, run_path(prepared, home, run_dir), profile_text(profile))
+    path = run_path(prepared, home, run_dir)
+    _require_no_job_elsewhere(RunDirectory(path), profile_text(profile))
+    run = write_run(prepared, path, profile_text(profile))
     _make_known(run, home)
     return run
+
+
+def _require_no_job_elsewhere(run: RunDirectory, text: str) -> None:
+    """InputError where a job of the run lives under another profile: its plan and script are those it will start by."""
+    if not run.job_file.is_file() or not run.profile_file.is_file():
+        return
+    if is_same_profile(run.profile_file.read_text(), text):
+        return
+    launcher = launcher_of(run)
+    job = launcher.find(run.path)
+    if job is not None and (state := launcher.state(job)) is not JobState.ENDED:
+        raise InputError(
+            f"{run.path}: its {job.kind} job {job.id.partition(':')[0]} is {state.value} under another profile; "
+            f"stop it by `vit stop {run.path}`, then `vit resume {run.path} --set profile.K=V`"
+        )
 
 
 def _make_known(run: RunDirectory, home: Path) -> None:

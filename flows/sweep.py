@@ -29,7 +29,9 @@ def sweep(
     with own_state(home, single=False) as watch:
         try:
             prepared = prepared_sweep(recipe, data=data, profile=profile, overrides=set, home=home)
-            code, message = carry_out(prepared, report, lambda run, told: controlled(run, home, told))
+            code, message = carry_out(
+                prepared, report, lambda run, told: controlled(run, home, told, introduced=True)
+            )  # fmt: skip
         except InputError as error:
             return settled(watch, refused(error))
         ended = Completed if code == EXIT_DONE else Cancelled if watch.cancelled.is_set() else Failed

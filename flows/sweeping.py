@@ -21,7 +21,7 @@ from cluster.job import SubmitError
 from cluster.profile import LocalProfile
 from flows import requests
 from flows.command_line.runs import run_state
-from flows.control.jobs import Conclusion
+from flows.control.jobs import Conclusion, introduce
 from flows.control.submission import launcher_of, request_of, runs_here
 from flows.profiles import load_profile
 from pipeline.config.problems import config_classes
@@ -133,10 +133,14 @@ def carry_out(sweep: Sweep, report: Report, bring: Bring) -> tuple[int, str]:
     """Bring every run of the sweep to its end and write the table; the worst exit code, and one line.
 
     On this machine one after the other, and a run that fails does not keep the others back; on a cluster as one array,
-    whose runs are followed side by side. Runs that are done are left as they are. `bring` controls one run.
+    whose runs are followed side by side. Runs that are done are left as they are. `bring` controls one run. Only the
+    first is introduced.
     """
     todo = [run for run in sweep.runs if not run.result_file.is_file()]
     report(f"{sweep.directory}: {len(sweep.runs)} runs, {len(sweep.runs) - len(todo)} done")
+    if todo:
+        report(f"{todo[0].path.name}, and the others but for what is swept:")
+        introduce(todo[0], report)
     if todo and not runs_here(todo[0]):
         ends = _as_array(todo, report, bring)
     else:

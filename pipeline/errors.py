@@ -16,6 +16,7 @@ EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_STOPPED = 75  # stopped on request with a complete checkpoint: run me again (EX_TEMPFAIL)
 EXIT_FAULT = 76  # infrastructure fault: the last verified checkpoint stands, run me again
+MOST_NAMED = 40  # of what there is, in a line
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # an OSError of these is such a fault
 
 
@@ -58,4 +59,5 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(f"`{match}`" for match in close) + "?"
-    return f"there are: {', '.join(known)}" if known else ""
+    others = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    return f"there are: {', '.join(known[:MOST_NAMED])}{others}" if known else ""

@@ -49,11 +49,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is none."""
+    """The content of a JSON file, or None where there is none. A JSONDecodeError, a ValueError, names the file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except json.JSONDecodeError as error:
+        raise json.JSONDecodeError(f"{path}: damaged: {error.msg}", error.doc, error.pos) from None
 
 
 def look_afresh(directory: Path) -> None:

@@ -16,7 +16,9 @@ from cluster.job import JobState, SubmitError
 
 POLL_SECONDS = 20.0  # a controller that is down is given up by squeue itself after some 10 s
 SUBMIT_SECONDS = 90.0
+SILENT_SECONDS = 5.0  # so long a question is not asked again of what has just not answered
 UNKNOWN_ID = "Invalid job id"
+NO_ACCOUNTS = "accounting storage is disabled"
 SILENCES = ("Unable to contact slurm controller", "imed out", "Zero Bytes were transmitted", "Connection refused")
 
 # Every state of `man squeue`. What SLURM will start again by itself lives on under the same id, so it is not ENDED;
@@ -46,6 +48,9 @@ def state_of(text: str) -> JobState:
 
 class NoAnswer(Exception):
     """SLURM did not answer, or not in time; nothing is known."""
+
+
+_silences: dict[str, tuple[float, str]] = {}  # by command: when it did not answer, and what was said of it
 
 
 @dataclass(frozen=True)
@@ -95,14 +100,10 @@ _ACCOUNT_FIELDS = "JobID,State,ExitCode,Elapsed,NodeList,Submit,JobName,Comment"
 def queue(*, names: Sequence[str] = (), job: str | None = None) -> list[Record]:
     """Jobs that slurmctld knows, by names or id: all that live, and those that ended some minutes ago. Or NoAnswer."""
     chosen = f"--jobs={job}" if job is not None else f"--name={','.join(names)}"
-    done = answer("squeue", "-h", "-a", "-r", "-t", "all", chosen, "-o", _QUEUE_FORMAT)
-    if done.returncode != 0 and job is not None and UNKNOWN_ID in done.stderr:
-        return []
-    if done.returncode != 0:
-        raise NoAnswer(_one_line(done.stderr) or f"squeue ended with {done.returncode}")
+    rows = _asked("squeue", "-h", "-a", "-r", "-t", "all", chosen, "-o", _QUEUE_FORMAT, nothing=UNKNOWN_ID)
     return [
         Record(id, state, reason, elapsed, nodes, "", submitted, name, comment)
-        for id, state, reason, elapsed, nodes, submitted, name, comment in _rows(done.stdout)
+        for id, state, reason, elapsed, nodes, submitted, name, comment in rows
     ]
 
 
@@ -112,15 +113,31 @@ def accounted(*, names: Sequence[str] = (), job: str | None = None, since: float
     chosen = (
         [f"--jobs={job}"] if job is not None else ["--allusers", f"--name={','.join(names)}", f"--starttime={start}"]
     )
-    done = answer("sacct", "-X", "-n", "--parsable2", *chosen, "-o", _ACCOUNT_FIELDS)
-    if done.returncode != 0 and "accounting storage is disabled" in done.stderr:
-        return []
-    if done.returncode != 0:
-        raise NoAnswer(_one_line(done.stderr) or f"sacct ended with {done.returncode}")
+    rows = _asked("sacct", "-X", "-n", "--parsable2", *chosen, "-o", _ACCOUNT_FIELDS, nothing=NO_ACCOUNTS)
     return [
         Record(id, state, "", elapsed, nodes, exit_code, submitted, name, comment)
-        for id, state, exit_code, elapsed, nodes, submitted, name, comment in _rows(done.stdout)
+        for id, state, exit_code, elapsed, nodes, submitted, name, comment in rows
     ]
+
+
+def _asked(*command: str, nothing: str) -> list[list[str]]:
+    """The rows of an answer; none where it fails with the words of `nothing`. Or NoAnswer.
+
+    Whoever looks at many runs would wait for every one: what has just not answered is not asked again at once.
+    """
+    fell_silent, words = _silences.get(command[0], (-SILENT_SECONDS, ""))
+    if time.monotonic() - fell_silent < SILENT_SECONDS:
+        raise NoAnswer(words)
+    try:
+        done = answer(*command)
+        if done.returncode != 0 and nothing in done.stderr:
+            return []
+        if done.returncode != 0:
+            raise NoAnswer(_one_line(done.stderr) or f"{command[0]} ended with {done.returncode}")
+    except NoAnswer as silence:
+        _silences[command[0]] = (time.monotonic(), str(silence))
+        raise
+    return _rows(done.stdout)
 
 
 def _rows(text: str) -> list[list[str]]:

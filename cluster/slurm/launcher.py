@@ -5,6 +5,7 @@ import getpass
 import hashlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,10 @@ ARRAY_SCRIPT = "array.sbatch"
 CANCEL_POLL_SECONDS = 1.0
 ASK_AGAIN_SECONDS = 20.0  # a job that is just starting ignores the first request
 FORCE_SECONDS = 180.0  # KillWait is 30 s by default, and sites raise it
+SHARED_SECONDS = 1.0  # so old may an answer be that the runs of an array share
+
+_array_lock = threading.Lock()
+_of_arrays: dict[str, tuple[float, list[Record]]] = {}  # by array: when slurmctld was asked, and what it said
 
 
 class SlurmLauncher:
@@ -66,7 +71,10 @@ class SlurmLauncher:
     def submit(self, request: JobRequest) -> Job:
         with submission_lock(request.directory), _silence_refuses():
             existing = living_job(request.directory, read_submission(request.directory))
-            return existing or submit_script(request.directory, self._prepare(request))
+            if existing is not None:
+                return existing
+            _require_environment(self.profile)
+            return submit_script(request.directory, self._prepare(request))
 
     def submit_array(self, requests: Sequence[JobRequest], limit: int | None = None) -> list[Job]:
         """One sbatch for many runs, `limit` of them at a time; one job for each request, in their order.
@@ -84,6 +92,7 @@ class SlurmLauncher:
         return [jobs[request.key] for request in requests]
 
     def _submit_array(self, requests: list[JobRequest], limit: int | None) -> dict[str, Job]:
+        _require_environment(self.profile)
         digest = hashlib.sha256("\n".join(request.key for request in requests).encode()).hexdigest()[:12]
         name, comment = job_name(f"array-{digest}"), job_comment(requests[0].directory)
         for task, request in enumerate(requests):
@@ -136,7 +145,7 @@ class SlurmLauncher:
         asked, state = self._states.get(job.id, (-self.poll_seconds, JobState.UNKNOWN))
         if time.monotonic() - asked >= self.poll_seconds:
             try:
-                records = queue(job=job.id)
+                records = _in_queue(job.id)
                 # one that slurmctld does not know any more has ended, whatever slurmdbd has heard so far
                 state = records[0].state if records else JobState.ENDED
             except NoAnswer:
@@ -146,7 +155,7 @@ class SlurmLauncher:
 
     def explain(self, job: Job) -> str:
         try:
-            records = queue(job=job.id)
+            records = _in_queue(job.id)
         except NoAnswer as silence:
             return f"SLURM job {job.id}: {silence}"
         with contextlib.suppress(NoAnswer):
@@ -192,6 +201,17 @@ class SlurmLauncher:
         raise CancelError(f"SLURM job {job.id} may not have stopped: {said}; look at: squeue -j {job.id}")
 
 
+def _require_environment(profile: SlurmProfile) -> None:
+    """SubmitError where what every node must see is not even here: the job would wait for its turn and then fail."""
+    needed = {
+        "venv": profile.venv and f"{profile.venv}/bin/python",
+        "wheelhouse.path": profile.wheelhouse and profile.wheelhouse.path,
+    }
+    for name, path in needed.items():
+        if path and not os.path.exists(path):
+            raise SubmitError(f"profile.{name}: {path} does not exist here, and every node must see it")
+
+
 @contextlib.contextmanager
 def _silence_refuses() -> Iterator[None]:
     """Where SLURM does not answer, a person is told that nothing was submitted; a later look-up finds what was."""
@@ -199,6 +219,19 @@ def _silence_refuses() -> Iterator[None]:
         yield
     except NoAnswer as silence:
         raise SubmitError(f"nothing was submitted: {silence}") from None
+
+
+def _in_queue(id: str) -> list[Record]:
+    """What slurmctld knows of a job. Of an array's elements many are followed side by side: they ask it together."""
+    array, _, task = id.partition("_")
+    if not task:
+        return queue(job=id)
+    with _array_lock:
+        asked, records = _of_arrays.get(array, (-SHARED_SECONDS, []))
+        if time.monotonic() - asked >= SHARED_SECONDS:
+            records = queue(job=array)
+            _of_arrays[array] = (time.monotonic(), records)
+    return [record for record in records if record.id == id]
 
 
 def _alive(directory: Path, job: Job) -> list[Record]:

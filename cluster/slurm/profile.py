@@ -50,6 +50,8 @@ class SlurmProfile(_Part):
     """Processes per machine, each with one accelerator. None: one per accelerator, or one on CPU nodes."""
     accelerators_per_node: Annotated[int, Field(strict=True, ge=0)] = 8
     """Accelerators per machine, asked for as --gpus-per-node. 0: CPU nodes, or a site that wants them in `gres`."""
+    accelerator_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one accelerator in GiB, such as 80: what needs more is refused before it waits. None: not checked."""
     loader_workers: Annotated[int, Field(strict=True, ge=0)] | None = None
     """Processes per rank that decode images. None: from cpus_per_task, at most 16; else 8, or 1 on CPU nodes."""
     cpus_per_task: Count | None = None

@@ -119,7 +119,13 @@ def _environment(request: JobRequest, profile: SlurmProfile) -> list[str]:
         lines.append(f"export OMP_NUM_THREADS={profile.threads}")
     lines += ['export VIT_START="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"', "unset SLURM_EXPORT_ENV"]
     if profile.venv:
-        lines += [f"export VIRTUAL_ENV={_quoted(profile.venv)}", 'export PATH="$VIRTUAL_ENV/bin:$PATH"']
+        lines += [
+            f"export VIRTUAL_ENV={_quoted(profile.venv)}",
+            'if [ ! -x "$VIRTUAL_ENV/bin/python" ]; then',
+            '  echo "$(hostname): there is no $VIRTUAL_ENV/bin/python"; exit 2',  # not whatever else is called python
+            "fi",
+            'export PATH="$VIRTUAL_ENV/bin:$PATH"',
+        ]
     lines += _on_nodes(request, profile)
     if profile.wheelhouse:
         lines += _from_wheels(profile.wheelhouse)

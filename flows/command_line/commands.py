@@ -110,8 +110,9 @@ def sweep_command(
     sweep = prepared_sweep(recipe, data=data, profile=profile, overrides=overrides, home=home)
     with interrupts(sweep.runs[0]) as (cancelled, detached):
         code, message = carry_out(
-            sweep, say, lambda run, told: control(run, home, told, cancelled=cancelled, detached=detached)
-        )
+            sweep, say,
+            lambda run, told: control(run, home, told, cancelled=cancelled, detached=detached, introduced=True),
+        )  # fmt: skip
     say(message)
     return code
 

@@ -37,8 +37,10 @@ def carried_out(run: RunDirectory, home: Path, say: Say, *, watch: bool = False)
     require_ready(run, accelerators_here())
     introduce(run, say)
     launcher = launcher_of(run)
+    before = read_json(run.job_file) or {}
     job = submit(run, launcher)
-    say(f"submitted: {launcher.explain(job) or _job_in_words(job)}")
+    again = "already " if before.get("id") == job.id else ""
+    say(f"{again}submitted: {launcher.explain(job) or _job_in_words(job)}")
     say(f"run directory: {run.path}")
     for command, words in (
         (f"vit resume {run.path}", "follow it; Ctrl-C leaves it to itself (so does --watch of this command)"),
@@ -90,18 +92,25 @@ def find_run(name: str, home: Path) -> RunDirectory:
 
 
 def runs_command(directory: str | None, say: Say) -> int:
-    home = home_directory(directory)
+    """List the runs of a home, the oldest first. One that cannot be read is named so, and its neighbours are shown."""
+    home, code = home_directory(directory), EXIT_DONE
     for path in sorted((home / "runs").glob("*/config.yaml"), key=lambda entry: entry.stat().st_mtime):
         run = RunDirectory(path.parent)
-        launcher = launcher_of(run)
-        newest = run.newest_checkpoint()
-        state = run_state(run, launcher)
-        step = f"step {newest.step}" if newest else "no checkpoint"
-        hours, best = number_in_words(hours_of(run)), (read_json(run.result_file) or {}).get("best")
-        words = f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
-        place = _place(run, launcher, state)
-        say(f"{run.path.name:<48} {state:<10} {step:<16} {hours} rank-hours{place}{words}")
-    return EXIT_DONE
+        try:
+            say(f"{run.path.name:<48} {_listed(run)}")
+        except (InputError, OSError, ValueError) as error:
+            code = EXIT_FAILED
+            say(f"{run.path.name:<48} unreadable {error}")
+    return code
+
+
+def _listed(run: RunDirectory) -> str:
+    launcher, newest = launcher_of(run), run.newest_checkpoint()
+    state = run_state(run, launcher)
+    step = f"step {newest.step}" if newest else "no checkpoint"
+    hours, best = number_in_words(hours_of(run)), (read_json(run.result_file) or {}).get("best")
+    words = f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
+    return f"{state:<10} {step:<16} {hours} rank-hours{_place(run, launcher, state)}{words}"
 
 
 def _place(run: RunDirectory, launcher: Launcher, state: str) -> str:
@@ -134,9 +143,11 @@ def run_state(run: RunDirectory, launcher: Launcher) -> str:
 def logs_command(name: str, directory: str | None, say: Say) -> int:
     run = find_run(name, home_directory(directory))
     logs = sorted((run.attempt(run.last_attempt()).path / "log").glob("*.log"))
-    for log in [newest_job_log(run), *logs]:
-        if log.is_file() and log.stat().st_size:
-            say(f"==> {log} <==\n{log.read_text(errors='replace').rstrip()}")
+    written = [log for log in [newest_job_log(run), *logs] if log.is_file() and log.stat().st_size]
+    for log in written:
+        say(f"==> {log} <==\n{log.read_text(errors='replace').rstrip()}")
+    if not written:
+        say(f"{run.path.name} has said nothing yet; where it is: vit runs")
     return EXIT_DONE
 
 

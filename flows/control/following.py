@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.job import Job, JobState, Launcher
-from cluster.resubmit import resubmit
+from cluster.resubmit import NOT_AGAIN, resubmit
 from flows.control.progress import LINE_SECONDS, LedgerTail
 from flows.control.submission import LOCAL, attempt_of, runs_here, submit
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED
@@ -216,7 +216,7 @@ def conclude(run: RunDirectory, job: Job, words: str = "", *, attempt: int | Non
     said = f" ({words})" if words else ""
     if number is None:
         asked = (run.path / "stop.json").is_file()
-        last = last_line(newest_job_log(run))
+        last = last_line(newest_job_log(run), besides=NOT_AGAIN)
         return (EXIT_STOPPED if asked else EXIT_FAULT), (
             f"{_in_words(job)} ended before an attempt began{said}{': ' + last if last and not asked else ''}; "
             f"go on with: vit resume {run.path}"
@@ -240,9 +240,10 @@ def newest_job_log(run: RunDirectory) -> Path:
     return logs[-1] if logs else run.path / "submit" / "slurm-.out"
 
 
-def last_line(path: Path) -> str:
+def last_line(path: Path, besides: str = "\n") -> str:
+    """Of a file, empty where there is none; a line that begins with `besides` does not count."""
     lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
-    return next((line for line in reversed(lines) if line.strip()), "")
+    return next((line for line in reversed(lines) if line.strip() and not line.startswith(besides)), "")
 
 
 def _in_words(job: Job) -> str:

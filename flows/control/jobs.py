@@ -54,11 +54,13 @@ class Conclusion:
 def control(
     run: RunDirectory, home: Path, report: Report, *, cancelled: threading.Event | None = None,
     detached: threading.Event | None = None, observe: Callable[[Observation], None] = ignore,
+    introduced: bool = False,
 ) -> Conclusion:  # fmt: skip
     """Bring a run to its end: attach to its living job or submit one, follow it, forward its ledger, conclude.
 
     When `cancelled` is set, the job is asked to stop with a checkpoint and waited for; when `detached` is set, the job
-    goes on and this ends. `observe` is told what is seen, at most every two seconds.
+    goes on and this ends. `observe` is told what is seen, at most every two seconds. A run that was `introduced`, as
+    one of many, is not again.
     """
     if (done := _already_done(run)) is not None:
         report(f"{run.path.name} is already done; nothing to do")
@@ -66,7 +68,8 @@ def control(
             Forwarder(run, home, report).finish(EXIT_DONE, done.result)
         return done
     require_ready(run, accelerators_here())
-    introduce(run, report)
+    if not introduced:
+        introduce(run, report)
     cancelled, detached = cancelled or threading.Event(), detached or threading.Event()
     follower = Follower(run, launcher_of(run), report, cancelled=cancelled, detached=detached, observe=observe)
     forwarder = Forwarder(run, home, report)

@@ -21,6 +21,7 @@ LEAST_LEAD_SECONDS = 120.0
 MOST_LEAD_SECONDS = 3600.0
 WRITE_BYTES_PER_SECOND = 5e8  # of one node to a shared file system, where no checkpoint was timed yet: a slow one
 LOCAL = "local"
+TAIL_BYTES = 1 << 18  # of a ledger, in which its newest figures are looked for: some hundred lines
 _SAVED = re.compile(r"saved step-\d+: training waited [\d.]+ s, complete in ([\d.]+) s")
 
 
@@ -94,8 +95,11 @@ def last_figures(ledger: Path) -> Mapping[str, Any]:
     """The newest line of a ledger that has figures of speed; {} where there is none."""
     if not ledger.is_file():
         return {}
-    lines = ledger.read_text().splitlines()
-    return next((line for line in map(json.loads, reversed(lines)) if "perf/step_seconds" in line), {})
+    with open(ledger, "rb") as file:
+        file.seek(max(0, ledger.stat().st_size - TAIL_BYTES))
+        whole = file.read().splitlines(keepends=True)
+    lines = (json.loads(line) for line in reversed(whole) if line.startswith(b"{") and line.endswith(b"\n"))
+    return next((line for line in lines if "perf/step_seconds" in line), {})
 
 
 def _measured_checkpoint(run: RunDirectory) -> float | None:

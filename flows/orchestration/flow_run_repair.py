@@ -32,12 +32,11 @@ def repair_flow_runs(home: Path, standings: dict[RunDirectory, Standing], say: S
     watched: set[Path] = set()
     faults = 0
     with impatient_client(TIMEOUT_SECONDS) as client:
-        for note in watcher_notes(home):
-            if note.lives():
-                watched |= {run.path.resolve() for run in note.runs()}
-                continue
+        notes = {note: note.lives() for note in watcher_notes(home)}
+        watched |= {run.path.resolve() for note, lives in notes.items() if lives for run in note.runs()}
+        for note in (note for note, lives in notes.items() if not lives):
             try:
-                watched |= {run.path.resolve() for run in _settled(note, client, say)}
+                watched |= {run.path.resolve() for run in _settled(note, watched, client, say)}
             except Exception as error:  # whatever the API or a cluster raises; the other flow runs are looked at
                 faults += 1
                 say(f"flow run {note.id}: could not be settled: {error or type(error).__name__}")
@@ -50,8 +49,8 @@ def repair_flow_runs(home: Path, standings: dict[RunDirectory, Standing], say: S
     return faults
 
 
-def _settled(note: WatcherNote, client: SyncPrefectClient, say: Say) -> list[RunDirectory]:
-    """Settle one flow run whose process is gone; the runs that a worker will watch again."""
+def _settled(note: WatcherNote, watched: set[Path], client: SyncPrefectClient, say: Say) -> list[RunDirectory]:
+    """Settle one flow run whose process is gone; the runs that a worker will watch again. `watched` others watch."""
     runs = note.runs()
     try:
         flow_run = client.read_flow_run(note.id)
@@ -69,6 +68,11 @@ def _settled(note: WatcherNote, client: SyncPrefectClient, say: Say) -> list[Run
     if kind in (StateType.CANCELLING, StateType.CANCELLED):
         _carry_out_cancellation(note, flow_run, alive, client, say)
     elif kind in (StateType.COMPLETED, StateType.FAILED):
+        note.remove()
+    elif alive and all(run.path.resolve() in watched for run in alive):
+        words = f"its process is gone, and another flow run watches {_named(alive)}"
+        if kind != StateType.CRASHED:
+            _tell(client, flow_run, Crashed(message=words), say)
         note.remove()
     elif alive and flow_run.deployment_id is not None and flow_run.run_count < MOST_STARTS:
         words = f"its process is gone and {_named(alive)} lives: to be watched again"

@@ -8,15 +8,15 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
-from cluster.job import JobState
-from flows.control.jobs import MIRRORED, Forwarder, launcher_of
+from flows.control.forwarding import MIRRORED, Forwarder
 from flows.home import tracking_uri
-from flows.orchestration.standing import Standing, standing
+from flows.orchestration.standing import RESTART_SECONDS, Standing, at_first_sight, may_restart
 from flows.orchestration.watchers import watcher_notes
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from pipeline.run_directory import RunDirectory, read_json, write_json
@@ -32,22 +32,42 @@ def reconcile_home(home: Path, say: Say) -> int:
             say(f"another reconciliation is at work in {home}")
             return EXIT_DONE
         runs = [RunDirectory(path.parent) for path in sorted((home / "runs").glob("*/config.yaml"))]
-        standings: dict[RunDirectory, Standing] = {}
-        faults = 0
-        for run in runs:
-            try:
-                _repair_job_file(run, say)
-                standings[run] = standing(run)
-            except Exception as error:  # one run that cannot be read does not keep the others from it
-                faults += 1
-                say(f"{run.path.name}: could not be looked at: {error or type(error).__name__}")
+        standings, faults = _standings(runs, say)
         faults += _repair_tracking(home, standings, say)
         faults += _repair_flow_runs(home, standings, say)
     return EXIT_FAILED if faults else EXIT_DONE
 
 
-def _repair_job_file(run: RunDirectory, say: Say) -> None:
-    """job.json names another process than the one that works: its submitter died in between, or the job moved on."""
+def _standings(runs: Sequence[RunDirectory], say: Say) -> tuple[dict[RunDirectory, Standing], int]:
+    """How each run stands, and the number of those that cannot be read, which do not keep the others from it.
+
+    All that may be about to start again are given the same moments to do so.
+    """
+    standings: dict[RunDirectory, Standing] = {}
+    faults = 0
+
+    def look(these: Sequence[RunDirectory]) -> None:
+        nonlocal faults
+        for run in these:
+            try:
+                run.plan()  # whoever comes later reads it
+                _name_working_process(run, say)
+                standings[run] = at_first_sight(run)
+                _name_moved_job(run, standings[run], say)
+            except Exception as error:
+                faults += 1
+                standings.pop(run, None)
+                say(f"{run.path.name}: could not be looked at: {error or type(error).__name__}")
+
+    look(runs)
+    if again := [run for run, stands in standings.items() if may_restart(run, stands)]:
+        time.sleep(RESTART_SECONDS)
+        look(again)
+    return standings, faults
+
+
+def _name_working_process(run: RunDirectory, say: Say) -> None:
+    """job.json names another process than the one that works: its submitter died in between."""
     content = read_json(run.job_file)
     if content is None:
         return
@@ -57,11 +77,12 @@ def _repair_job_file(run: RunDirectory, say: Say) -> None:
         say(
             f"{run.path.name}: job.json named no living process; attempt {attempt} runs as {identity.partition(':')[0]}"
         )
-        return
-    launcher = launcher_of(run)
-    found = launcher.find(run.path)
-    moved = found is not None and found.kind == content["kind"] and found.id != content["id"]
-    if moved and launcher.state(found) in (JobState.PENDING, JobState.RUNNING):
+
+
+def _name_moved_job(run: RunDirectory, stands: Standing, say: Say) -> None:
+    """job.json names a job that another has taken over from."""
+    content, found = read_json(run.job_file), stands.job
+    if content and stands.alive and found.kind == content["kind"] and found.id != content["id"]:
         write_json(run.job_file, content | {"id": found.id})
         say(f"{run.path.name}: job.json named {found.kind} job {content['id']}; it is {found.id} now")
 

@@ -64,14 +64,17 @@ def concluded(prepare: Callable[[Path], RunDirectory]) -> State:
         return settled(watch, state_of(conclusion))
 
 
-def controlled(run: RunDirectory, home: Path, report: Callable[[str], None]) -> Conclusion:
+def controlled(
+    run: RunDirectory, home: Path, report: Callable[[str], None], *, introduced: bool = False
+) -> Conclusion:  # fmt: skip
     """`control`, with artifacts for those who look, and ended with a checkpoint when the flow run is cancelled."""
     watch = this_watch()
     watch.note.add(run)
     with run_artifacts(run, home, watch.flow_run_id) as artifacts, slot_of(run, report, watch.cancelled):
         if watch.cancelled.is_set() and launcher_of(run).find(run.path) is None:
             return Conclusion(EXIT_STOPPED, "cancelled before anything was submitted", run, {})
-        conclusion = control(run, home, report, cancelled=watch.cancelled, observe=artifacts.observe)
+        conclusion = control(run, home, report, cancelled=watch.cancelled, observe=artifacts.observe,
+                             introduced=introduced)  # fmt: skip
     if not artifacts.finish(conclusion):
         watch.untold.append(partial(artifacts.finish, conclusion))
     return conclusion

@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from cluster.job import Job, JobState
-from flows.control.jobs import conclude, launcher_of
-from flows.control.submission import runs_here
+from cluster.job import STOP_FILE, Job, JobState
+from flows.control.following import AGAIN, conclude
+from flows.control.submission import launcher_of, runs_here
 from pipeline.errors import EXIT_DONE
 from pipeline.run_directory import RunDirectory
 from pipeline.supervision.liveness import running_elsewhere
@@ -29,7 +29,21 @@ class Standing:
 
 def standing(run: RunDirectory) -> Standing:
     """How a run stands; of a job whose place does not answer nothing is concluded."""
-    launcher = launcher_of(run)
+    first = at_first_sight(run)
+    if not may_restart(run, first):
+        return first
+    time.sleep(RESTART_SECONDS)
+    return at_first_sight(run)
+
+
+def may_restart(run: RunDirectory, stands: Standing) -> bool:
+    """Whether it may be between a job's end and its own restart, where it looks as if it had ended."""
+    return stands.code in AGAIN and not runs_here(run) and not (run.path / STOP_FILE).exists()
+
+
+def at_first_sight(run: RunDirectory) -> Standing:
+    """How a run seems to stand: a job that SLURM starts again may look as if it had ended (`may_restart`)."""
+    launcher = launcher_of(run)  # a new one: they keep answers for some seconds
     job = launcher.find(run.path)
     if run.result_file.is_file():
         return Standing(job, JobState.ENDED, EXIT_DONE, "done")
@@ -38,10 +52,6 @@ def standing(run: RunDirectory) -> Standing:
     state = launcher.state(job)
     if state is JobState.ENDED and runs_here(run) and running_elsewhere(run):
         state = JobState.RUNNING
-    if state is JobState.ENDED and not runs_here(run):  # between a job's end and its own restart it may look so
-        time.sleep(RESTART_SECONDS)
-        job = launcher.find(run.path)
-        state = launcher.state(job)
     if state is not JobState.ENDED:
         return Standing(job, state, None, state.value)
     return Standing(job, state, *conclude(run, job))

@@ -121,7 +121,15 @@ def _what_is_wrong(place: Place, problem: Mapping[str, Any], value: Any) -> tupl
         case "union_tag_invalid" | "union_tag_not_found" if isinstance(value, Mapping):
             kinds, kind = [kind_of(one) for one in place.classes], value.get("kind")
             return f"{key}.kind", f"expected {expected(Literal[tuple(kinds)])}" + _shown(kind) + _nearest(kind, kinds)
+    if isinstance(value, str) and "text" in _expected_at(place) and (meaning := _meaning(place)):
+        return key, f"not understood{_shown(value)}; expected: {meaning}"  # text it is, but not such text
     return key, f"expected {_expected_at(place)}" + _shown(value) + _how_to_write(place, value)
+
+
+def _meaning(place: Place) -> str:
+    """What a field says of itself, in its first sentence; empty where it says nothing."""
+    said = (place.field.description or "") if place.field else ""
+    return " ".join(said.split()).partition(". ")[0].removesuffix(".")
 
 
 def _expected_at(place: Place) -> str:

@@ -25,7 +25,9 @@ STAGES = range(4)
 
 
 def available_bytes_per_rank(placement: Placement) -> int | None:
-    """What a rank of this placement may hold; None where nobody here can say, as of a cluster's nodes."""
+    """What a rank of this placement may hold; None where nobody can say: of a cluster's nodes only a profile does."""
+    if placement.accelerators_per_node and placement.accelerator_bytes is not None:
+        return int(HEADROOM * placement.accelerator_bytes)
     if not placement.here:
         return None
     if not placement.accelerators_per_node:

@@ -13,7 +13,8 @@ class Placement:
     """A resolved profile, as the pipeline sees it.
 
     Where a run may start on fewer nodes or more, `nodes_range` has the least and the most, and `nodes` is planned with.
-    `here`: it speaks of this machine, which may be asked what it has.
+    `here`: it speaks of this machine, which may be asked what it has. `accelerator_bytes`: memory of each accelerator,
+    where the profile says so.
     """
 
     profile: str
@@ -23,6 +24,7 @@ class Placement:
     accelerators_per_node: int
     nodes_range: tuple[int, int] | None = None
     here: bool = True
+    accelerator_bytes: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -50,7 +52,8 @@ class Placement:
 
     def single(self) -> "Placement":
         """One process on the same machine."""
-        return Placement(self.profile, 1, 1, self.loader_workers, min(1, self.accelerators_per_node), here=self.here)
+        return Placement(self.profile, 1, 1, self.loader_workers, min(1, self.accelerators_per_node), here=self.here,
+                         accelerator_bytes=self.accelerator_bytes)  # fmt: skip
 
 
 def placed(plan: dict[str, Any], config: Any, placement: Placement) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.config.deepspeed import deepspeed_config
 from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
@@ -40,13 +42,15 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
             raise InputError(
                 f"{path}: holds another run; go on with it by `vit resume {path}`, or choose another --run-dir"
             )
-        if run.last_attempt() and run.profile_file.read_text() != profile_text:
+        if run.last_attempt() and not is_same_profile(run.profile_file.read_text(), profile_text):
             raise InputError(
                 f"{path}: this run began under another profile; change it by `vit resume {path} --set profile.K=V`"
             )
         _follow_moved_data(run, prepared)
         if run.last_attempt():
             return run
+    elif path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; name a new or an empty directory by --run-dir")
     elif not run.config_file.is_file() and path.exists() and any(path.iterdir()):
         raise InputError(f"{path}: is not empty and is no run directory; choose another --run-dir")
     try:
@@ -60,6 +64,15 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
     except OSError as error:
         raise InputError(f"{path}: the run directory cannot be written: {error.strerror}") from None
     return run
+
+
+def is_same_profile(one: str, other: str) -> bool:
+    """Whether two profiles say the same: a field that says nothing may be left out, as before it existed."""
+    first, second = (
+        {key: value for key, value in (yaml.safe_load(text) or {}).items() if value is not None}
+        for text in (one, other)
+    )
+    return first == second
 
 
 def _has_begun(run: RunDirectory) -> bool:

@@ -13,7 +13,7 @@ from pipeline.rank import Rank
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import champion_verdict
 from pipeline.registry.locate import ModelSource, same_checkpoint, source_from_dict
-from pipeline.registry.tracking import KEY_TAG, experiment_id
+from pipeline.registry.tracking import experiment_id, with_key
 from pipeline.registry.weights import load_model
 from pipeline.run_directory import RunDirectory, read_json, write_json
 
@@ -100,7 +100,7 @@ def _run_of(client: Any, config: RegisterConfig, source: ModelSource, home: Path
     if trained:
         key = RunDirectory(trained).key
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
-        found = client.search_runs(ids, f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        found = client.search_runs(ids, with_key(key), max_results=1)
         if found:
             return found[0].info.run_id
     experiment = experiment_id(client, "vit/register", config.tracking_uri, home)

@@ -58,7 +58,15 @@ def find_mirrored_run(run: RunDirectory, tracking_uri: str) -> tuple[str, str] |
 
 def _run_of_key(client: Any, experiment: str, key: str) -> Any:
     """The MLflow run that mirrors the run directory of this key; None where there is none."""
-    return next(iter(client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)), None)
+    return next(iter(client.search_runs([experiment], with_key(key), max_results=1)), None)
+
+
+def with_key(key: str) -> str:
+    """MLflow's filter for runs of this key, which is named after a directory: its quotes cannot be escaped there."""
+    if "'" not in key:
+        return f"tags.`{KEY_TAG}` = '{key}'"
+    pattern = key.replace("'", "_")  # any one character; the end of a key is a hash that no other has
+    return f"tags.`{KEY_TAG}` LIKE '{pattern}'"
 
 
 def keys_left_running(tracking_uri: str) -> set[str]:

@@ -284,6 +284,10 @@ def test_a_mask_that_hides_nothing_is_refused(home, digits):
 def test_a_run_directory_that_cannot_be_written_is_one_line(home, digits):
     with pytest.raises(InputError, match="cannot be written"):
         prepared(home, digits, run_dir="/proc/nowhere/run")
+    home.mkdir()
+    (home / "file").write_text("a letter")
+    with pytest.raises(InputError, match="file: is a file; name a new or an empty directory by --run-dir"):
+        prepared(home, digits, run_dir=str(home / "file"))
 
 
 FLOWS = """

@@ -158,7 +158,9 @@ def test_a_job_that_somebody_cancelled_is_not_submitted_again(run, monkeypatch):
 def test_a_job_that_never_began_is_not_submitted_again_and_its_script_is_quoted(run, monkeypatch):
     monkeypatch.setattr(following, "resubmit", lambda *_: pytest.fail("it was submitted again"))
     (run.path / "submit").mkdir()
-    (run.path / "submit" / "slurm-1.out").write_text("module: command not found\n\n")
+    (run.path / "submit" / "slurm-1.out").write_text(
+        "module: command not found\nnot submitted again: exit code 127 does not ask for it\n\n"
+    )
     cluster = Cluster(run, [("1", RUNNING, None)])
     cluster.words = "SLURM job 1: FAILED"
     _, (code, reason), _, _ = follow(run, cluster)

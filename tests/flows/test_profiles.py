@@ -1,6 +1,7 @@
 """Profiles of this machine and of clusters: from a name and settings to where a run goes, and what is submitted."""
 
 import json
+import os
 
 import pytest
 
@@ -10,7 +11,8 @@ from flows.control.submission import request_of, stop_lead_seconds
 from flows.profiles import load_profile
 from pipeline.errors import InputError
 from pipeline.preparation.memory import available_bytes_per_rank
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, write_json
+from tests.cluster.slurm_jobs import commands_that_say
 
 
 def test_a_cluster_is_planned_without_a_look_at_the_machine_that_submits(monkeypatch):
@@ -22,6 +24,14 @@ def test_a_cluster_is_planned_without_a_look_at_the_machine_that_submits(monkeyp
     assert load_profile("slurm", ["nodes=2"])[1].nodes_range is None
 
 
+def test_what_a_clusters_accelerators_cannot_hold_is_refused_where_the_profile_says_how_much_they_have(home, digits):
+    slurm_run(home, digits, "profile.accelerators_per_node=8", "encoder.name=vit_l16")  # nobody knows
+    with pytest.raises(InputError, match=r"ranks need about .* of memory each, 460.8 MiB are free for each; "):
+        settings = ["profile.accelerators_per_node=8", "encoder.name=vit_l16", "profile.accelerator_gib=0.5"]
+        slurm_run(home, digits, *settings)
+    assert available_bytes_per_rank(load_profile("slurm", ["accelerator_gib=80"])[1]) == int(0.9 * 80 * 2**30)
+
+
 def test_what_yaml_takes_for_a_number_is_the_text_that_was_meant():
     settings = ["time=24:00:00", "umask=0007", "partition=123", "nodes=2", "memory=480G"]
     profile, _ = load_profile("slurm", settings)
@@ -29,7 +39,20 @@ def test_what_yaml_takes_for_a_number_is_the_text_that_was_meant():
     assert load_profile("slurm", ["time=90"])[0].time == "90"
 
 
+def test_text_of_a_wrong_form_is_answered_with_what_is_meant():
+    with pytest.raises(InputError) as wrong:
+        load_profile("slurm", ["memory=lots of", "nodes=2-three"])
+    assert wrong.value.problems == [
+        '--set profile.nodes: not understood (got "2-three"); expected: Machines: a number, or a range such as `2-4`: '
+        "begin with what is there; the global batch and the samples stay",
+        '--set profile.memory: not understood (got "lots of"); expected: Memory per machine, such as `480G`',
+    ]
+
+
 def test_a_profile_of_no_known_place_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("nodes: 2\n")
+    with pytest.raises(InputError, match="mine.yaml: kind: missing; a profile says where it runs: `kind: local`"):
+        load_profile(str(tmp_path / "mine.yaml"))
     (tmp_path / "mine.yaml").write_text("kind: sge\n")
     with pytest.raises(InputError, match="mine.yaml: kind: `sge` is not a place that runs jobs; use local or slurm"):
         load_profile(str(tmp_path / "mine.yaml"))
@@ -60,8 +83,25 @@ def test_the_time_to_stop_in_follows_from_the_plan_and_then_from_what_was_measur
     attempt = run.attempt(1).make()
     attempt.log(0).write_text("12:00:00 saved step-00000100: training waited 0.40 s, complete in 150.0 s\n")
     line = {"step": 1, "perf/step_seconds": 20.0, "perf/between_steps_seconds": 1.0}
-    attempt.ledger.write_text(json.dumps(line) + "\n" + json.dumps({"step": 2}) + "\n")
+    attempt.ledger.write_text(json.dumps(line) + "\n" + json.dumps({"step": 2}) + "\n" + '{"step": 3, "perf/st')
     assert stop_lead_seconds(run) == 2 * (21 + 150)
+
+
+def test_a_job_that_waits_keeps_the_plan_it_was_submitted_with(home, digits, tmp_path, monkeypatch):
+    run = slurm_run(home, digits)
+    write_json(run.job_file, {"kind": "slurm", "id": "7", "key": run.key, "attempt": 0})
+    before = {path: path.read_bytes() for path in (run.profile_file, run.plan_file)}
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    commands_that_say(tmp_path, squeue="echo '7|PENDING|Priority|0:00||now|vit-a|run /a'")
+    assert slurm_run(home, digits).path == run.path  # the same again is the same job
+    with pytest.raises(InputError, match="its slurm job 7 is pending under another profile; stop it by `vit"):
+        slurm_run(home, digits, "profile.memory=9G")
+    assert before == {path: path.read_bytes() for path in before}
+    commands_that_say(tmp_path, squeue="exit 0")  # it was cancelled before it began
+    assert "memory: 9G" in slurm_run(home, digits, "profile.memory=9G").profile_file.read_text()
+    run.attempt(1).make()  # and a field that came later, and says nothing, makes no other profile of it
+    run.profile_file.write_text(run.profile_file.read_text().replace("accelerator_gib: null\n", ""))
+    assert slurm_run(home, digits, "profile.memory=9G").path == run.path
 
 
 def test_a_cluster_numbers_its_attempts_itself_and_this_machine_before(home, digits):

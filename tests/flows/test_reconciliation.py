@@ -6,15 +6,20 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from flows.command_line.runs import runs_command
 from flows.home import tracking_uri
+from flows.orchestration import reconciliation
 from flows.orchestration.reconciliation import reconcile_home
+from flows.orchestration.standing import RESTART_SECONDS
 from flows.orchestration.watchers import WatcherNote, watcher_notes
 from pipeline.registry.tracking import KEY_TAG, connect
 from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
+from tests.cluster.slurm_jobs import commands_that_say
 
 WITHOUT_PREFECT = "no Prefect API answers: its flow runs were left as they are"
 
@@ -47,11 +52,11 @@ def mirrored_runs(home):
 
 
 def test_ledgers_are_forwarded_statuses_set_and_the_second_time_nothing_is_done(home):
-    stopped, lost = ended_run(home, "stopped", (75, "stopped on request")), ended_run(home, "lost", None)
+    stopped, lost = ended_run(home, "stopped", (75, "stopped on request")), ended_run(home, "it's `lost\" 50%", None)
     code, said = reconciled(home)
     assert code == 0 and len(said) == 5 and said[-1] == WITHOUT_PREFECT
     assert "stopped: its ledger was forwarded to MLflow, up to step 20" in said
-    assert "lost: MLflow held it for running, and it is failed" in said
+    assert f"{lost.path.name}: MLflow held it for running, and it is failed" in said
     found = mirrored_runs(home)
     assert found[stopped.key].info.status == "KILLED" and found[lost.key].info.status == "FAILED"
     assert found[lost.key].data.metrics["train/loss"] == pytest.approx(1 / 20)
@@ -68,6 +73,45 @@ def test_a_run_that_cannot_be_read_is_named_and_the_others_are_repaired(home):
     code, said = reconciled(home)
     assert code == 1 and any(line.startswith("broken: could not be looked at") for line in said)
     assert mirrored_runs(home)[sound.key].info.status == "KILLED"
+
+
+def test_a_run_with_a_damaged_file_is_listed_as_unreadable_beside_the_others(home):
+    ended_run(home, "sound", (75, "stopped on request"))
+    for name in ("config", "job", "plan", "profile", "result"):
+        run = ended_run(home, f"cut-{name}", (75, "stopped on request"))
+        damaged = next(run.path.glob(f"{name}.*"), run.result_file)
+        damaged.write_text('{"a')
+    said: list[str] = []
+    assert runs_command(str(home), said.append) == 1
+    assert sum(line.split()[:2] == ["sound", "stopped"] for line in said) == 1 and len(said) == 6
+    lines = {line.split()[0]: line for line in said}
+    for name in ("job", "profile", "result"):
+        assert f"unreadable {home}/runs/cut-{name}/{name}." in lines[f"cut-{name}"]
+    code, said = reconciled(home)
+    assert code == 1 and {line.split(":")[0] for line in said if "could not be looked at" in line} >= {
+        "cut-job", "cut-plan", "cut-profile"
+    }  # fmt: skip
+    assert any(line.startswith("sound: its ledger was forwarded") for line in said)
+
+
+def test_runs_that_may_start_again_are_given_the_same_moments_and_others_none(home, tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(reconciliation, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    commands_that_say(tmp_path, squeue="exit 0")
+    for number in range(3):
+        on_cluster(ended_run(home, f"failed-{number}", (1, "out of memory")))
+    reconciled(home)
+    assert slept == []
+    for number in range(3):
+        on_cluster(ended_run(home, f"faulty-{number}", (76, "node 1 was lost")))
+    reconciled(home)
+    assert slept == [RESTART_SECONDS]
+
+
+def on_cluster(run: RunDirectory) -> None:
+    write_atomic(run.profile_file, "kind: slurm\n")
+    write_json(run.job_file, {"kind": "slurm", "id": "7", "key": run.key, "attempt": 1, "start": "7.0"})
 
 
 def test_a_job_file_that_names_no_process_names_the_one_that_works(home):

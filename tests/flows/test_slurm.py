@@ -121,7 +121,7 @@ def test_a_run_on_two_nodes_is_submitted_listed_followed_and_finished(slurm, hom
     id = job_id(run)
     assert f"submitted: SLURM job {id}: " in said and f"run directory: {run.path}" in said
     assert f"vit stop {run.path}" in said
-    assert f"SLURM job {id}" in vit(*command)  # again: no second job
+    assert f"already submitted: SLURM job {id}" in vit(*command)  # again: no second job
     assert len(slurm.command("squeue", "-h", "-o", "%A").split()) == 1
     listed = vit("runs")
     assert f"SLURM job {id}: " in listed and any(state in listed for state in (" pending ", " running "))

@@ -60,6 +60,7 @@ def test_a_sweep_trains_every_combination_once_and_ends_with_a_table(home, digit
         return said
 
     said = sweep()
+    assert sum(line.startswith("engine ") for line in said) == 1 and not any(": engine " in line for line in said)
     (table,) = home.glob("runs/*-sweep-*/sweep.json")
     rows = json.loads(table.read_text())["rows"]
     assert [row["settings"] for row in rows] == [{"optimizer.learning_rate": 0.001}, {"optimizer.learning_rate": 3e-4}]
