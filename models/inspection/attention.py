@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor, nn
 
+from models.inspection.display import NothingToDraw
 from models.inspection.panels import Panel, Scale, drawn, new_figure, panel_sheet
 
 MOST_HEADS = 12  # that a picture shows
@@ -25,7 +26,7 @@ def attention_by_block(
 ) -> list[Tensor]:
     """`summarise` of each block's attention weights, (B, heads, L, L) of which each row sums to 1; first block first.
 
-    ValueError where a block has no such weights.
+    NothingToDraw where a block has no such weights.
 
     Shape:
         images: (B, C, H, W) float, normalised
@@ -38,7 +39,7 @@ def attention_by_block(
         encoder.forward_features(images)
     if len(found) != len(encoder.blocks):
         attention = type(encoder.blocks[0].attn).__name__
-        raise ValueError(f"{attention} shows no attention weights: {len(found)} of {len(encoder.blocks)} blocks did")
+        raise NothingToDraw(f"{attention} shows no attention weights: {len(found)} of {len(encoder.blocks)} blocks did")
     return found
 
 
@@ -47,13 +48,13 @@ def _watched(attention: nn.Module, number: int, found: list[Tensor], summarise: 
     def look(dropout: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         weights = arguments[0].float()
         if weights.dim() != 4 or weights.shape[1] != attention.num_heads:
-            raise ValueError(f"{type(attention).__name__} of block {number + 1} has not one map of weights per head")
+            raise NothingToDraw(f"{type(attention).__name__} of block {number + 1} has not one map of weights per head")
         found.append(summarise(weights))
 
     fused = getattr(attention, "fused_attn", False)
     dropout = getattr(attention, "attn_drop", None)
     if not isinstance(dropout, nn.Module):
-        raise ValueError(f"{type(attention).__name__} of block {number + 1} shows no attention weights")
+        raise NothingToDraw(f"{type(attention).__name__} of block {number + 1} shows no attention weights")
     attention.fused_attn = False
     hook = dropout.register_forward_pre_hook(look)
     try:
@@ -64,9 +65,9 @@ def _watched(attention: nn.Module, number: int, found: list[Tensor], summarise: 
 
 
 def _require_sequence(encoder: nn.Module) -> None:
-    """ValueError unless every block attends over one sequence of prefix tokens and all patches."""
+    """NothingToDraw unless every block attends over one sequence of prefix tokens and all patches."""
     if not all(hasattr(encoder, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")):
-        raise ValueError(f"{type(encoder).__name__} has no blocks that attend over all patches")
+        raise NothingToDraw(f"{type(encoder).__name__} has no blocks that attend over all patches")
 
 
 def mean_attention_distance(encoder: nn.Module, images: Tensor) -> Tensor:

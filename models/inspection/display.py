@@ -1,10 +1,14 @@
-"""Images as pixels that a picture can show."""
+"""Images as pixels that a picture can show, and what is said where there is nothing to show."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class NothingToDraw(ValueError):
+    """The model has no such thing; the message says in one line which and why."""
 
 
 def display_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

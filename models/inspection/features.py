@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from models.inspection.display import NothingToDraw
 from models.inspection.panels import Panel, Scale, panel_sheet
 
 CUT = 0.01  # of the patches lie beyond either end of a component's scale
@@ -26,7 +27,7 @@ def patch_features(encoder: nn.Module, images: Tensor) -> Tensor:
         images: (B, C, H, W) float, normalised
     """
     if not all(hasattr(encoder, name) for name in ("fc_norm", "num_prefix_tokens", "patch_embed")):
-        raise ValueError(f"{type(encoder).__name__} has no tokens of patches")
+        raise NothingToDraw(f"{type(encoder).__name__} has no tokens of patches")
     tokens = encoder.fc_norm(encoder.forward_features(images))
     return tokens[:, encoder.num_prefix_tokens :].unflatten(1, encoder.patch_embed.grid_size)
 

@@ -8,6 +8,7 @@ from PIL import Image
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
+from models.inspection.display import NothingToDraw
 from models.inspection.panels import Panel, panel_sheet
 
 SHOWN = 28  # the paper shows as many
@@ -20,10 +21,10 @@ class FilterComponents(NamedTuple):
 
 
 def patch_filters(encoder: nn.Module) -> Tensor:
-    """(D, C, P, P) float32: what each channel of a patch token is correlated with. ValueError where there is none."""
+    """(D, C, P, P) float32: what each channel of a patch token is correlated with. Raises NothingToDraw."""
     embedding = getattr(encoder, "patch_embed", None)
     if not isinstance(embedding, PatchEmbed):
-        raise ValueError(f"{type(encoder).__name__} does not embed its patches by one linear projection")
+        raise NothingToDraw(f"{type(encoder).__name__} does not embed its patches by one linear projection")
     return embedding.proj.weight.detach().float().cpu()
 
 

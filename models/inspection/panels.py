@@ -19,7 +19,7 @@ from PIL import Image
 COLOURS = "viridis"
 DPI = 100
 GAP, MARGIN, CAPTION, TITLE, LINE = 8, 14, 20, 32, 17  # pixels
-NAME_LETTERS, LETTER = 20, 6.6  # of a row's name; pixels that a letter of the small font is wide, at most
+NAME_LETTERS, LETTER = 20, 7.0  # of a row's name; pixels that a letter of the small font is wide, at most
 
 
 class Panel(NamedTuple):
@@ -86,8 +86,9 @@ def panel_sheet(
 
 
 def short_name(name: str) -> str:
-    """A name that fits beside a row: of a long one the end."""
-    return name if len(name) <= NAME_LETTERS else f"…{name[1 - NAME_LETTERS :]}"
+    """A name that fits beside a row: of a long one the beginning and the end."""
+    half = NAME_LETTERS // 2
+    return name if len(name) <= NAME_LETTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _tops(rows: Sequence[Sequence[Panel]], start: int, height: int) -> list[int]:

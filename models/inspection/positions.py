@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from models.inspection.display import NothingToDraw
 from models.inspection.panels import Panel, Scale, panel_sheet
 
 MOST_PANELS = 14  # per side: of a finer grid every second, third, ... patch is shown
@@ -14,11 +15,11 @@ LONGER_SIDE = 760  # pixels, about
 def position_similarity(encoder: nn.Module) -> Tensor:
     """Cosine of each patch's position embedding with those of all: (rows, columns, rows, columns) float32, -1..1.
 
-    ValueError where no table of positions is added to the patches: there is none, or they are relative or rotary.
+    NothingToDraw where no table of positions is added to the patches: there is none, or they are relative or rotary.
     """
     table = getattr(encoder, "pos_embed", None)
     if not isinstance(table, Tensor):
-        raise ValueError(f"this {type(encoder).__name__} adds no position embedding to its patches")
+        raise NothingToDraw(f"this {type(encoder).__name__} adds no position embedding to its patches")
     rows, columns = encoder.patch_embed.grid_size
     patches = table.detach().float().cpu().reshape(-1, table.shape[-1])[-rows * columns :]  # prefix tokens come first
     directions = nn.functional.normalize(patches, dim=1)

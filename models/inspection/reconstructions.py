@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from models.inspection.display import display_pixels
+from models.inspection.display import NothingToDraw, display_pixels
 from models.masking import PatchMask
 from models.objectives.mae import MaskedAutoencoder
 from models.patches import patchify, unpatchify
@@ -45,7 +45,7 @@ def reconstruction_sheet(
 def fill_in(objective: MaskedAutoencoder, images: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
     """Images with the patches of `masked` filled in, and the images as the encoder saw them; as `reconstruct` gives.
 
-    Covered pixels do not matter. ValueError where all patches are hidden, or none.
+    Covered pixels do not matter. NothingToDraw where all patches are hidden, or none.
 
     Shape:
         images: (B, C, H, W) float, normalised
@@ -55,7 +55,7 @@ def fill_in(objective: MaskedAutoencoder, images: Tensor, masked: Tensor) -> tup
     visible = (~masked).nonzero().flatten()
     if len(visible) in (0, len(masked)):
         hidden = len(masked) - len(visible)
-        raise ValueError(f"{hidden} of {len(masked)} patches are hidden: some must be, and some must not")
+        raise NothingToDraw(f"{hidden} of {len(masked)} patches are hidden: some must be, and some must not")
     size, grid, hidden = objective.patch_size, objective.grid, masked.unsqueeze(-1)
     seen = patchify(images.float(), size).masked_fill(hidden, 0.0)
     mask = PatchMask(visible.expand(len(images), -1), masked.expand(len(images), -1))

@@ -7,8 +7,11 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from models.build import build_objective
 from models.config import EncoderConfig
 from models.encoder import build_encoder
+from models.objective_config import MaskedAutoencoderConfig
+from models.objectives.mae import MaskedAutoencoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.checkpoints.files import read_weights
 from pipeline.errors import InputError
@@ -81,3 +84,15 @@ def load_model(source: ModelSource) -> VisionTransformer:
     if report.missing:
         raise InputError(f"MODEL `{source.reference}`: {report}")
     return encoder.eval()
+
+
+def load_masked_autoencoder(source: ModelSource) -> MaskedAutoencoder | None:
+    """The whole network of a run of objective mae, in evaluation mode; None for a model without a decoder."""
+    if source.kind != "checkpoint" or source.objective != "mae":
+        return None
+    checkpoint = _checkpoint(Path(source.path))
+    config = MaskedAutoencoderConfig.model_validate(checkpoint.manifest["objective"])
+    encoder = EncoderConfig.model_validate(checkpoint.manifest["encoder"])
+    objective = build_objective(config, encoder, num_classes=0, seed=0)
+    objective.load_state_dict(read_weights(checkpoint))
+    return objective.eval()

@@ -20,7 +20,7 @@ from models.inspection.attention import (
     readout_attention,
     rollout_picture,
 )
-from models.inspection.display import display_pixels
+from models.inspection.display import NothingToDraw, display_pixels
 from models.inspection.features import feature_components, features_picture, patch_features
 from models.inspection.filters import filter_components, filters_picture, patch_filters
 from models.inspection.panels import Panel, Scale, panel_sheet
@@ -84,7 +84,7 @@ def test_relative_biases_are_in_the_attention():
     queries, keys, _ = block.attn.qkv(block.norm1(tokens)).unflatten(-1, (3, 2, 12)).permute(2, 0, 3, 1, 4)
     literal = (queries @ keys.transpose(-2, -1) / math.sqrt(12) + block.attn.rel_pos.get_bias()).softmax(dim=-1)
     assert torch.allclose(attention_by_block(encoder, images)[0], literal, atol=1e-6)
-    with pytest.raises(ValueError, match="no position embedding"):
+    with pytest.raises(NothingToDraw, match="no position embedding"):
         position_similarity(encoder)
 
 
@@ -103,16 +103,16 @@ def test_looking_at_attention_leaves_the_encoder_as_it_was():
 def test_an_encoder_that_is_no_plain_vit_is_refused_in_one_line(name):
     encoder = create_model(name, pretrained=False).eval()
     for look in (attention_rollout, mean_attention_distance, patch_features):
-        with pytest.raises(ValueError, match=rf"^{type(encoder).__name__} has no .*$"):
+        with pytest.raises(NothingToDraw, match=rf"^{type(encoder).__name__} has no .*$"):
             look(encoder, torch.zeros(1, 3, 224, 224))
     for draw in (position_similarity, *([] if name.startswith("swin") else [patch_filters])):
-        with pytest.raises(ValueError, match=type(encoder).__name__):
+        with pytest.raises(NothingToDraw, match=type(encoder).__name__):
             draw(encoder)
 
 
 def test_differential_attention_is_refused_in_one_line():
     encoder = create_model("vit_tiny_patch16_224", img_size=16, **TINY, attn_layer="diff").eval()
-    with pytest.raises(ValueError, match="DiffAttention"):
+    with pytest.raises(NothingToDraw, match="DiffAttention"):
         attention_by_block(encoder, images_for(encoder))
 
 
@@ -286,7 +286,7 @@ def test_brightness_that_training_normalised_away_comes_from_the_patches_around(
 def test_a_mask_that_hides_all_or_nothing_is_refused(hidden):
     masked = torch.zeros(24, dtype=torch.bool)
     masked[:hidden] = True
-    with pytest.raises(ValueError, match=f"{hidden} of 24 patches are hidden"):
+    with pytest.raises(NothingToDraw, match=f"{hidden} of 24 patches are hidden"):
         fill_in(masked_autoencoder(), torch.zeros(1, 3, 16, 24), masked)
 
 
