@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,24 @@ def test_the_model_is_fine_tuned_evaluated_registered_and_pulled(pretrained, mod
                  "--set", "profile.ranks_per_node=1")  # fmt: skip
     assert "eval/classify-v1/digits/top1" in output
     _assert_three_ways_of_loading_agree(module_home)
+
+
+def test_what_a_run_learned_is_drawn_and_lies_beside_it_in_mlflow(pretrained, module_home, digits, tmp_path):
+    import mlflow
+    from PIL import Image
+
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 2:5] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    output = vit(module_home, "inspect", str(pretrained), str(digits), str(tmp_path / "pictures"),
+                 "--set", f"mask={tmp_path / 'mask.png'}", "--set", "images=3")  # fmt: skip
+    assert "8 of 8: filled-in.png" in output and "8 pictures: " in output
+    drawn = {path.name for path in (tmp_path / "pictures").iterdir()}
+    run = re.search(r"in MLflow: run (\w+), artifacts (\S+)", output)
+    artifacts = mlflow.MlflowClient(f"sqlite:///{module_home / 'mlflow.db'}").list_artifacts(run[1], run[2])
+    assert run[2] == "inspection/step-00000020" and {Path(one.path).name for one in artifacts} == drawn
+    output = vit(module_home, "inspect", str(pretrained), str(digits), str(digits), code=2)
+    assert output.count("\n") == 1 and "not empty" in output
 
 
 def _assert_three_ways_of_loading_agree(home: Path) -> None:
