@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.inspection.artifacts import log_pictures
+from pipeline.registry.locate import locate_model
 from pipeline.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
@@ -114,7 +116,19 @@ def test_the_model_is_fine_tuned_evaluated_registered_and_pulled(pretrained, mod
     output = vit(module_home, "evaluate", "models:/smoke@champion", "--data", str(digits), "--protocol", "classify-v1",
                  "--set", "profile.ranks_per_node=1")  # fmt: skip
     assert "eval/classify-v1/digits/top1" in output
+    _assert_pictures_of_the_champion_go_to_the_run_that_registered_it(module_home, tuned)
     _assert_three_ways_of_loading_agree(module_home)
+
+
+def _assert_pictures_of_the_champion_go_to_the_run_that_registered_it(home: Path, tuned: Path) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    champion = locate_model("models:/smoke@champion", tracking_uri=uri, home=home)
+    words = log_pictures([tuned / "plan.json"], champion, uri)
+    run = mlflow.MlflowClient(uri).get_model_version_by_alias("smoke", "champion").run_id
+    assert words == f"in MLflow: run {run}, artifacts inspection/step-00000004"
+    assert [one.path for one in mlflow.MlflowClient(uri).list_artifacts(run, "inspection/step-00000004")]
 
 
 def test_what_a_run_learned_is_drawn_and_lies_beside_it_in_mlflow(pretrained, module_home, digits, tmp_path):

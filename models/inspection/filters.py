@@ -47,7 +47,7 @@ def filters_picture(encoder: nn.Module) -> Image.Image:
     panels = [Panel(_tile(one), f"{share:.1%}") for one, share in zip(filters, shares.tolist(), strict=True)]
     beside = 7 if channels in (1, 3) else 2
     rows = [panels[start : start + beside] for start in range(0, len(panels), beside)]
-    of = "" if channels in (1, 3) else f", channels 1 to {min(channels, MOST_CHANNELS)} of {channels} side by side"
+    of = "" if channels in (1, 3) else f", {min(channels, MOST_CHANNELS)} of {channels} channels side by side"
     note = (
         f"Principal components of {len(patch_filters(encoder))} filters of {height} × {width} pixels{of}; percentages: "
         "share of the variance. Each is scaled by its own largest weight: grey is 0, its sign means nothing."
@@ -61,5 +61,5 @@ def _tile(component: Tensor) -> np.ndarray:
     scaled = 0.5 + 0.5 * component / component.abs().max().clamp_min(1e-12)
     if len(scaled) == 3:
         return scaled.permute(1, 2, 0).numpy()
-    side_by_side = torch.cat(list(scaled[:MOST_CHANNELS]), dim=1)
-    return side_by_side.unsqueeze(2).expand(-1, -1, 3).numpy()
+    with_gaps = nn.functional.pad(scaled[:MOST_CHANNELS], (0, 1), value=1.0)  # a white line behind each channel
+    return torch.cat(list(with_gaps), dim=1)[:, :-1].unsqueeze(2).expand(-1, -1, 3).numpy()

@@ -1,5 +1,7 @@
 """What the position embedding says of where a patch is (arXiv:2010.11929, figure 7 centre)."""
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -32,12 +34,13 @@ def positions_picture(encoder: nn.Module) -> Image.Image:
     rows, columns = similarity.shape[:2]
     step = -(-max(rows, columns) // MOST_PANELS)
     mosaic = _mosaic(similarity[step // 2 :: step, step // 2 :: step])
-    every = "" if step == 1 else f" Of {rows} × {columns} patches every {step}th in both directions has a map."
+    every = "" if step == 1 else f" Of {step} × {step} patches one has a map."
     note = (
         f"Each map belongs to the patch at its place in the {rows} × {columns} grid and shows how similar the position "
         f"embeddings of all patches are to its own.{every}"
     )
-    scale = Scale("cosine similarity", -1, 1)
+    lowest = min(0.9, math.floor(10 * similarity.min().item()) / 10)  # fixed tables use a part of -1..1 alone
+    scale = Scale("cosine similarity", lowest, 1)
     enlarged = max(1, LONGER_SIDE // max(mosaic.shape)) * max(mosaic.shape)  # every cell alike
     return panel_sheet([[Panel(mosaic)]], title="Position embedding", note=note, scale=scale, panel_pixels=enlarged)
 
