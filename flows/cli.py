@@ -141,6 +141,18 @@ def register(model: str, *, name: str, dir: Dir = None) -> int:
 
 
 @app.command
+def inspect(model: str, *images_dest: str, set: Set = [], dir: Dir = None) -> int:
+    """Draw what a MODEL learned: filters, positions, attention, features, reconstructions, and a page of them.
+
+    IMAGES are a dataset directory, a folder, a glob or image files; the last name is DEST, a folder for the pictures.
+    --set images=8 says how many are looked at; with --set mask=FILE a masked autoencoder fills in what FILE has white.
+    """
+    from flows.command_line.commands import inspect_command
+
+    return inspect_command(model, images_dest, set, dir, say)
+
+
+@app.command
 def runs(*, dir: Dir = None) -> int:
     """What runs where."""
     from flows.command_line.runs import runs_command

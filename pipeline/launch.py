@@ -30,6 +30,7 @@ ENTRY_POINTS = {
     "finetune": "pipeline.finetune",
     "evaluate": "pipeline.evaluate",
     "register": "pipeline.register",
+    "inspect": "pipeline.inspect_model",
     "sequence": "pipeline.sequence",
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.inspection.artifacts import log_pictures
+from pipeline.registry.locate import locate_model
 from pipeline.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
@@ -113,7 +116,37 @@ def test_the_model_is_fine_tuned_evaluated_registered_and_pulled(pretrained, mod
     output = vit(module_home, "evaluate", "models:/smoke@champion", "--data", str(digits), "--protocol", "classify-v1",
                  "--set", "profile.ranks_per_node=1")  # fmt: skip
     assert "eval/classify-v1/digits/top1" in output
+    _assert_pictures_of_the_champion_go_to_the_run_that_registered_it(module_home, tuned)
     _assert_three_ways_of_loading_agree(module_home)
+
+
+def _assert_pictures_of_the_champion_go_to_the_run_that_registered_it(home: Path, tuned: Path) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    champion = locate_model("models:/smoke@champion", tracking_uri=uri, home=home)
+    words = log_pictures([tuned / "plan.json"], champion, uri)
+    run = mlflow.MlflowClient(uri).get_model_version_by_alias("smoke", "champion").run_id
+    assert words == f"in MLflow: run {run}, artifacts inspection/step-00000004"
+    assert [one.path for one in mlflow.MlflowClient(uri).list_artifacts(run, "inspection/step-00000004")]
+
+
+def test_what_a_run_learned_is_drawn_and_lies_beside_it_in_mlflow(pretrained, module_home, digits, tmp_path):
+    import mlflow
+    from PIL import Image
+
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 2:5] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    output = vit(module_home, "inspect", str(pretrained), str(digits), str(tmp_path / "pictures"),
+                 "--set", f"mask={tmp_path / 'mask.png'}", "--set", "images=3")  # fmt: skip
+    assert "8 of 8: filled-in.png" in output and "8 pictures: " in output
+    drawn = {path.name for path in (tmp_path / "pictures").iterdir()}
+    run = re.search(r"in MLflow: run (\w+), artifacts (\S+)", output)
+    artifacts = mlflow.MlflowClient(f"sqlite:///{module_home / 'mlflow.db'}").list_artifacts(run[1], run[2])
+    assert run[2] == "inspection/step-00000020" and {Path(one.path).name for one in artifacts} == drawn
+    output = vit(module_home, "inspect", str(pretrained), str(digits), str(digits), code=2)
+    assert output.count("\n") == 1 and "not empty" in output
 
 
 def _assert_three_ways_of_loading_agree(home: Path) -> None:

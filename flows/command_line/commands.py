@@ -22,7 +22,7 @@ from pipeline.config.recipe import (
     split_profile_overrides,
     validate,
 )
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, InputError
 from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
@@ -142,6 +142,20 @@ def register_command(model: str, name: str, directory: str | None, say: Say) -> 
     conclusion = controlled(requests.registration_run(model, name, home=home), home, say)
     if conclusion.code == EXIT_DONE:
         say(conclusion.result["summary"])
+    return finished(conclusion, say)
+
+
+def inspect_command(model: str, paths: tuple[str, ...], overrides: list[str], directory: str | None, say: Say) -> int:
+    if len(paths) < 2:
+        raise InputError("vit inspect MODEL IMAGES DEST: name the images, and last the folder for the pictures")
+    home = home_directory(directory)
+    run = requests.inspection_run(model, paths[:-1], paths[-1], overrides=overrides, home=home)
+    conclusion = controlled(run, home, say)
+    for title, reason in conclusion.result.get("not_drawn", {}).items():
+        say(f"not drawn: {title}: {reason}")
+    if conclusion.code == EXIT_DONE:
+        say(conclusion.result["tracking"])
+        say(f"{len(conclusion.result['pictures'])} pictures: {conclusion.result['page']}")
     return finished(conclusion, say)
 
 

@@ -56,6 +56,26 @@ class RegisterConfig(Config):
         return name
 
 
+class InspectConfig(Config):
+    """Pictures of what a model learned."""
+
+    stage: Literal["inspect"] = "inspect"
+    model: Text
+    """The MODEL."""
+    source: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Where images come from: a dataset directory, or folders, globs and files; absolute."""
+    destination: Text
+    """The folder that the pictures and index.html are written to, absolute."""
+    tracking_uri: Text
+    """The MLflow tracking store, where the model's own run gets the pictures too."""
+    images: Size = 8
+    """How many images are looked at, spread evenly over all there are."""
+    split: Text | None = None
+    """The split of a dataset; null: one that was not trained on, where there is one."""
+    mask: Text | None = None
+    """An image that is stretched over each: what it covers in white, a masked autoencoder fills in; null: none."""
+
+
 class SequenceConfig(Config):
     """Several training runs, one after the other, in one set of processes: start-up is paid once."""
 
@@ -64,12 +84,13 @@ class SequenceConfig(Config):
     """Run directories, absolute, in order."""
 
 
-StageConfig = PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | SequenceConfig
+StageConfig = PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | InspectConfig | SequenceConfig
 STAGES: dict[str, type[Config]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
+    "inspect": InspectConfig,
     "sequence": SequenceConfig,
 }
 

@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.build import build_network
+from models.build import build_network, build_objective
 from models.encoder import build_encoder
 from models.encoder_config import EncoderConfig
+from models.objective_config import MaskedAutoencoderConfig
+from models.objectives.mae import MaskedAutoencoder
 from models.timm_config import read_encoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.checkpoints.files import read_weights
@@ -101,3 +103,15 @@ def load_model(source: ModelSource) -> nn.Module:
     if report.missing:
         raise InputError(f"MODEL `{source.reference}`: {report}")
     return encoder.eval()
+
+
+def load_masked_autoencoder(source: ModelSource) -> MaskedAutoencoder | None:
+    """The whole network of a run of objective mae, in evaluation mode; None for a model without a decoder."""
+    if source.kind != "checkpoint" or source.objective != "mae":
+        return None
+    checkpoint = _checkpoint(Path(source.path))
+    config = MaskedAutoencoderConfig.model_validate(checkpoint.manifest["objective"])
+    encoder = EncoderConfig.model_validate(checkpoint.manifest["encoder"])
+    objective = build_objective(config, encoder, num_classes=0, seed=0)
+    objective.load_state_dict(read_weights(checkpoint))
+    return objective.eval()

@@ -1,0 +1,84 @@
+"""The images of an inspection as the model sees them, and what a mask of a person's own covers of each."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.encoder_config import EncoderConfig
+from pipeline.errors import DataError, InputError
+from pipeline.evaluation.features import unit_view
+from pipeline.ingestion.images import decode_image, image_size, prepare_image
+from pipeline.inspection.sources import spread
+from pipeline.registry.locate import ModelSource
+from pipeline.shards.decoding import ImageFault, open_image
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.reader import Sample, node_reader
+from pipeline.views.evaluation import evaluation_view
+
+COVERED = 128  # of 255: what is brighter in a mask is covered
+
+
+def dataset_samples(index: DatasetIndex, split: str, count: int) -> list[Sample]:
+    """At most `count` samples, evenly spread over a split."""
+    reader = node_reader(index, split)
+    places = [(shard, sample) for shard, size in enumerate(reader.shard_sizes) for sample in range(int(size))]
+    return [reader.read(*place) for place in spread(places, count)]
+
+
+def file_samples(paths: Sequence[str], channels: int) -> list[Sample]:
+    """Image files as samples, upright and decodable as ingestion makes them. InputError names the one that is not."""
+    samples = []
+    for path in paths:
+        try:
+            prepared = prepare_image(Path(path).read_bytes(), _kept(channels))
+        except ImageFault as fault:
+            raise InputError(f"IMAGES `{path}`: cannot be read as an image: {fault.detail}; leave it out") from None
+        except OSError as error:
+            raise InputError(f"IMAGES `{path}`: cannot be read: {error.strerror}; leave it out") from None
+        samples.append(Sample(Path(path).name, prepared.content, prepared.extension, -1, path))
+    return samples
+
+
+def _kept(channels: int) -> str:
+    return "rgb" if channels in (1, 3) else "keep"
+
+
+def model_views(samples: Sequence[Sample], source: ModelSource) -> Tensor:
+    """(B, C, H, W) float32, normalised as the model's training did. InputError names what has other channels."""
+    try:
+        views = torch.stack([unit_view(sample, source) for sample in samples]).permute(0, 3, 1, 2)
+    except DataError as error:
+        raise InputError(f"IMAGES: {error}") from None
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (source.mean, source.std))
+    return (views - mean) / std
+
+
+def read_mask(path: str) -> Image.Image:
+    """A mask as grey; what is transparent is black. InputError where it is no image."""
+    try:
+        image = open_image(Path(path).read_bytes())
+    except ImageFault as fault:
+        raise InputError(f"mask `{path}`: cannot be read as an image: {fault.detail}") from None
+    except OSError as error:
+        raise InputError(f"mask `{path}`: cannot be read: {error.strerror}") from None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("L")
+
+
+def covered_pixels(mask: Image.Image, sample: Sample, source: ModelSource) -> Tensor:
+    """(H, W) bool: the model's input pixels that the mask covers, stretched over the image and cropped with it."""
+    encoder = EncoderConfig.model_validate(source.encoder)
+    size = image_size(decode_image(sample.image, _kept(encoder.channels)).pixels)
+    buffer = io.BytesIO()
+    mask.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG")
+    out = np.empty((*encoder.input_size, 1), np.uint8)
+    crop, crop_mode = source.evaluation_crop or 0.875, source.evaluation_crop_mode
+    evaluation_view(buffer.getvalue(), "png", out, crop=crop, crop_mode=crop_mode, mean=(0.0,))
+    return torch.from_numpy(out[:, :, 0] >= COVERED)
