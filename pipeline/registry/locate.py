@@ -157,7 +157,8 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
 
 def _encoder_of_timm_directory(raw: dict[str, Any]) -> dict[str, Any]:
     """What a config.json of timm's says of its network: a plain ViT where our words are enough for it."""
-    arguments = {k: v for k, v in raw.get("model_args", {}).items() if k not in ("weight_init", "proj_drop_rate")}
+    of_training = ("num_classes", "weight_init", "drop_rate", "pos_drop_rate", "proj_drop_rate")
+    arguments = {key: value for key, value in raw.get("model_args", {}).items() if key not in of_training}
     renamed = {"img_size": "image_size", "in_chans": "channels", "reg_tokens": "register_tokens",
                "init_values": "layer_scale", "act_layer": "activation", "global_pool": "pooling"}  # fmt: skip
     found = encoder_of_timm(raw["architecture"]) | {renamed.get(key, key): value for key, value in arguments.items()}

@@ -9,8 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from models.build import build_network
 from models.encoder import build_encoder
 from models.encoder_config import EncoderConfig
+from models.timm_config import read_encoder
 from pipeline.errors import InputError
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import champion_verdict
@@ -75,6 +77,46 @@ def test_a_model_with_any_positions_loads_with_timm_alone_and_is_located_again(t
     theirs = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True).eval()
     assert torch.equal(ours.forward_features(images), theirs.forward_features(images))
     assert EncoderConfig.model_validate(source.encoder).positions == positions.replace("learned2d", "learned")
+
+
+def test_a_network_that_is_no_plain_vit_is_exported_and_located_and_gives_what_it_gave(tmp_path):
+    raw = {
+        "name": "timm:convnext_atto",
+        "image_size": 32,
+        "arguments": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]},
+    }
+    config = read_encoder(raw)
+    source = ModelSource("x", "checkpoint", "x", encoder=config.model_dump(), num_classes=3, classes=("a", "b", "c"),
+                         mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5), objective="supervised")  # fmt: skip
+    model, images = build_network(config, 3).eval(), torch.randn(2, 3, 32, 32)
+    torch.nn.init.normal_(model.head.fc.weight)
+    assert unregistrable(source) is None
+    export_timm_directory(model, source, tmp_path / "hf", {})
+    located = locate_model(str(tmp_path / "hf"), tracking_uri="", home=tmp_path)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True).eval()
+    for other in (theirs, load_model(located)):
+        assert torch.equal(other(images), model(images))
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del written["vit"]  # as timm itself would have written it
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(written))
+    assert torch.equal(
+        load_model(locate_model(str(tmp_path / "hf"), tracking_uri="", home=tmp_path))(images), model(images)
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"reg_tokens": 2, "act_layer": "gelu_tanh"}, {"no_embed_class": True}], ids=str
+)
+def test_a_directory_of_timms_own_is_the_network_that_timm_builds_from_it(tmp_path, options):
+    arguments = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3} | options
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, **arguments).eval()
+    timm.models._hub.save_for_hf(theirs, str(tmp_path / "hf"), safe_serialization=True)
+    ours, images = (
+        load_model(locate_model(str(tmp_path / "hf"), tracking_uri="", home=tmp_path)),
+        torch.randn(2, 3, 16, 16),
+    )
+    assert torch.equal(ours(images), theirs(images))
 
 
 @pytest.mark.parametrize(

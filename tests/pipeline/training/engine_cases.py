@@ -48,7 +48,7 @@ def rate_of(step: int) -> float:
 def module_of(config: PretrainConfig) -> torch.nn.Module:
     module = build_objective(config.objective, config.encoder, num_classes=CLASSES, seed=0)
     torch.manual_seed(1)
-    torch.nn.init.normal_(module.encoder.head.weight, std=0.02)
+    torch.nn.init.normal_(module.encoder.get_classifier().weight, std=0.02)
     return module
 
 
