@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.randomness import position_bits
+from models.randomness import position_bits, position_uniform
+
+ROUNDS = 10  # rectangles drawn
 
 
 class PatchMask(NamedTuple):
@@ -27,6 +29,40 @@ def random_patch_mask(positions: Tensor, num_patches: int, mask_ratio: float, se
     noise = position_bits(seed, "mask", positions, num_patches)  # 64 bits: no ties to speak of
     visible = noise.argsort(dim=1)[:, : num_visible_patches(num_patches, mask_ratio)].sort(dim=1).values  # (B, K)
     masked = torch.ones(len(positions), num_patches, dtype=torch.bool, device=positions.device)  # (B, N)
+    return PatchMask(visible, masked.scatter(1, visible, False))
+
+
+def block_patch_mask(positions: Tensor, grid: tuple[int, int], mask_ratio: float, seed: int) -> PatchMask:
+    """Hide as many patches as `random_patch_mask` does, in rectangles (BEiT, arXiv:2106.08254, algorithm 1).
+
+    BEiT draws rectangles until enough is hidden; here they are always ROUNDS, and single patches fill up what is
+    missing, so that every image hides as many. A rectangle that would hide too many is cut short.
+
+    Shape:
+        positions: (B,) int64, the samples' positions in the run
+        grid: (rows, columns) of patches
+    """
+    rows, columns = grid
+    patches = rows * columns
+    hidden = patches - num_visible_patches(patches, mask_ratio)
+    least = max(1, patches * 16 // 196)  # BEiT's 16 of 14 x 14
+    draws = position_uniform(seed, "blocks", positions, 4 * ROUNDS).view(len(positions), ROUNDS, 4, 1)
+    place = torch.arange(patches, device=positions.device)
+    row, column = place // columns, place % columns
+    first = torch.full((len(positions), patches), ROUNDS, device=positions.device)  # the first rectangle on each patch
+    for number in range(ROUNDS):
+        size, ratio, top, left = draws[:, number].unbind(1)  # (B, 1) each
+        missing = (hidden - (first < ROUNDS).sum(dim=1, keepdim=True)).clamp_min(least)
+        area, ratio = least + size * (missing - least), 0.3 + ratio * (1 / 0.3 - 0.3)
+        height = (area * ratio).sqrt().round().clamp(1, rows)
+        width = (area / ratio).sqrt().round().clamp(1, columns)
+        top, left = (top * (rows - height + 1)).floor(), (left * (columns - width + 1)).floor()
+        inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)  # (B, N)
+        first = torch.where(inside & (first == ROUNDS), number, first)
+    lot = position_bits(seed, "mask", positions, patches).argsort(dim=1).argsort(dim=1)  # of those on no rectangle
+    within = torch.where(first < ROUNDS, place, lot)
+    visible = (first * patches + within).argsort(dim=1)[:, hidden:].sort(dim=1).values
+    masked = torch.ones(len(positions), patches, dtype=torch.bool, device=positions.device)
     return PatchMask(visible, masked.scatter(1, visible, False))
 
 

@@ -91,6 +91,9 @@ class MaskedAutoencoderConfig(_Objective):
     kind: Literal["mae"] = "mae"
     mask_ratio: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.75
     """Share of the patches hidden from the encoder."""
+    sampling: Literal["random", "blocks"] = "random"
+    """`random`: patches chosen one by one. `blocks`: in rectangles as BEiT does, which is worse, and wants a mask_ratio
+    of 0.5 (table 1f of the paper)."""
     normalise_target: bool = True
     """Predict pixels normalised by the mean and deviation of their own patch (MAE's norm_pix_loss)."""
     decoder: DecoderConfig = DecoderConfig()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.decoder import PixelDecoder
 from models.drop_path import place_drop_path
 from models.encoder import encode_visible
-from models.masking import PatchMask, random_patch_mask
+from models.masking import PatchMask, block_patch_mask, random_patch_mask
 from models.objective_config import MaskedAutoencoderConfig
 from models.objectives.batch import Batch, Outcome
 from models.patches import patchify, unpatchify
@@ -39,6 +39,8 @@ class MaskedAutoencoder(nn.Module):
         return Outcome((error * hidden).sum() / hidden.sum(), {}, losses)
 
     def mask(self, positions: Tensor) -> PatchMask:
+        if self.config.sampling == "blocks":
+            return block_patch_mask(positions, self.grid, self.config.mask_ratio, self.seed)
         return random_patch_mask(positions, self.grid[0] * self.grid[1], self.config.mask_ratio, self.seed)
 
     def predict(self, images: Tensor, mask: PatchMask) -> Tensor:

@@ -20,6 +20,7 @@ from models.objective_config import (
 from models.objectives.batch import Batch
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+TINY_DECODER = DecoderConfig(embed_dim=32, depth=1, num_heads=2)
 CLASSES = 7
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.2, 0.3)
 
@@ -57,8 +58,12 @@ CASES = [
     Case(SupervisedConfig(label_smoothing=0.1), lambda module, batch: math.log(CLASSES), keys="smoothed"),
     Case(SupervisedConfig(loss="sigmoid", head_bias=-2.0), _first_sigmoid_loss, keys="sigmoid"),
     Case(
-        MaskedAutoencoderConfig(decoder=DecoderConfig(embed_dim=32, depth=1, num_heads=2)),
+        MaskedAutoencoderConfig(decoder=TINY_DECODER),
         _first_mae_loss, tolerance=0.1, hidden=_hidden_from_mae,
+    ),
+    Case(
+        MaskedAutoencoderConfig(decoder=TINY_DECODER, sampling="blocks", mask_ratio=0.5),
+        _first_mae_loss, tolerance=0.1, hidden=_hidden_from_mae, keys="blocks",
     ),
     Case(PatchColourConfig(), lambda module, batch: math.log(512)),
     Case(PatchColourConfig(target="colours_4x4"), lambda module, batch: math.log(512), keys="colours_4x4"),
