@@ -12,8 +12,12 @@ from tests.cluster.slurm_jobs import SLEEPS, commands_that_say, launcher_with, r
 
 
 def test_what_has_just_not_answered_is_not_asked_again_for_the_next_run(tmp_path, monkeypatch):
+    path = os.environ["PATH"]
     monkeypatch.setattr(commands, "_silences", {})
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(NoAnswer, match="squeue cannot be run here"):  # which costs nothing, and is not remembered
+        queue(names=["first"])
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
     commands_that_say(tmp_path, squeue="echo squeue: error: Unable to contact slurm controller >&2; exit 1")
     for name in ("first", "second", "third"):
         with pytest.raises(NoAnswer, match="Unable to contact slurm controller"):
