@@ -88,7 +88,8 @@ def prepare_training(
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
     if config.precision == "bf16" and plan["precision"] == "fp32":
-        notes.append("no accelerator here: computing in fp32")
+        where = "here" if placement.here else "on the nodes of this profile"
+        notes.append(f"no accelerator {where}: computing in fp32")
     return PreparedRun(path.stem, config, plan, notes)
 
 
