@@ -50,6 +50,10 @@ class NoAnswer(Exception):
     """SLURM did not answer, or not in time; nothing is known."""
 
 
+class NotHere(NoAnswer):
+    """There is no such command on this machine."""
+
+
 _silences: dict[str, tuple[float, str]] = {}  # by command: when it did not answer, and what was said of it
 
 
@@ -83,7 +87,7 @@ def answer(*command: str, seconds: float = POLL_SECONDS) -> subprocess.Completed
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"{command[0]} did not answer within {seconds:.0f} s") from None
     except OSError as error:
-        raise NoAnswer(f"{command[0]} cannot be run here: {error.strerror}; is this a login node?") from None
+        raise NotHere(f"{command[0]} cannot be run here: {error.strerror}; is this a login node?") from None
 
 
 def _adds_options(name: str) -> bool:
@@ -134,6 +138,8 @@ def _asked(*command: str, nothing: str) -> list[list[str]]:
             return []
         if done.returncode != 0:
             raise NoAnswer(_one_line(done.stderr) or f"{command[0]} ended with {done.returncode}")
+    except NotHere:
+        raise
     except NoAnswer as silence:
         _silences[command[0]] = (time.monotonic(), str(silence))
         raise

@@ -88,7 +88,7 @@ class SlurmLauncher:
                 request.key: living_job(request.directory, read_submission(request.directory)) for request in requests
             }
             new = [request for request in requests if jobs[request.key] is None]
-            jobs |= self._submit_array(new, limit) if new else {}
+            jobs |= self._submit_array(new, limit or self.profile.array_limit) if new else {}
         return [jobs[request.key] for request in requests]
 
     def _submit_array(self, requests: list[JobRequest], limit: int | None) -> dict[str, Job]:
@@ -186,6 +186,7 @@ class SlurmLauncher:
                 alive = _alive(directory, job)
                 if not alive:
                     self._states.pop(job.id, None)
+                    _of_arrays.pop(job.id.partition("_")[0], None)
                     return
                 said = f"it lives on, {_in_words(alive[0])}"
                 if passed - last_word >= ASK_AGAIN_SECONDS or (force and last_word < grace_seconds):

@@ -8,6 +8,13 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Word = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f'\"\\$`#]+$")]  # what may stand bare in an #SBATCH line
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$")]
 
+# Options of sbatch that say which job it is, where it runs, how often: it would not be found again, or would run twice.
+OURS = (
+    "job-name", "comment", "array", "chdir", "export", "nodes", "ntasks", "ntasks-per-node", "test-only", "wait",
+    "wrap",
+)  # fmt: skip
+OURS_IN_SHORT = "JaDNnW"
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -96,6 +103,8 @@ class SlurmProfile(_Part):
     """Rights that new files lack, such as '0007' for a group that shares runs. None: the submitter's."""
     preflight: bool = False
     """Look at every node first: same packages, accelerators, clock, run directory, one all-reduce."""
+    array_limit: Count | None = None
+    """How many runs of a sweep's array run at once. None: as many as SLURM starts."""
     max_restarts: Annotated[int, Field(strict=True, ge=0)] = 3
     """How often in a row an attempt that made no new checkpoint is followed by another."""
     price_per_device_hour: Annotated[float, Field(ge=0)] = 0.0
@@ -108,6 +117,16 @@ class SlurmProfile(_Part):
         if most and int(least) > int(most):
             raise ValueError(f"write the smaller number first: {most}-{least}")
         return nodes
+
+    @field_validator("directives")
+    @classmethod
+    def _leave_ours(cls, directives: list[str]) -> list[str]:
+        for directive in directives:
+            option = directive.partition("=")[0].partition(" ")[0]
+            long = option.startswith("--") and any(ours.startswith(option[2:]) for ours in OURS)  # it may be shortened
+            if long or (not option.startswith("--") and option[1] in OURS_IN_SHORT):
+                raise ValueError(f"{option} is set by the launcher, which finds the job again by it; leave it out")
+        return directives
 
     @model_validator(mode="after")
     def _one_environment(self) -> "SlurmProfile":

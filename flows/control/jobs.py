@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profile import accelerators_here
-from flows.control.following import STOP_GRACE_SECONDS, Follower, Observation, conclude, ignore
-from flows.control.forwarding import MIRRORED, Forwarder
-from flows.control.submission import launcher_of, runs_here, submit
+from flows.control.following import Follower, Observation, ignore
+from flows.control.forwarding import Forwarder
+from flows.control.submission import launcher_of, runs_here
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import EXIT_DONE
@@ -24,9 +24,6 @@ from pipeline.run_directory import RunDirectory, read_json, write_json
 from pipeline.training.start_table import start_table
 from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
-__all__ = [  # the controller's face: what flows and commands ask of it
-    "MIRRORED", "STOP_GRACE_SECONDS", "Conclusion", "Observation", "conclude", "control", "launcher_of", "submit",
-]  # fmt: skip
 Report = Callable[[str], None]
 
 

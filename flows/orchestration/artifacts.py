@@ -19,7 +19,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
-from flows.control.jobs import MIRRORED, Conclusion, Observation
+from flows.control.following import Observation
+from flows.control.forwarding import MIRRORED
+from flows.control.jobs import Conclusion
 from flows.control.progress import progress_line
 from flows.home import read_stack, tracking_uri
 from flows.services.api import impatient_client

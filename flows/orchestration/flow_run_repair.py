@@ -17,9 +17,9 @@ from cluster.job import JobState
 from flows.control.jobs import Conclusion
 from flows.orchestration.reporting import state_of, stopped
 from flows.orchestration.standing import Standing, standing
-from flows.orchestration.watchers import WatcherNote, watcher_notes
+from flows.orchestration.watchers import FOLDER, WatcherNote, watcher_notes
 from flows.services.api import impatient_client
-from pipeline.run_directory import RunDirectory, read_json
+from pipeline.run_directory import RunDirectory, read_json, write_json
 
 TIMEOUT_SECONDS = 15.0
 TELLING_SECONDS = 15.0  # a worker says Crashed twice, up to some seconds apart, whatever was said in between
@@ -40,13 +40,27 @@ def repair_flow_runs(home: Path, standings: dict[RunDirectory, Standing], say: S
             except Exception as error:  # whatever the API or a cluster raises; the other flow runs are looked at
                 faults += 1
                 say(f"flow run {note.id}: could not be settled: {error or type(error).__name__}")
-    for run, stands in standings.items():
-        if stands.alive and run.path.resolve() not in watched and standing(run).alive:
+    _name_unwatched(home, [run for run in standings if run.path.resolve() not in watched], standings, say)
+    return faults
+
+
+def _name_unwatched(home: Path, runs: list[RunDirectory], standings: dict[RunDirectory, Standing], say: Say) -> None:
+    """Name each job that lives and that nobody watches, once: a person may well have left it to itself."""
+    memory = home / FOLDER / "unwatched"
+    before, named = read_json(memory) or {}, {}
+    for run in runs:
+        stands = standings[run]
+        if not stands.alive or not standing(run).alive:
+            continue
+        named[str(run.path)] = stands.job.id
+        if before.get(str(run.path)) != stands.job.id:
             say(
                 f"{run.path.name}: {stands.job.kind} job {stands.job.id.partition(':')[0]} is {stands.state.value} and "
                 f"no flow watches it; watch it with: vit resume {run.path}"
             )
-    return faults
+    if named != before:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, named)
 
 
 def _settled(note: WatcherNote, watched: set[Path], client: SyncPrefectClient, say: Say) -> list[RunDirectory]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from prefect.concurrency.sync import concurrency
 
 from cluster.job import JobState
-from flows.control.jobs import launcher_of
+from flows.control.submission import launcher_of
 from flows.services.api import impatient_client
 from pipeline.config.recipe import read_yaml
 from pipeline.run_directory import RunDirectory

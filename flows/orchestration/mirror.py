@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.control.jobs import Conclusion, Observation, ignore
+from flows.control.following import Observation, ignore
+from flows.control.jobs import Conclusion
 from flows.home import read_stack
 from pipeline.run_directory import RunDirectory
 

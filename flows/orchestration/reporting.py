@@ -15,7 +15,9 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Completed, Failed, State
 
 from cluster.job import JobState
-from flows.control.jobs import STOP_GRACE_SECONDS, Conclusion, control, launcher_of
+from flows.control.following import STOP_GRACE_SECONDS
+from flows.control.jobs import Conclusion, control
+from flows.control.submission import launcher_of
 from flows.home import home_directory
 from flows.orchestration.artifacts import run_artifacts
 from flows.orchestration.limits import slot_of

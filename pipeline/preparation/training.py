@@ -93,7 +93,8 @@ def prepare_training(
     if _trains_but_is_not_registered(config.encoder) and (reason := inexpressible(config.encoder)):
         notes.append(f"what is trained cannot be registered: {reason}")
     if config.precision == "bf16" and plan["precision"] == "fp32":
-        notes.append("no accelerator here: computing in fp32")
+        where = "here" if placement.here else "on the nodes of this profile"
+        notes.append(f"no accelerator {where}: computing in fp32")
     return PreparedRun(path.stem, config, plan, notes)
 
 

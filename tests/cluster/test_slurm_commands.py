@@ -12,8 +12,12 @@ from tests.cluster.slurm_jobs import SLEEPS, commands_that_say, launcher_with, r
 
 
 def test_what_has_just_not_answered_is_not_asked_again_for_the_next_run(tmp_path, monkeypatch):
+    path = os.environ["PATH"]
     monkeypatch.setattr(commands, "_silences", {})
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(NoAnswer, match="squeue cannot be run here"):  # which costs nothing, and is not remembered
+        queue(names=["first"])
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
     commands_that_say(tmp_path, squeue="echo squeue: error: Unable to contact slurm controller >&2; exit 1")
     for name in ("first", "second", "third"):
         with pytest.raises(NoAnswer, match="Unable to contact slurm controller"):
@@ -55,3 +59,12 @@ def test_the_runs_of_an_array_ask_for_their_states_together(tmp_path, monkeypatc
     monkeypatch.setattr(launcher, "SHARED_SECONDS", 0.0)
     assert launcher_with().state(jobs[0]) is JobState.RUNNING
     assert (tmp_path / "asked").read_text().split() == ["squeue"] * 2
+
+
+def test_an_array_runs_as_many_at_once_as_the_profile_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    commands_that_say(tmp_path, squeue="exit 0", sbatch="echo 9")
+    requests = [request_of(tmp_path / name, SLEEPS, key=name) for name in "abc"]
+    jobs = launcher_with(array_limit=2).submit_array(requests)
+    assert [job.id for job in jobs] == ["9_0", "9_1", "9_2"]
+    assert "#SBATCH --array=0-2%2\n" in (tmp_path / "a" / "submit" / "array.sbatch").read_text()

@@ -10,6 +10,7 @@ from prefect.states import Running
 
 from flows.orchestration import flow_run_repair
 from flows.orchestration.flow_run_repair import repair_flow_runs
+from flows.orchestration.standing import standing
 from flows.orchestration.watchers import WatcherNote
 from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
 from tests.cluster.slurm_jobs import commands_that_say
@@ -52,7 +53,9 @@ def watching(home, id: str, run: RunDirectory, *, lives: bool) -> WatcherNote:
     return note
 
 
-def test_a_run_that_a_living_flow_run_watches_is_not_handed_to_a_second_one(home, prefect, tmp_path, monkeypatch):
+@pytest.fixture
+def run(home, tmp_path, monkeypatch) -> RunDirectory:
+    """A run whose job lives on a cluster."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     commands_that_say(tmp_path, squeue="echo '7|RUNNING|None|0:01|n1|now|vit-a|run /a'")
     run = RunDirectory(home / "runs" / "a")
@@ -60,6 +63,10 @@ def test_a_run_that_a_living_flow_run_watches_is_not_handed_to_a_second_one(home
     write_atomic(run.config_file, "stage: pretrain\n")
     write_atomic(run.profile_file, "kind: slurm\n")
     write_json(run.job_file, {"kind": "slurm", "id": "7", "key": run.key, "attempt": 1})
+    return run
+
+
+def test_a_run_that_a_living_flow_run_watches_is_not_handed_to_a_second_one(home, prefect, run):
     dead = watching(home, prefect.flow_run(), run, lives=False)
     said: list[str] = []
     assert repair_flow_runs(home, {}, said.append) == 0
@@ -71,3 +78,17 @@ def test_a_run_that_a_living_flow_run_watches_is_not_handed_to_a_second_one(home
     assert prefect.flow_runs[dead.id].state.name == "Crashed" and not dead.path.exists()
     assert said[-1].endswith("its process is gone, and another flow run watches a")
     assert other.path.exists() and prefect.flow_runs[other.id].state.name == "Running"
+
+
+def test_a_job_that_was_left_to_itself_is_named_once_and_again_when_its_watcher_left_it(home, prefect, run):
+    def named() -> list[str]:
+        said: list[str] = []
+        assert repair_flow_runs(home, {run: standing(run)}, said.append) == 0
+        return said
+
+    assert named() == [f"a: slurm job 7 is running and no flow watches it; watch it with: vit resume {run.path}"]
+    assert named() == []
+    note = watching(home, prefect.flow_run(), run, lives=True)
+    assert named() == []
+    note.remove()
+    assert len(named()) == 1

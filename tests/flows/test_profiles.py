@@ -26,6 +26,8 @@ def test_a_cluster_is_planned_without_a_look_at_the_machine_that_submits(monkeyp
 
 def test_what_a_clusters_accelerators_cannot_hold_is_refused_where_the_profile_says_how_much_they_have(home, digits):
     slurm_run(home, digits, "profile.accelerators_per_node=8", "encoder.name=vit_l16")  # nobody knows
+    processors = slurm_run(home, digits, "profile.accelerators_per_node=0", "profile.ranks_per_node=8")
+    assert "no accelerator on the nodes of this profile: computing in fp32" in processors.plan()["notes"]
     with pytest.raises(InputError, match=r"ranks need about .* of memory each, 460.8 MiB are free for each; "):
         settings = ["profile.accelerators_per_node=8", "encoder.name=vit_l16", "profile.accelerator_gib=0.5"]
         slurm_run(home, digits, *settings)

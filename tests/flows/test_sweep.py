@@ -6,9 +6,10 @@ import json
 import pytest
 
 from flows.command_line.commands import sweep_command
-from flows.sweeping import prepared_sweep, run_names, split_settings
+from flows.control.jobs import Conclusion
+from flows.sweeping import carry_out, prepared_sweep, run_names, split_settings
 from pipeline.config.training import PretrainConfig
-from pipeline.errors import InputError
+from pipeline.errors import EXIT_FAULT, EXIT_STOPPED, InputError
 from pipeline.run_directory import RunDirectory
 
 
@@ -49,6 +50,22 @@ def test_a_sweep_with_a_wrong_value_writes_no_run_at_all(home, digits):
     assert not list(home.glob("runs/*"))
     with pytest.raises(InputError, match="nothing to sweep: give a setting several values"):
         prepared_sweep("pretrain_mae_debug", data=str(digits), profile="local", overrides=["steps=3"], home=home)
+
+
+def test_a_sweep_that_is_stopped_begins_none_of_the_runs_that_are_left(home, digits):
+    settings = ["optimizer.learning_rate=[1e-3,3e-4,1e-4]", "steps=2", "profile.ranks_per_node=1"]
+    sweep = prepared_sweep("pretrain_mae_debug", data=str(digits), profile="local", overrides=settings, home=home)
+    begun, said = [], []
+
+    def bring(run, report) -> Conclusion:
+        begun.append(run)
+        code, reason = (EXIT_FAULT, "a device fell off") if len(begun) == 1 else (EXIT_STOPPED, "stopped on request")
+        return Conclusion(code, reason, run, {})
+
+    code, message = carry_out(sweep, said.append, bring)
+    assert begun == list(sweep.runs[:2])  # a fault holds nobody up
+    assert code == EXIT_FAULT and message.endswith(": 0 of 3 runs done")
+    assert [row["state"] for row in json.loads((sweep.directory / "sweep.json").read_text())["rows"]] == ["new"] * 3
 
 
 @pytest.mark.slow
