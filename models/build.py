@@ -7,7 +7,8 @@ from torch import nn
 
 from models.config import EncoderConfig
 from models.encoder import build_encoder
-from models.objective_config import MaskedAutoencoderConfig, ObjectiveConfig, SupervisedConfig
+from models.objective_config import CapiConfig, MaskedAutoencoderConfig, ObjectiveConfig, SupervisedConfig
+from models.objectives.capi import Capi
 from models.objectives.mae import MaskedAutoencoder
 from models.objectives.supervised import SupervisedObjective
 
@@ -23,6 +24,8 @@ def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_c
             return SupervisedObjective(objective, build_encoder(encoder, num_classes), seed)
         case MaskedAutoencoderConfig():
             return MaskedAutoencoder(objective, build_encoder(encoder), seed)
+        case CapiConfig():
+            return Capi(objective, build_encoder(encoder), seed)
         case _:
             assert_never(objective)
 
@@ -30,4 +33,5 @@ def build_objective(objective: ObjectiveConfig, encoder: EncoderConfig, *, num_c
 def checkpoint_activations(module: nn.Module) -> None:
     """Keep only the inputs of the blocks for backward, in encoder and decoder, and compute the rest again there."""
     for part in module.children():
-        part.set_grad_checkpointing(True)
+        if hasattr(part, "set_grad_checkpointing"):  # a head has no blocks
+            part.set_grad_checkpointing(True)

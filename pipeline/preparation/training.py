@@ -87,6 +87,8 @@ def prepare_training(
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
+    if caution := config.objective.caution(config.micro_batch_size * placement.world_size):
+        notes.append(caution)
     if config.precision == "bf16" and plan["precision"] == "fp32":
         notes.append("no accelerator here: computing in fp32")
     return PreparedRun(path.stem, config, plan, notes)

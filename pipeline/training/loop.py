@@ -8,7 +8,7 @@ import torch
 
 from models.build import build_objective
 from models.config import EncoderConfig
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Progress
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.budget import Budget
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
@@ -111,7 +111,10 @@ def train_steps(
             rate = rate_of_step(config, lengths, step)
             micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
             stop = me.stop_requested or budget.is_spent
-            result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
+            result = engine.step(
+                micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts(),
+                progress=progress_of_step(lengths, step),
+            )  # fmt: skip
             supply.add(result.sums)
             saver.follow(result.sums)
             report.meter.end()
@@ -163,6 +166,10 @@ def micro_batches_of_step(
 def rate_of_step(config: TrainingConfig, steps: StepPlan, step: int) -> float:
     seen = (step + 1) * config.global_batch_size  # the rate of the end of the step: never zero
     return learning_rate(config.optimizer, seen, steps)
+
+
+def progress_of_step(steps: StepPlan, step: int) -> Progress:
+    return Progress((step + 1) / steps.steps, steps.warmup_samples / steps.samples)
 
 
 def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:

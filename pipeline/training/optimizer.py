@@ -7,6 +7,7 @@ import torch
 from timm.optim import Lamb, Lars
 from torch import nn
 
+from models.objectives.batch import Factors
 from pipeline.config.optimizer import (
     AdamWConfig,
     LambConfig,
@@ -33,16 +34,23 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def parameter_groups(model: nn.Module, config: ScheduledOptimizerConfig, depth: int) -> list[dict]:
-    """Every trainable parameter in exactly one group, with the group's `weight_decay` and `learning_rate_scale`."""
-    groups: dict[tuple[bool, float], dict] = {}
+    """Every trainable parameter in exactly one group, with the group's `weight_decay` and `learning_rate_scale`.
+
+    A model may say by `optimizer_factors(name)` what is multiplied in for a parameter. That is also how a method with
+    two optimizers is trained by one: none of ours but LAMB and LARS looks beyond the number that it updates, so groups
+    with factors are the same as optimizers of their own, with the same betas; the norm that is clipped is of both.
+    """
+    factors_of = getattr(model, "optimizer_factors", lambda name: Factors())
+    groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale = config.layer_decay ** (depth + 1 - layer_of(name, depth))
-        decay = decays(name, parameter)
+        factors = factors_of(name)
+        scale = config.layer_decay ** (depth + 1 - layer_of(name, depth)) * factors.learning_rate
+        decay = float(decays(name, parameter)) if factors.weight_decay is None else factors.weight_decay
         group = groups.setdefault(
             (decay, scale),
-            {"params": [], "weight_decay": config.weight_decay if decay else 0.0, "learning_rate_scale": scale},
+            {"params": [], "weight_decay": config.weight_decay * decay, "learning_rate_scale": scale},
         )
         group["params"].append(parameter)
     return list(groups.values())
