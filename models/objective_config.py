@@ -11,7 +11,7 @@ from models.config import DecoderConfig, EncoderConfig
 from models.decoder_size import decoder_macs, decoder_parameters
 from models.encoder_size import encoder_macs, encoder_parameters, encoder_tokens
 from models.predictor_size import predictor_macs, predictor_parameters
-from models.schema import NOT_A_SWITCH, Config, Fraction, Positive, Rate, Share, Size
+from models.schema import NOT_A_SWITCH, Config, CountOrZero, Fraction, Positive, Rate, Share, Size, Text
 
 BALANCED_IMAGES = 1024  # fewer in one forward of capi are few
 
@@ -185,4 +185,39 @@ class CapiConfig(_Objective):
         )
 
 
-ObjectiveConfig = Annotated[SupervisedConfig | MaskedAutoencoderConfig | CapiConfig, Field(discriminator="kind")]
+class DistillConfig(_Objective):
+    """Distillation: learn from what a trained network says of an image, and from its label (arXiv:2012.12877)."""
+
+    kind: Literal["distill"] = "distill"
+    teacher: Text
+    """A MODEL with a head: a run, `models:/...`, `timm:NAME` of any architecture, or a directory in timm's layout."""
+    distillation: Literal["hard", "soft"] = "hard"
+    """`hard`: the teacher's first choice is the label. `soft`: its probabilities at a temperature are."""
+    temperature: Positive = 3.0
+    """Of soft distillation, of both networks; its loss is scaled by the square."""
+    label_weight: Rate = 0.5
+    """Weight of the labels' loss; the teacher's has the rest. DeiT: 0.5 of hard, 0.9 of soft. At 0 no labels are read,
+    the head learns the teacher's classes, and what is registered has none."""
+    label_smoothing: Rate = 0.0
+    """Share of a label's target spread evenly over all classes."""
+    teacher_encoder: EncoderConfig | None = None
+    """The teacher's network, for the plan's arithmetic; filled in where it is one of these."""
+    teacher_classes: CountOrZero = 0
+    """How many classes the teacher knows; filled in where its files say so."""
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.label_weight > 0
+
+    def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        classes = num_classes if self.reads_labels else self.teacher_classes
+        student, teacher = SupervisedConfig().size(encoder, classes), self.teacher_encoder
+        if teacher is None:
+            return student
+        of_teacher = SupervisedConfig().size(teacher, self.teacher_classes)
+        return student._replace(teacher_parameters=of_teacher.parameters, teacher_macs=of_teacher.macs)
+
+
+ObjectiveConfig = Annotated[
+    SupervisedConfig | MaskedAutoencoderConfig | CapiConfig | DistillConfig, Field(discriminator="kind")
+]

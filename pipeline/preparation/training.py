@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
 from pipeline.preparation.placement import Placement
-from pipeline.registry.locate import ModelSource
+from pipeline.registry.locate import ModelSource, different_classes
 from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
@@ -62,8 +62,12 @@ def prepare_training(
     sources: Sources,
     placement: Placement,
     model: ModelSource | None = None,
+    teacher: ModelSource | None = None,
 ) -> PreparedRun:
-    """The run that `recipe` with `overrides` makes on datasets, under a placement; of `model` where one is given."""
+    """The run that `recipe` with `overrides` makes on datasets, under a placement.
+
+    Of `model` where one is given, and learning from `teacher` where the objective has one.
+    """
     path = recipe_path(recipe)
     raw, settings = read_yaml(path), parse_overrides(overrides)
     _require_stage(raw, stage, path)
@@ -79,6 +83,8 @@ def prepare_training(
     sources.require_split(config.data.split, path.name)
     sources = sources.weighted(config.data.split)
     config = _filled_in(config, sources, model, path)
+    if teacher is not None:
+        config = _taught_by(teacher, config, sources, path, notes)
     samples_per_epoch = _samples_per_epoch(config, sources)
     if by_hand:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
@@ -87,6 +93,7 @@ def prepare_training(
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
+    plan["teacher"] = teacher.as_dict() if teacher else None
     if caution := config.objective.caution(config.micro_batch_size * placement.world_size):
         notes.append(caution)
     if config.precision == "bf16" and plan["precision"] == "fp32":
@@ -155,6 +162,21 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
         or _window(sources.indexes[0].directory, sources.shards(data.split)[0]),
         data__mean=list(mean), data__std=[max(one, LEAST_STD) for one in std], data__evaluation_crop=crop,
         data__evaluation_crop_mode=crop_mode,
+    )  # fmt: skip
+
+
+def _taught_by(
+    teacher: ModelSource, config: TrainingConfig, sources: Sources, path: Path, notes: list[str]
+) -> TrainingConfig:
+    """The config with the teacher as it is found from anywhere, and its network; InputError where it cannot teach."""
+    ours = sources.classes or ()
+    if config.objective.reads_labels and teacher.num_classes and tuple(teacher.classes or ours) != tuple(ours):
+        raise InputError(f"{path.name}: {different_classes(teacher.reference, teacher.num_classes, len(ours))}")
+    if teacher.encoder is None:
+        notes.append(f"objective.teacher {teacher.reference}: its memory and arithmetic are not counted in the plan")
+    return _with(
+        config, path.name, objective__teacher=teacher.reference, objective__teacher_encoder=teacher.encoder,
+        objective__teacher_classes=teacher.num_classes,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from models.build import build_objective
 from models.config import EncoderConfig
 from models.objectives.batch import Batch, Progress
+from models.teacher import Teacher
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.budget import Budget
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
@@ -22,7 +23,8 @@ from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
 from pipeline.meeting import open_store, stop_together
 from pipeline.rank import Rank, Stopped
-from pipeline.registry.weights import source_weights
+from pipeline.registry.locate import different_classes
+from pipeline.registry.weights import load_teacher, source_weights
 from pipeline.run_directory import write_json
 from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.telemetry.profiling import StepTrace
@@ -174,10 +176,24 @@ def progress_of_step(steps: StepPlan, step: int) -> Progress:
 
 def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:
     """The module with the weights that the run begins with; of one that `resumes` only the seed's."""
-    module = build_objective(config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed)
+    module = build_objective(
+        config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed,
+        teacher=_teacher(config, plan),
+    )  # fmt: skip
     if not resumes and config.initialise_from is not None:
         _initialise(module, config, plan)
     return module
+
+
+def _teacher(config: TrainingConfig, plan: dict) -> Teacher | None:
+    """The trained model that the run learns from, where it does; InputError where its classes are not the dataset's."""
+    source = plan.get("teacher")
+    if source is None:
+        return None
+    teacher = load_teacher(source, mean=config.data.mean, std=config.data.std)
+    if config.objective.reads_labels and teacher.num_classes != plan["num_classes"]:
+        raise InputError(different_classes(source["reference"], teacher.num_classes, plan["num_classes"]))
+    return teacher
 
 
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:
