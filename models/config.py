@@ -68,6 +68,9 @@ class EncoderConfig(Config):
     """What the head reads: the class token, or the mean of the patch tokens."""
     positions: Literal["learned", "sincos2d"] = "learned"
     """Position embedding: learned 1-D (ViT), or fixed 2-D sine-cosine (MAE, MoCo v3)."""
+    distillation_token: bool = False
+    """A second learned token with a head of its own, which a teacher's word is learned by (DeiT, arXiv:2012.12877,
+    section 4). Without a teacher at hand the two heads are averaged."""
     drop_path_rate: Rate = 0.0
     """Stochastic depth of the last block; earlier blocks linearly less. 0 is off."""
 
@@ -88,6 +91,8 @@ class EncoderConfig(Config):
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.mlp_dim < 1:
             raise ValueError(f"mlp_ratio {self.mlp_ratio:g} of embed_dim {self.embed_dim} leaves an MLP without width")
+        if self.distillation_token and self.pooling != "token":
+            raise ValueError(f"distillation_token: its head stands beside the class token's; pooling {self.pooling}")
         if self.positions == "sincos2d" and self.embed_dim % 4:
             raise ValueError(f"sincos2d positions need an embed_dim that 4 divides, not {self.embed_dim}")
         return self
@@ -106,6 +111,11 @@ class EncoderConfig(Config):
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and distillation tokens."""
+        return 1 + self.distillation_token
 
     @property
     def mlp_dim(self) -> int:

@@ -24,6 +24,8 @@ def timm_architecture(config: EncoderConfig) -> tuple[str, dict]:
         "mlp_ratio": config.mlp_ratio,
         "global_pool": {"token": "token", "mean": "avg"}[config.pooling],
     }
+    if config.distillation_token:
+        return "deit_base_distilled_patch16_224", arguments
     return f"vit_{word}_patch{patch}_224", arguments
 
 
@@ -43,9 +45,23 @@ def build_encoder(config: EncoderConfig, num_classes: int = 0) -> VisionTransfor
         table = sincos_position_embedding(config.embed_dim, grid, encoder.num_prefix_tokens)
         encoder.pos_embed = nn.Parameter(table, requires_grad=False)
     if num_classes:  # a linear layer at zero: the first loss is log(V) and the first gradient reaches only the head
-        nn.init.zeros_(encoder.head.weight)
-        nn.init.zeros_(encoder.head.bias)
+        for head in heads(encoder):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
     return encoder
+
+
+def heads(encoder: VisionTransformer) -> list[nn.Module]:
+    """The class token's head, and the distillation token's where there is one."""
+    return [encoder.head, *([encoder.head_dist] if hasattr(encoder, "head_dist") else [])]
+
+
+def logits_by_head(encoder: VisionTransformer, images: Tensor) -> list[Tensor]:
+    """(B, V) each: what every head says, of its own token. One head reads what the encoder pools."""
+    tokens = encoder.forward_features(images)
+    if not hasattr(encoder, "head_dist"):
+        return [encoder.forward_head(tokens)]
+    return [head(encoder.head_drop(tokens[:, place])) for place, head in enumerate(heads(encoder))]
 
 
 def embed_patches(encoder: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +72,8 @@ def embed_patches(encoder: VisionTransformer, images: Tensor) -> tuple[Tensor, T
         returns: patches (B, N, D), prefix (B, num_prefix_tokens, D)
     """
     patches = encoder.patch_embed(images)  # (B, N, D)
-    prefix = torch.cat([t for t in (encoder.cls_token, encoder.reg_token) if t is not None], dim=1)
+    tokens = (getattr(encoder, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+    prefix = torch.cat([token for token in tokens if token is not None], dim=1)
     positions = encoder.pos_embed.to(patches.dtype)
     split = encoder.num_prefix_tokens
     prefix = (prefix.to(patches.dtype) + positions[:, :split]).expand(len(images), -1, -1)

@@ -8,7 +8,8 @@ def encoder_parameters(encoder: EncoderConfig) -> int:
     width, hidden = encoder.embed_dim, encoder.mlp_dim
     block = 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
     patch = encoder.patch_size**2 * encoder.channels * width + width
-    return encoder.depth * block + patch + width + (encoder.num_patches + 1) * width + 2 * width
+    prefix = encoder.num_prefix_tokens
+    return encoder.depth * block + patch + prefix * width + (encoder.num_patches + prefix) * width + 2 * width
 
 
 def encoder_macs(encoder: EncoderConfig, patches: int | None = None) -> float:
@@ -23,4 +24,4 @@ def encoder_macs(encoder: EncoderConfig, patches: int | None = None) -> float:
 
 def encoder_tokens(encoder: EncoderConfig, patches: int | None = None) -> int:
     """Tokens in a block: `patches`, or all, and the prefix."""
-    return (encoder.num_patches if patches is None else patches) + 1
+    return (encoder.num_patches if patches is None else patches) + encoder.num_prefix_tokens

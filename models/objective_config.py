@@ -64,9 +64,10 @@ class SupervisedConfig(_Objective):
     """Share of the target spread evenly over all classes."""
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        heads = 1 + encoder.distillation_token
         return ObjectiveSize(
-            encoder_parameters(encoder) + num_classes * (encoder.embed_dim + 1),
-            encoder_macs(encoder) + num_classes * encoder.embed_dim,
+            encoder_parameters(encoder) + heads * num_classes * (encoder.embed_dim + 1),
+            encoder_macs(encoder) + heads * num_classes * encoder.embed_dim,
             (Stack(encoder_tokens(encoder), encoder.embed_dim, encoder.depth),),
         )
 
@@ -208,6 +209,14 @@ class DistillConfig(_Objective):
     @property
     def reads_labels(self) -> bool:
         return self.label_weight > 0
+
+    def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
+        if encoder.distillation_token and not self.reads_labels:
+            return (
+                "objective.label_weight 0 leaves the class token's head nothing to learn beside "
+                "encoder.distillation_token; leave the token out"
+            )
+        return None
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         classes = num_classes if self.reads_labels else self.teacher_classes

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.positions import resample_position_embedding
 
-HEAD = ("head.weight", "head.bias")
+HEAD = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
 
 class WeightsError(ValueError):

@@ -6,6 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.drop_path import place_drop_path
+from models.encoder import logits_by_head
 from models.objective_config import DistillConfig
 from models.objectives.batch import NO_LABEL, Batch, Outcome
 from models.teacher import Teacher
@@ -14,7 +15,9 @@ from models.teacher import Teacher
 class Distillation(nn.Module):
     """Maps a batch to the weighted sum of two losses: towards its labels, and towards what the teacher says.
 
-    The teacher sees the very images that the student sees, mixed ones too (DeiT, section 5.1).
+    The teacher sees the very images that the student sees, mixed ones too (DeiT, section 5.1). An encoder with a
+    distillation token learns from the teacher by that token's head, and from labels by the other (section 4); what is
+    scored is the mean of both, as such an encoder predicts.
     """
 
     def __init__(self, config: DistillConfig, encoder: VisionTransformer, teacher: Teacher, seed: int):
@@ -34,12 +37,12 @@ class Distillation(nn.Module):
 
     def forward(self, batch: Batch) -> Outcome:
         self.coins.toss(batch.positions)
-        logits = self.encoder(batch.images).float()  # (B, V)
-        losses = (1 - self.config.label_weight) * self.teacher_losses(logits, self.teacher(batch.images))
+        logits = [one.float() for one in logits_by_head(self.encoder, batch.images)]  # (B, V) each
+        losses = (1 - self.config.label_weight) * self.teacher_losses(logits[-1], self.teacher(batch.images))
         if not self.config.label_weight:
             return Outcome(losses.mean(), {}, losses.detach())
-        losses = losses + self.config.label_weight * self.label_losses(logits, batch)
-        correct = (logits.argmax(dim=1) == batch.labels).sum()
+        losses = losses + self.config.label_weight * self.label_losses(logits[0], batch)
+        correct = (sum(logits).argmax(dim=1) == batch.labels).sum()
         return Outcome(losses.mean(), {"accuracy": correct}, losses.detach())
 
     def teacher_losses(self, logits: Tensor, target: Tensor) -> Tensor:

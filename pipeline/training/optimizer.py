@@ -18,12 +18,13 @@ from pipeline.config.optimizer import (
 )
 
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
-_STEM = ("encoder.patch_embed", "encoder.pos_embed", "encoder.cls_token", "encoder.reg_token", "encoder.norm_pre")
+_STEM = ("encoder.patch_embed", "encoder.pos_embed", "encoder.cls_token", "encoder.reg_token", "encoder.dist_token",
+         "encoder.norm_pre")  # fmt: skip
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: to matrices and kernels, not to norms, biases, tokens or positions."""
-    return parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", "reg_token", "mask_token"))
+    return parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", "reg_token", "dist_token", "mask_token"))
 
 
 def layer_of(name: str, depth: int) -> int:

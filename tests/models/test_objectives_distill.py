@@ -9,11 +9,12 @@ import torch.nn.functional as F
 
 from models.build import build_objective
 from models.config import EncoderConfig
-from models.encoder import build_encoder
-from models.objective_config import DistillConfig
+from models.encoder import build_encoder, encode_visible, timm_architecture
+from models.objective_config import DistillConfig, SupervisedConfig
 from models.objectives.batch import Batch
 from models.objectives.distill import Distillation
 from models.teacher import Teacher
+from models.weights import load_encoder_weights
 from pipeline.config.plan import count_parameters, training_flops
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -142,3 +143,43 @@ def test_the_plan_counts_a_teacher_that_is_a_plain_vit_and_the_head_that_it_give
     )  # fmt: skip
     assert count_parameters(encoder, config, 0) == sum(p.numel() for p in module.parameters())
     assert training_flops(encoder, config, 0) == 6 * size.macs + 2 * size.teacher_macs > 0
+
+
+def test_a_distillation_token_learns_from_the_teacher_and_the_class_token_from_labels():
+    module, batch = distillation(encoder={"distillation_token": True}), batch_of()
+    torch.nn.init.normal_(module.encoder.head.weight, std=0.5)
+    torch.nn.init.normal_(module.encoder.head_dist.weight, std=0.5)
+    tokens = module.encoder.forward_features(batch.images)
+    label = F.cross_entropy(module.encoder.head(tokens[:, 0]), batch.labels)
+    teacher = F.cross_entropy(module.encoder.head_dist(tokens[:, 1]), module.teacher(batch.images).argmax(1))
+    outcome = module(batch)
+    assert outcome.loss.item() == pytest.approx((0.5 * label + 0.5 * teacher).item(), rel=1e-6)
+    assert outcome.sums["accuracy"] == (module.encoder.eval()(batch.images).argmax(1) == batch.labels).sum()
+    outcome.loss.backward()
+    assert all(parameter.grad.any() for parameter in module.parameters())
+    assert (
+        DistillConfig(teacher="x", label_weight=0.0).problem(token_config(), 0).startswith("objective.label_weight 0")
+    )
+
+
+def token_config() -> EncoderConfig:
+    return EncoderConfig(**SMALL, distillation_token=True)
+
+
+def test_an_encoder_with_a_distillation_token_is_timms_own_and_counted():
+    config = token_config()
+    name, arguments = timm_architecture(config)
+    ours, theirs = build_encoder(config, 5).eval(), timm.create_model(name, num_classes=5, **arguments).eval()
+    assert type(theirs).__name__ == "VisionTransformerDistilled"
+    for head in (ours.head, ours.head_dist):
+        assert not head.weight.any()
+        torch.nn.init.normal_(head.weight)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(ours(images), theirs(images))
+    seen = encode_visible(ours, images, torch.arange(16).expand(2, -1))
+    torch.testing.assert_close(seen, theirs.forward_features(images))
+    assert count_parameters(config, SupervisedConfig(), 5) == sum(p.numel() for p in ours.parameters())
+    fresh = build_encoder(config, 7)
+    report = load_encoder_weights(fresh, ours.state_dict(), head=False)
+    assert not report.missing and torch.equal(fresh.dist_token, ours.dist_token) and not fresh.head_dist.weight.any()

@@ -13,7 +13,7 @@ from pipeline.config.stages import read_run_config
 from pipeline.errors import InputError
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.locate import ModelSource, locate_model
-from pipeline.registry.weights import load_teacher
+from pipeline.registry.weights import load_model, load_teacher
 from pipeline.run_directory import RunDirectory
 from pipeline.training.loop import initial_module
 from tests.pipeline.pictures import small_dataset
@@ -29,10 +29,10 @@ def pictures(tmp_path_factory):
     return small_dataset(tmp_path_factory.mktemp("pictures"))
 
 
-def exported(directory, classes: tuple[str, ...]) -> str:
+def exported(directory, classes: tuple[str, ...], **encoder) -> str:
     """A plain ViT with a head, in timm's layout."""
     torch.manual_seed(0)
-    config = EncoderConfig(**SMALL)
+    config = EncoderConfig(**SMALL | encoder)
     source = ModelSource(
         "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=len(classes), classes=classes,
         mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), evaluation_crop=1.0, objective="supervised",
@@ -89,3 +89,12 @@ def test_a_teacher_of_other_classes_than_the_labels_or_without_a_head_is_refused
         load_teacher(located(headless, tmp_path), **STUDENT)
     with pytest.raises(InputError, match="does not exist"):
         student(tmp_path, pictures, "nowhere")
+
+
+def test_an_encoder_with_a_distillation_token_is_registered_as_timm_has_it_and_loads_with_timm_alone(tmp_path):
+    directory = exported(tmp_path / "distilled", ("a", "b"), distillation_token=True)
+    alone = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+    assert type(alone).__name__ == "VisionTransformerDistilled"
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(load_model(located(directory, tmp_path))(images), alone(images))
+    assert load_teacher(located(directory, tmp_path), **STUDENT).num_classes == 2
