@@ -60,7 +60,7 @@ class CrossAttentionBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, drop_path: float):
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=EPS), nn.RMSNorm(width, eps=EPS)
+        self.norm1, self.norm2 = RootMeanSquareNorm(width), RootMeanSquareNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -77,3 +77,14 @@ class CrossAttentionBlock(nn.Module):
         query, key, value = self.query(queries), self.key(context), self.value(context)
         parts = [part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
         return self.project(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
+
+
+class RootMeanSquareNorm(nn.Module):
+    """RMSNorm (arXiv:1910.07467) whose weight is brought to the input's dtype, as no fused kernel mixes two."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return F.rms_norm(values, self.weight.shape, self.weight.to(values.dtype), eps=EPS)

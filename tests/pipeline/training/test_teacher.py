@@ -80,38 +80,42 @@ def train_literally() -> tuple[list[float], dict, dict]:
 
 
 def train_on_engine(settings: list, steps: int, folder: str, resume_from: str | None = None) -> dict:
-    """(losses, teacher, (graphs, breaks), teacher after a roll-back) of each (stage, micro-batch, backend)."""
+    """(losses, teacher, (graphs, breaks), teacher rolled back) of each (stage, micro-batch, backend, precision)."""
     deepspeed.REDUCE_BUCKET_ELEMENTS = 30_000
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     results = {}
-    for stage, micro, backend in settings:
+    for stage, micro, backend, precision in settings:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         config = config_of(stage, micro=micro)
         module = module_of(config)
         plan = plan_batches(BATCH, micro, world_size)
-        engine = Engine(module, config, plan, precision="fp32", compile_backend=backend)
+        engine = Engine(module, config, plan, precision=precision, compile_backend=backend)
         first = 0
         if resume_from is not None:
             checkpoint = RunDirectory(resume_from).newest_checkpoint()
             load_checkpoint(engine.state, checkpoint)
             first = checkpoint.step
         losses = [
-            engine.step([batch_of(step, rank, world_size)], RATE, stop=False, progress=WARM).loss
-            for step in range(first, steps)
+            engine.step([_in_precision(engine, batch)], RATE, stop=False, progress=WARM).loss
+            for batch in (batch_of(step, rank, world_size) for step in range(first, steps))
         ]
-        save_state(engine, f"{folder}/{stage}-{backend}", steps)
+        save_state(engine, f"{folder}/{stage}-{precision}", steps)
         teacher = _teacher(module)
         breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         engine.state.begin_from(dict(module_of(config, seed=1).named_parameters()))
-        results[stage, backend] = losses, teacher, (graphs, breaks), _teacher(module)
+        results[stage, precision] = losses, teacher, (graphs, breaks), _teacher(module)
     return results
+
+
+def _in_precision(engine: Engine, batch: Batch) -> Batch:
+    return batch._replace(images=batch.images.to(engine.compute_dtype))
 
 
 def _teacher(module: torch.nn.Module) -> dict[str, np.ndarray]:
     """Copies that outlive the rank."""
-    return {name: parameter.numpy().copy() for name, parameter in module.teacher.named_parameters()}
+    return {name: parameter.float().numpy().copy() for name, parameter in module.teacher.named_parameters()}
 
 
 def worst(ours: dict, theirs: dict) -> float:
@@ -125,24 +129,29 @@ def literal():
 
 def test_the_teacher_is_a_literal_average_at_every_stage_and_one_optimizer_is_both(literal, tmp_path):
     losses, weights, teacher = literal
-    settings = [(0, 4, "aot_eager"), (1, 4, None), (2, 4, "aot_eager")]
+    settings = [(0, 4, "aot_eager", "fp32"), (1, 4, None, "fp32"), (2, 4, "aot_eager", "fp32")]
     own, other = run_on_ranks(train_on_engine, 2, settings, STEPS, str(tmp_path))
-    for (stage, backend), (ours, followed, (graphs, breaks), again) in own.items():
-        name = f"{tmp_path}/{stage}-{backend}"
+    for (stage, _), (ours, followed, (graphs, breaks), again) in own.items():
+        name = f"{tmp_path}/{stage}-fp32"
         average = saved_weights(name, average=True)
         assert ours == pytest.approx(losses, abs=1e-5)
         assert worst(saved_weights(name), weights) < 1e-5
         assert worst(followed, teacher) < 1e-5
         assert all(np.array_equal(followed[one], average[f"encoder.{one}"]) for one in followed)
-        assert all(np.array_equal(followed[one], other[stage, backend][1][one]) for one in followed)
-        assert (graphs, breaks) == ((0, 0) if backend is None else (1, 0))
+        assert all(np.array_equal(followed[one], other[stage, "fp32"][1][one]) for one in followed)
+        assert (graphs, breaks) == ((0, 0) if stage == 1 else (1, 0))
         assert worst(again, dict(module_of(config_of(0, micro=4), seed=1).teacher.named_parameters())) == 0.0
 
 
 def test_a_resume_at_another_world_size_and_stage_begins_with_the_same_teacher(literal, tmp_path):
     _, weights, teacher = literal
-    run_on_ranks(train_on_engine, 2, [(2, 4, None)], STOP, str(tmp_path / "half"))
-    half = str(tmp_path / "half" / "2-None")
-    [results] = run_on_ranks(train_on_engine, 1, [(0, 8, None)], STEPS, str(tmp_path / "whole"), half)
-    assert worst(saved_weights(str(tmp_path / "whole" / "0-None")), weights) < 1e-5
-    assert worst(results[0, None][1], teacher) < 1e-5
+    settings = [(2, 4, None, "fp32"), (1, 4, None, "bf16")]
+    halves, _ = run_on_ranks(train_on_engine, 2, settings, STOP, str(tmp_path / "half"))
+    half = str(tmp_path / "half" / "2-fp32")
+    [results] = run_on_ranks(train_on_engine, 1, [(0, 8, None, "fp32")], STEPS, str(tmp_path / "whole"), half)
+    assert worst(saved_weights(str(tmp_path / "whole" / "0-fp32")), weights) < 1e-5
+    assert worst(results[0, "fp32"][1], teacher) < 1e-5
+    average = saved_weights(
+        str(tmp_path / "half" / "1-bf16"), average=True
+    )  # in fp32, whatever the teacher computes in
+    assert worst(halves[1, "bf16"][1], {n: average[f"encoder.{n}"].bfloat16().float() for n in teacher}) == 0.0
