@@ -170,6 +170,7 @@ def prepared_training(
     rehearse: Rehearse, model: str | None,
 ) -> PreparedRun:  # fmt: skip
     source = initial_model(_model_reference(stage, recipe, overrides, model), home)
+    teacher = initial_model(_teacher_reference(recipe, overrides), home)
     sources = training_sources(data, home)
     built_in = sources is None
     if built_in and rehearse == "never":
@@ -179,9 +180,11 @@ def prepared_training(
     if built_in:
         recipe_path(recipe), parse_overrides(overrides)  # their errors come before anything is written
         sources = Sources((built_in_dataset(home),))
-    full = prepare_training(stage, recipe, overrides, sources, placement, source)
+    full = prepare_training(stage, recipe, overrides, sources, placement, source, teacher)
     if _should_rehearse(rehearse, built_in, full, overrides, placement):
-        full = prepare_rehearsal(stage, recipe, overrides, sources, placement, source, full, built_in_data=built_in)
+        full = prepare_rehearsal(
+            stage, recipe, overrides, sources, placement, source, full, built_in_data=built_in, teacher=teacher
+        )
     if placement.nodes_range is not None:
         require_every_size(full.config, placement, *placement.nodes_range)
     return full
@@ -201,6 +204,15 @@ def _model_reference(stage: str, recipe: str, overrides: Sequence[str], model: s
     if stage == "finetune" and reference is None:
         raise InputError(f"{recipe}: which model? Name it, for example --set initialise_from=RUN")
     return reference
+
+
+def _teacher_reference(recipe: str, overrides: Sequence[str]) -> str | None:
+    """The MODEL that the run learns from, where its objective is distillation."""
+    raw = apply_overrides(read_yaml(recipe_path(recipe)), parse_overrides(overrides))
+    objective = raw.get("objective")
+    if not isinstance(objective, dict) or objective.get("kind") != "distill":
+        return None
+    return objective.get("teacher") if isinstance(objective.get("teacher"), str) else None
 
 
 def _should_rehearse(

@@ -9,16 +9,21 @@ from torch import nn
 from models.encoder import build_encoder
 from models.encoder_config import EncoderConfig
 from models.objective_config import (
+    CapiConfig,
+    DistillConfig,
     MaskedAutoencoderConfig,
     ObjectiveConfig,
     PatchColourConfig,
     SimMIMConfig,
     SupervisedConfig,
 )
+from models.objectives.capi import Capi
+from models.objectives.distill import Distillation
 from models.objectives.mae import MaskedAutoencoder
 from models.objectives.patch_colour import PatchColour
 from models.objectives.simmim import SimMIM
 from models.objectives.supervised import SupervisedObjective
+from models.teacher import Teacher
 from models.timm_config import TimmEncoderConfig
 from models.timm_network import build_timm_network
 
@@ -32,12 +37,13 @@ def build_network(encoder: EncoderConfig | TimmEncoderConfig, num_classes: int =
 
 def build_objective(
     objective: ObjectiveConfig, encoder: EncoderConfig | TimmEncoderConfig, *, num_classes: int, seed: int,
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, teacher: Teacher | None = None,
 ) -> nn.Module:  # fmt: skip
     """The module that maps a batch to a loss, freshly initialised from `seed`: equal on every rank.
 
     It holds the encoder as `.encoder`; everything else in it is thrown away after pretraining. `mean` and `std`, one
     per channel, are what the batch's images were normalised by, for targets made of pixels in 0..1; None: by nothing.
+    `teacher` is what a distillation learns from, and what says its classes where no labels are read.
     """
     torch.manual_seed(seed)
     match objective:
@@ -50,6 +56,11 @@ def build_objective(
             return PatchColour(objective, build_encoder(encoder), seed, mean, std)
         case SimMIMConfig():
             return SimMIM(objective, build_encoder(encoder), seed)
+        case CapiConfig():
+            return Capi(objective, build_encoder(encoder), seed)
+        case DistillConfig():
+            head = num_classes if objective.reads_labels else teacher.num_classes
+            return Distillation(objective, build_encoder(encoder, head), teacher, seed)
         case _:
             assert_never(objective)
 

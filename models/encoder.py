@@ -58,6 +58,8 @@ def timm_architecture(config: EncoderConfig) -> tuple[str, dict]:
 
 
 def _plain_architecture(config: EncoderConfig) -> str:
+    if config.distillation_token:
+        return "deit_base_distilled_patch16_224"
     if config.norm_eps == 1e-5:
         return "vit_base_patch16_clip_224"
     words = {embed_dim: word for word, embed_dim, *_ in SIZES.values() if word != "2b"}
@@ -100,8 +102,9 @@ def build_encoder(config: EncoderConfig, num_classes: int = 0) -> Encoder:
     if config.representation:
         encoder.head_drop = Representation(config.embed_dim)
     if num_classes:  # a linear layer at zero: the first loss is log(V) and the first gradient reaches only the head
-        nn.init.zeros_(encoder.head.weight)
-        nn.init.zeros_(encoder.head.bias)
+        for head in heads(encoder):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
     return encoder
 
 
@@ -135,6 +138,19 @@ def _place_positions(encoder: Encoder, config: EncoderConfig) -> None:
             encoder.pos_embed = nn.Parameter(table, requires_grad=False)
         case "learned2d":
             learned_axes(encoder, grid, prefix)
+
+
+def heads(encoder: Encoder) -> list[nn.Module]:
+    """The class token's head, and the distillation token's where there is one."""
+    return [encoder.head, *([encoder.head_dist] if hasattr(encoder, "head_dist") else [])]
+
+
+def logits_by_head(encoder: Encoder, images: Tensor) -> list[Tensor]:
+    """(B, V) each: what every head says, of its own token. One head reads what the encoder pools."""
+    tokens = encoder.forward_features(images)
+    if not hasattr(encoder, "head_dist"):
+        return [encoder.forward_head(tokens)]
+    return [head(encoder.head_drop(tokens[:, place])) for place, head in enumerate(heads(encoder))]
 
 
 def embed_patches(encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +188,8 @@ def encode_embedded(encoder: Encoder, embedded: Tensor) -> Tensor:
 
 
 def _add_positions(encoder: Encoder, patches: Tensor) -> tuple[Tensor, Tensor]:
-    tokens = [token for name in ("cls_token", "reg_token") if (token := getattr(encoder, name, None)) is not None]
+    names = ("cls_token", "dist_token", "reg_token")
+    tokens = [token for name in names if (token := getattr(encoder, name, None)) is not None]
     prefix = torch.cat([patches.new_zeros(1, 0, patches.shape[-1]), *(token.to(patches.dtype) for token in tokens)], 1)
     table = getattr(encoder, "pos_embed", None)
     if table is not None:

@@ -77,6 +77,9 @@ class EncoderConfig(Config):
     """A learned token in front of the patches; without it `pooling` is the mean."""
     register_tokens: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
     """Further learned tokens behind the class token, whose output nobody reads (arXiv:2309.16588)."""
+    distillation_token: bool = False
+    """A learned token behind the class token with a head of its own, which a teacher's word is learned by (DeiT,
+    arXiv:2012.12877, section 4). Without a teacher at hand the two heads are averaged."""
     pooling: Literal["token", "mean"] = "token"
     """What the head reads: the class token, or the mean of the patch tokens."""
     positions: Positions = "learned"
@@ -123,6 +126,19 @@ class EncoderConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _distillation_token_fits(self) -> "EncoderConfig":
+        if not self.distillation_token:
+            return self
+        if self.pooling != "token":
+            raise ValueError(f"distillation_token: its head stands beside the class token's; pooling {self.pooling}")
+        if self.positions not in TABLES or self.register_tokens or self.representation or self.norm_eps != 1e-6:
+            raise ValueError(
+                f"distillation_token: timm's ViT with one has positions {', '.join(TABLES)}, norm_eps 1e-6, and "
+                "neither register_tokens nor representation"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _positions_fit(self) -> "EncoderConfig":
         parts = {"sincos2d": 4, "sinusoidal1d": 2, "learned2d": 2}.get(self.positions, 1)
         if self.embed_dim % parts:
@@ -154,8 +170,8 @@ class EncoderConfig(Config):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Class and register tokens."""
-        return self.class_token + self.register_tokens
+        """Class, distillation and register tokens."""
+        return self.class_token + self.distillation_token + self.register_tokens
 
     @property
     def mlp_dim(self) -> int:

@@ -1,5 +1,6 @@
-"""Which patches are hidden from the encoder."""
+"""Which patches are hidden from the encoder: as many in every image, from (seed, position)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -79,3 +80,35 @@ def square_mask(positions: Tensor, grid: tuple[int, int], side: int, num_hidden:
     hidden = torch.zeros(len(positions), rows * columns, dtype=torch.bool, device=positions.device)
     squares = hidden.scatter(1, order[:, :num_hidden], True).view(-1, rows, columns)
     return squares.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2).flatten(1)
+
+
+def inverse_block_mask(positions: Tensor, grid: tuple[int, int], mask_ratio: float, seed: int) -> PatchMask:
+    """Leave one rectangle visible and hide the rest: CAPI's "inverse block with roll" (arXiv:2502.08769, section 3).
+
+    The rectangle's height over its width is log-uniform in [1/2, 2], as far as the grid has room for it. Its place is
+    uniform on the grid, across whose borders it goes on at the other side, so every patch is hidden equally often. Its
+    last row may be shorter than the others, so that it has as many patches in every image.
+
+    Shape:
+        positions: (B,) int64, the samples' positions in the run
+    """
+    rows, columns = grid
+    visible = num_visible_patches(rows * columns, mask_ratio)
+    most = min(math.log(2.0), math.log(rows**2 / visible))
+    least = min(max(-math.log(2.0), math.log(visible / columns**2)), most)
+    draws = position_uniform(seed, "mask", positions, 3).double()
+    ratio = (least + draws[:, :1] * (most - least)).exp()  # (B, 1)
+    width = (visible / ratio).sqrt().ceil().clamp(max=columns).long()
+    top, left = (draws[:, 1:2] * rows).long(), (draws[:, 2:] * columns).long()
+    place = torch.arange(visible, device=positions.device)  # within the rectangle, row by row
+    row, column = (top + place // width) % rows, (left + place % width) % columns  # (B, K)
+    shown = (row * columns + column).sort(dim=1).values
+    masked = torch.ones(len(positions), rows * columns, dtype=torch.bool, device=positions.device)
+    return PatchMask(shown, masked.scatter(1, shown, False))
+
+
+def choose_masked(mask: PatchMask, count: int, positions: Tensor, seed: int) -> Tensor:
+    """(B, count) int64, ascending: some of each image's hidden patches, chosen uniformly from (seed, position)."""
+    noise = position_bits(seed, "predicted", positions, mask.masked.shape[1]) >> 1  # below the largest number
+    noise = noise.masked_fill(~mask.masked, torch.iinfo(torch.int64).max)
+    return noise.argsort(dim=1)[:, :count].sort(dim=1).values

@@ -11,8 +11,21 @@ from pydantic import Field, model_validator
 from models.decoder_config import DecoderConfig
 from models.encoder_config import EncoderConfig
 from models.encoder_size import encoder_macs, encoder_parameters, encoder_tokens
-from models.schema import NOT_A_SWITCH, Config, Number, Rate, Size
+from models.predictor_size import predictor_macs, predictor_parameters
+from models.schema import (
+    NOT_A_SWITCH,
+    Config,
+    CountOrZero,
+    Fraction,
+    Number,
+    Positive,
+    Rate,
+    Share,
+    Size,
+    Text,
+)
 
+BALANCED_IMAGES = 1024  # fewer in one forward of capi are few
 COLOUR_LEVELS = 8  # of 3 bits
 
 
@@ -51,6 +64,10 @@ class _Objective(Config):
         """Why it cannot train this encoder at this stage, in one line that names the key; None where it can."""
         return None
 
+    def caution(self, images_per_forward: int) -> str | None:
+        """What a person should know of so many images at a time on all ranks, in one line; None where nothing."""
+        return None
+
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         raise NotImplementedError
 
@@ -77,9 +94,10 @@ class SupervisedConfig(_Objective):
         return self
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        heads = 1 + encoder.distillation_token
         return ObjectiveSize(
-            encoder_parameters(encoder) + num_classes * (encoder.embed_dim + 1),
-            encoder_macs(encoder) + num_classes * encoder.embed_dim,
+            encoder_parameters(encoder) + heads * num_classes * (encoder.embed_dim + 1),
+            encoder_macs(encoder) + heads * num_classes * encoder.embed_dim,
             (Stack(encoder_tokens(encoder), encoder.embed_dim, encoder.depth),),
         )
 
@@ -206,7 +224,132 @@ class SimMIMConfig(_Objective):
         )
 
 
+class CapiConfig(_Objective):
+    """CAPI (arXiv:2502.08769): predict the clusters that a teacher's latents of hidden patches belong to."""
+
+    averages_teacher: ClassVar[bool] = True
+    shows_some_patches: ClassVar[bool] = True
+    kind: Literal["capi"] = "capi"
+    mask_ratio: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.65
+    """Share of the patches hidden from the student: all but one rectangle."""
+    predicted_share: Share = 0.05
+    """Share of the hidden patches that are predicted, at least one."""
+    num_prototypes: Size = 16384
+    """Clusters."""
+    predictor_depth: Size = 12
+    """Blocks of the predictor, as wide as the encoder's."""
+    predictor_drop_path: Rate = 0.0
+    """Stochastic depth of every block of the predictor. 0 is off."""
+    sinkhorn_iterations: Annotated[int, Field(strict=True, ge=1, le=1000)] = 3
+    """Rounds of balancing the assignments."""
+    target_temperature: Positive = 0.06
+    """Of the scores that become assignments."""
+    clustering_temperature: Positive = 0.12
+    """Of the scores that the clustering head learns by."""
+    student_temperature: Positive = 0.12
+    """Of the student's scores."""
+    teacher_momentum: Fraction = 0.999
+    """What the teacher keeps of itself in a step at the end of warm-up; it begins at 1 and goes back to it after."""
+    momentum_cosine_share: Share = 0.8
+    """How much of its cosine the momentum goes through: 1 ends at a momentum of 1."""
+    clustering_learning_rate: Positive = 0.5
+    """Of the clustering head, as a multiple of the learning rate."""
+    clustering_weight_decay: Fraction = 0.1
+    """Of the clustering head with its bias, as a multiple of the weight decay: AdamW's own 0.01 where that is 0.1."""
+    patch_embedding_learning_rate: Positive = 0.2
+    """Of the patch embedding, as a multiple of the learning rate."""
+    norm_weight_decay: Fraction = 0.1
+    """Of the norms' weights, as a multiple of the weight decay."""
+
+    def num_predicted(self, num_patches: int) -> int:
+        return max(1, int(int(num_patches * self.mask_ratio) * self.predicted_share))
+
+    def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
+        if zero_stage == 3:
+            return "zero.stage 3 cuts the average that is capi's teacher into parts; set zero.stage to 0, 1 or 2"
+        if int(encoder.num_patches * self.mask_ratio) < 1:
+            return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches"
+        if encoder.embed_dim % 4:
+            return f"objective.kind capi has sine-cosine positions: 4 must divide embed_dim {encoder.embed_dim}"
+        if encoder.pooling == "mean":
+            return "encoder.pooling mean has its norm behind the mean, where capi learns nothing; set it to token"
+        return None
+
+    def caution(self, images_per_forward: int) -> str | None:
+        if images_per_forward >= BALANCED_IMAGES:
+            return None
+        return (
+            f"capi balances its clusters over the images of one forward on all ranks; {images_per_forward:,} are few "
+            "(published: 16,384): raise micro_batch_size, with activation_checkpointing where memory is short. Results "
+            "depend on micro_batch_size x ranks: keep it when the number of ranks changes"
+        )
+
+    def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        patches, width = encoder.num_patches, encoder.embed_dim
+        visible, predicted = patches - int(patches * self.mask_ratio), self.num_predicted(patches)
+        context, of_head = encoder_tokens(encoder, visible), width * self.num_prototypes
+        # Nothing flows back through the clustering head, so its backward is half as much as others'.
+        clustering = patches * of_head
+        return ObjectiveSize(
+            encoder_parameters(encoder)
+            + predictor_parameters(self.predictor_depth, encoder)
+            + 2 * (of_head + self.num_prototypes),
+            encoder_macs(encoder, visible)
+            + predictor_macs(self.predictor_depth, encoder, context, predicted)
+            + predicted * of_head
+            + clustering / 2,
+            (
+                Stack(context, width, encoder.depth),
+                Stack(predicted + -(-context // 8), width, self.predictor_depth),  # of the context, keys and values
+            ),
+            loss_bytes=16 * (patches + predicted) * self.num_prototypes,  # scores, assignments and logarithms, in fp32
+            teacher_parameters=encoder_parameters(encoder),
+            teacher_macs=encoder_macs(encoder) + clustering / 2,
+        )
+
+
+class DistillConfig(_Objective):
+    """Distillation: learn from what a trained network says of an image, and from its label (arXiv:2012.12877)."""
+
+    kind: Literal["distill"] = "distill"
+    teacher: Text
+    """A MODEL with a head: a run, `models:/...`, `timm:NAME` of any architecture, or a directory in timm's layout."""
+    distillation: Literal["hard", "soft"] = "hard"
+    """`hard`: the teacher's first choice is the label. `soft`: its probabilities at a temperature are."""
+    temperature: Positive = 3.0
+    """Of soft distillation, of both networks; its loss is scaled by the square."""
+    label_weight: Rate = 0.5
+    """Weight of the labels' loss; the teacher's has the rest. DeiT: 0.5 of hard, 0.9 of soft. At 0 no labels are read,
+    the head learns the teacher's classes, and what is registered has none."""
+    label_smoothing: Rate = 0.0
+    """Share of a label's target spread evenly over all classes."""
+    teacher_encoder: EncoderConfig | None = None
+    """The teacher's network, for the plan's arithmetic; filled in where it is one of these."""
+    teacher_classes: CountOrZero = 0
+    """How many classes the teacher knows; filled in where its files say so."""
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.label_weight > 0
+
+    def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
+        if encoder.distillation_token and not self.reads_labels:
+            return (
+                "objective.label_weight 0 leaves the class token's head nothing to learn beside "
+                "encoder.distillation_token; leave the token out"
+            )
+        return None
+
+    def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
+        classes = num_classes if self.reads_labels else self.teacher_classes
+        student, teacher = SupervisedConfig().size(encoder, classes), self.teacher_encoder
+        if teacher is None:
+            return student
+        of_teacher = SupervisedConfig().size(teacher, self.teacher_classes)
+        return student._replace(teacher_parameters=of_teacher.parameters, teacher_macs=of_teacher.macs)
+
+
 ObjectiveConfig = Annotated[
-    SupervisedConfig | MaskedAutoencoderConfig | PatchColourConfig | SimMIMConfig,
+    SupervisedConfig | MaskedAutoencoderConfig | PatchColourConfig | SimMIMConfig | CapiConfig | DistillConfig,
     Field(discriminator="kind"),
 ]

@@ -15,7 +15,7 @@ from models.layouts import Layout
 from models.resizing import resized
 from models.timm_network import head_names
 
-HEAD = {"head.weight", "head.bias", "head_drop.fc.weight", "head_drop.fc.bias"}
+HEAD = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias", "head_drop.fc.weight", "head_drop.fc.bias"}
 
 
 class WeightsError(ValueError):

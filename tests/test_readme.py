@@ -43,7 +43,8 @@ def test_deployments_named_in_the_readme_are_those_of_the_deployment_file():
 
 def test_recipes_named_in_the_readme_exist():
     named = {f"pretrain_{o}_vit_{e}" for o in ("mae", "supervised") for e in ("s16", "b16", "l16", "h14")}
-    named |= {f"pretrain_{o}_vit_{e}" for o in ("patch_colour", "simmim") for e in ("s16", "b16")}
+    named |= {f"pretrain_{o}_vit_{e}" for o in ("patch_colour", "simmim", "capi") for e in ("s16", "b16")}
+    named |= {"pretrain_patch_colour_vit_l16", "pretrain_capi_vit_l14", "pretrain_distill_vit_s16"}
     assert (named | {"finetune_vit"}) <= set(recipe_names())
     for word in re.findall(r"\b(?:pretrain|finetune)_\w+", README.replace("pretrain_rotation_debug", "")):
         assert word in recipe_names(), word

@@ -1,4 +1,4 @@
-"""What every objective takes and returns."""
+"""What every objective takes and returns, and what one may tell of its parameters."""
 
 from typing import NamedTuple
 
@@ -15,6 +15,30 @@ class Batch(NamedTuple):
     positions: Tensor  # (B,) int64: place of the sample in the run; all randomness derives from it
     mixed_labels: Tensor | None = None  # (B,) int64: label of the image mixed in
     mix_weights: Tensor | None = None  # (B,) float32: weight of the first label
+
+
+class Progress(NamedTuple):
+    """Where a run stands at the end of a step, as shares of all its samples."""
+
+    seen: float  # 0 to 1
+    warmup: float  # of the learning rate
+
+    @property
+    def warmed_up(self) -> float:
+        """Share of the warm-up that is behind."""
+        return min(1.0, self.seen / self.warmup) if self.warmup else 1.0
+
+    @property
+    def after_warmup(self) -> float:
+        """Share of what follows the warm-up that is behind."""
+        return max(0.0, (self.seen - self.warmup) / (1 - self.warmup)) if self.warmup < 1 else 1.0
+
+
+class Factors(NamedTuple):
+    """What an objective multiplies into the optimizer's settings for one of its parameters."""
+
+    learning_rate: float = 1.0
+    weight_decay: float | None = None  # None: 1 or 0 by the optimizer's own rule
 
 
 class Outcome(NamedTuple):

@@ -157,6 +157,7 @@ def load_checkpoint(state: TrainingState, checkpoint: Checkpoint) -> None:
         state.publish()
         for parts in reading.values():
             _await(parts)
+    state.publish_average()
 
 
 def _await(reads: list[Future]) -> None:

@@ -7,7 +7,8 @@ stage reads what any other wrote. This is the only module that touches DeepSpeed
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,16 +28,69 @@ class Fragment(NamedTuple):
     offset: int
 
 
+class Follower:
+    """A network beside the one that learns, kept equal to the average of its weights: the teacher of some objectives.
+
+    It is not saved. The average is, in fp32, so a resume begins with the same teacher at any world size; this brings
+    the average, in the teacher's own precision, to where the teacher computes with it. Given are tensors by the names
+    of the parameters whose average they hold, the same names on every rank.
+
+    Where each rank holds all fragments they are `replicated`, else the ranks exchange theirs: one collective for a
+    fill, of as many bytes as DeepSpeed's own gathering of as many weights.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], fragments: Sequence[Fragment], *, replicated: bool):
+        self.tensors = tensors
+        self.mine = [fragment for fragment in fragments if fragment.name in tensors]
+        exchanged = tensors and not replicated and dist.is_initialized()
+        self.of_ranks = [self.mine] * (dist.get_world_size() if exchanged else 1)
+        if exchanged:
+            dist.all_gather_object(self.of_ranks, self.mine)
+        self.room = max(sum(fragment.count for fragment in part) for part in self.of_ranks)
+
+    @torch.no_grad()
+    def fill(self, average: Sequence[Tensor]) -> None:
+        """From this rank's flat tensors, which the fragments index into. Collective unless replicated."""
+        if not self.tensors:
+            return
+        parts = [average[one.flat].view(-1).narrow(0, one.offset, one.count) for one in self.mine]
+        if len(self.of_ranks) == 1:
+            torch._foreach_copy_([self._place(fragment) for fragment in self.mine], parts)
+            return
+        like = next(iter(self.tensors.values()))
+        share, end = like.new_zeros(self.room), 0
+        for part in parts:
+            share.narrow(0, end, len(part)).copy_(part)
+            end += len(part)
+        gathered = like.new_empty(self.room * len(self.of_ranks))
+        dist.all_gather_into_tensor(gathered, share)
+        places, sources = [], []
+        for rank, fragments in enumerate(self.of_ranks):
+            end = rank * self.room
+            for fragment in fragments:
+                places.append(self._place(fragment))
+                sources.append(gathered.narrow(0, end, fragment.count))
+                end += fragment.count
+        torch._foreach_copy_(places, sources)
+
+    def _place(self, fragment: Fragment) -> Tensor:
+        return self.tensors[fragment.name].view(-1).narrow(0, fragment.start, fragment.count)
+
+
 class TrainingState:
     """The weights, moments and moving average of this rank."""
 
     def __init__(
-        self, wrapped: nn.Module, module: nn.Module, base: torch.optim.Optimizer, stage: int, ema_decay: float
-    ):
-        self.wrapped, self.module, self.base, self.stage, self.ema_decay = wrapped, module, base, stage, ema_decay
+        self, wrapped: nn.Module, module: nn.Module, base: torch.optim.Optimizer, stage: int, *, averages: bool,
+        follower: Mapping[str, Tensor] = MappingProxyType({}),
+    ):  # fmt: skip
+        """`follower`: tensors that are kept equal to the averages of the parameters of these names; see `Follower`."""
+        self.wrapped, self.module, self.base, self.stage = wrapped, module, base, stage
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.fragments = self._fragments()
-        self.average = [flat.detach().clone() for flat in self._flats()] if ema_decay else []
+        self.average = [flat.detach().clone() for flat in self._flats()] if averages else []
+        self.follower = Follower(follower, self.fragments, replicated=stage == 0)
+        self.publish_average()
 
     def check_coverage(self) -> None:
         """Assert that the fragments of all ranks hold every trained element once. Collective."""
@@ -58,10 +112,16 @@ class TrainingState:
         for group in self.base.param_groups:
             group["lr"] = rate * group["learning_rate_scale"]
 
-    def update_average(self) -> None:
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the weights: it keeps `decay` of itself. Collective where somebody follows it."""
         if self.average:
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, [flat.detach() for flat in self._flats()], 1 - self.ema_decay)
+                torch._foreach_lerp_(self.average, [flat.detach() for flat in self._flats()], 1 - decay)
+            self.publish_average()
+
+    def publish_average(self) -> None:
+        """Copy the moving average into whatever follows it. Collective under ZeRO."""
+        self.follower.fill(self.average)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -120,6 +180,7 @@ class TrainingState:
             for kept in (flats, self.average) if self.average else (flats,):
                 kept[fragment.flat].view(-1).narrow(0, fragment.offset, fragment.count).copy_(part)
         self.publish()
+        self.publish_average()
 
     @torch.no_grad()
     def publish(self) -> None:

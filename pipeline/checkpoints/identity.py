@@ -28,7 +28,7 @@ def facts_of_run(config: TrainingConfig, plan: Mapping[str, Any]) -> dict[str, A
         "encoder": config.encoder.model_dump(),
         "objective": config.objective.model_dump(),
         "num_classes": plan["num_classes"],
-        "ema": config.ema_decay > 0,
+        "ema": config.keeps_average,
         "data_fingerprint": plan["data"]["fingerprint"],
         "config_sha256": plan["config_sha256"],
         "config": config.model_dump(mode="json"),

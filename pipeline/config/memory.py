@@ -32,18 +32,26 @@ def rank_memory(
     """
     activations = activation_bytes(config, batches.micro_batch_size, precision)
     world, accumulates = batches.world_size, batches.gradient_accumulation_steps > 1
-    state = (4 + moment_bytes(config.optimizer) + 4 * (config.ema_decay > 0)) * parameters
-    if stage == 0:
-        return RankMemory(_replicated(state, parameters, activations, world, accumulates, precision), 0)
+    state = (4 + moment_bytes(config.optimizer) + 4 * config.keeps_average) * parameters
     compute = 4 if precision == "fp32" else 2
+    teacher = compute * _teacher_parameters(config)
+    if stage == 0:
+        return RankMemory(teacher + _replicated(state, parameters, activations, world, accumulates, precision), 0)
     own = state // world
     if stage == 3:
         peak = _partitioned_weights(parameters, activations, world, compute)
     else:
         peak = _partitioned_state(stage, parameters, activations, world, accumulates, compute)
     if config.zero.offload_optimizer == "none":
-        return RankMemory(peak + own, 0)
-    return RankMemory(peak, own + 4 * parameters // world)  # with the gradients that it updates by
+        return RankMemory(teacher + peak + own, 0)
+    return RankMemory(teacher + peak, own + 4 * parameters // world)  # with the gradients that it updates by
+
+
+def _teacher_parameters(config: TrainingConfig) -> int:
+    """Of a network beside the one that learns; no objective that any network of timm learns by has one of its own."""
+    if isinstance(config.encoder, TimmEncoderConfig):
+        return 0
+    return config.objective.size(config.encoder, num_classes=0).teacher_parameters
 
 
 def _replicated(
@@ -107,4 +115,4 @@ def moment_bytes(optimizer: OptimizerConfig) -> int:
 
 def checkpoint_bytes(config: TrainingConfig, parameters: int) -> int:
     """Bytes of one checkpoint: fp32 weight, moments and the average."""
-    return (4 + moment_bytes(config.optimizer) + 4 * (config.ema_decay > 0)) * parameters
+    return (4 + moment_bytes(config.optimizer) + 4 * config.keeps_average) * parameters

@@ -19,6 +19,8 @@ class ScheduledOptimizerConfig(Config):
     """Linear warm-up from zero, in the unit of the run's length (epochs, steps or samples)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the decay after warm-up. A run at a constant rate may be extended: `vit resume RUN --set epochs=...`"""
+    cosine_share: Share = 1.0
+    """How much of a cosine schedule's half wave the run goes through: 0.8 stops where a tenth of the fall is left."""
     cooldown: NonNegative = 0.0
     """Length of a constant schedule's fall to `end_learning_rate` at the end of the run, in the unit of warm-up."""
     weight_decay: NonNegative = 0.05

@@ -77,6 +77,11 @@ class TrainingConfig(Config):
         """(unit, amount) of the run's length."""
         return next((unit, getattr(self, unit)) for unit in LENGTH_UNITS if getattr(self, unit) is not None)
 
+    @property
+    def keeps_average(self) -> bool:
+        """Whether there is a moving average of the weights: asked for, or as the objective's teacher."""
+        return self.ema_decay > 0 or self.objective.averages_teacher
+
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":
         given = [unit for unit in LENGTH_UNITS if getattr(self, unit) is not None]
@@ -155,6 +160,11 @@ class PretrainConfig(TrainingConfig):
             )
         if (problem := objective.problem(encoder, self.zero.stage)) is not None:
             raise ValueError(problem)
+        if self.ema_decay and self.objective.averages_teacher:
+            raise ValueError(
+                f"ema_decay {self.ema_decay:g}: the moving average is the teacher of objective.kind "
+                f"{self.objective.kind}, at a momentum of its own; leave ema_decay out"
+            )
         return self
 
 

@@ -64,7 +64,8 @@ def lowest_stage_that_fits(prepared: PreparedRun, placement: Placement) -> int |
     available = available_bytes_per_rank(placement)
     if available is None:
         return None
-    return next((n for n in STAGES if needed_bytes(prepared, placement, {"zero.stage": n}) <= available), None)
+    possible = _possible_stages(prepared.config)
+    return next((n for n in possible if needed_bytes(prepared, placement, {"zero.stage": n}) <= available), None)
 
 
 def needed_bytes(prepared: PreparedRun, placement: Placement, changes: Mapping[str, Any] = MappingProxyType({})) -> int:
@@ -118,7 +119,7 @@ def _changes(config: TrainingConfig) -> list[dict[str, Any]]:
     """What may be changed for less memory, the fewest settings first."""
     micro, least = config.micro_batch_size, 2 if config.augmentation.mixes else 1
     options = {
-        "zero.stage": [] if config.optimizer.kind in WHOLE_TENSORS else [s for s in STAGES if s > config.zero.stage],
+        "zero.stage": [stage for stage in _possible_stages(config) if stage > config.zero.stage],
         "micro_batch_size": [n for n in range(micro - 1, least - 1, -1) if micro % n == 0 and n % least == 0],
         "activation_checkpointing": [] if config.activation_checkpointing else [True],
         "zero.offload_optimizer": [] if config.zero.offload_optimizer == "cpu" or not config.zero.stage else ["cpu"],
@@ -129,6 +130,12 @@ def _changes(config: TrainingConfig) -> list[dict[str, Any]]:
         for keys in combinations(options, count)
         for values in product(*(options[key] for key in keys))
     ]
+
+
+def _possible_stages(config: TrainingConfig) -> list[int]:
+    """At which the optimizer and the objective can train."""
+    stages = STAGES[:1] if config.optimizer.kind in WHOLE_TENSORS else STAGES
+    return [stage for stage in stages if config.objective.problem(config.encoder, stage) is None]
 
 
 def _words(changes: Mapping[str, Any]) -> str:

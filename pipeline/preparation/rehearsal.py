@@ -26,7 +26,7 @@ CPU_EFFICIENCY = 0.5  # share of a plain matrix product's speed that a training 
 
 def prepare_rehearsal(
     stage: str, recipe: str, overrides: Sequence[str], sources: Sources, placement: Placement,
-    model: ModelSource | None, full: PreparedRun, *, built_in_data: bool,
+    model: ModelSource | None, full: PreparedRun, *, built_in_data: bool, teacher: ModelSource | None = None,
 ) -> PreparedRun:  # fmt: skip
     """The same recipe for a few steps of the smallest batch, stopped once and resumed; `full` is what it stands for."""
     micro = 2 if full.config.augmentation.mixes else 1
@@ -47,7 +47,7 @@ def prepare_rehearsal(
                "global_batch_size", "validation.every_steps", "profiling.steps", "optimizer.warmup",
                "optimizer.cooldown", *LENGTH_UNITS}  # fmt: skip
     kept = [override for override in overrides if override.partition("=")[0] not in dropped]
-    rehearsal = prepare_training(stage, recipe, [*kept, *shortened], sources, placement, model)
+    rehearsal = prepare_training(stage, recipe, [*kept, *shortened], sources, placement, model, teacher)
     return PreparedRun(
         rehearsal.name,
         rehearsal.config,

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from models.encoder_config import EncoderConfig, inexpressible
-from models.timm_config import PREFIX, TimmEncoderConfig, encoder_of_timm
+from models.timm_config import PREFIX, TimmEncoderConfig, encoder_of_timm, read_encoder
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
 from pipeline.preparation.placement import Placement
-from pipeline.registry.locate import ModelSource
+from pipeline.registry.locate import ModelSource, different_classes
 from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
@@ -64,8 +64,12 @@ def prepare_training(
     sources: Sources,
     placement: Placement,
     model: ModelSource | None = None,
+    teacher: ModelSource | None = None,
 ) -> PreparedRun:
-    """The run that `recipe` with `overrides` makes on datasets, under a placement; of `model` where one is given."""
+    """The run that `recipe` with `overrides` makes on datasets, under a placement.
+
+    Of `model` where one is given, and learning from `teacher` where the objective has one.
+    """
     path = recipe_path(recipe)
     raw, settings = read_yaml(path), parse_overrides(overrides)
     _require_stage(raw, stage, path)
@@ -82,6 +86,8 @@ def prepare_training(
     sources.require_split(config.data.split, path.name)
     sources = sources.weighted(config.data.split)
     config = _filled_in(config, sources, model, path)
+    if teacher is not None:
+        config = _taught_by(teacher, config, sources, path, notes)
     samples_per_epoch = _samples_per_epoch(config, sources)
     if by_hand:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
@@ -92,6 +98,9 @@ def prepare_training(
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
     if _trains_but_is_not_registered(config.encoder) and (reason := inexpressible(config.encoder)):
         notes.append(f"what is trained cannot be registered: {reason}")
+    plan["teacher"] = teacher.as_dict() if teacher else None
+    if caution := config.objective.caution(config.micro_batch_size * placement.world_size):
+        notes.append(caution)
     if config.precision == "bf16" and plan["precision"] == "fp32":
         where = "here" if placement.here else "on the nodes of this profile"
         notes.append(f"no accelerator {where}: computing in fp32")
@@ -186,6 +195,23 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
         or _window(sources.indexes[0].directory, sources.shards(data.split)[0]),
         data__mean=list(mean), data__std=[max(one, LEAST_STD) for one in std], data__evaluation_crop=crop,
         data__evaluation_crop_mode=crop_mode,
+    )  # fmt: skip
+
+
+def _taught_by(
+    teacher: ModelSource, config: TrainingConfig, sources: Sources, path: Path, notes: list[str]
+) -> TrainingConfig:
+    """The config with the teacher as it is found from anywhere, and its network; InputError where it cannot teach."""
+    ours = sources.classes or ()
+    if config.objective.reads_labels and teacher.num_classes and tuple(teacher.classes or ours) != tuple(ours):
+        raise InputError(f"{path.name}: {different_classes(teacher.reference, teacher.num_classes, len(ours))}")
+    is_plain = teacher.encoder is not None and isinstance(read_encoder(teacher.encoder), EncoderConfig)
+    if not is_plain:
+        notes.append(f"objective.teacher {teacher.reference}: its memory and arithmetic are not counted in the plan")
+    return _with(
+        config, path.name, objective__teacher=teacher.reference,
+        objective__teacher_encoder=teacher.encoder if is_plain else None,
+        objective__teacher_classes=teacher.num_classes,
     )  # fmt: skip
 
 

@@ -150,6 +150,7 @@ def provenance(plan: dict[str, Any]) -> dict[str, Any]:
         "host": platform.node(),
         "data": plan.get("data"),
         "parent": (plan.get("initialise_from") or {}).get("reference"),
+        "teacher": (plan.get("teacher") or {}).get("reference"),
         "config_sha256": plan.get("config_sha256"),
     }
 

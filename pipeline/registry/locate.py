@@ -51,6 +51,14 @@ def same_checkpoint(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return ours.get("run") is not None and (ours["run"], ours.get("step")) == (theirs.get("run"), theirs.get("step"))
 
 
+def different_classes(teacher: str, theirs: int, ours: int) -> str:
+    """What to say of a teacher that knows other classes than the labels are of."""
+    return (
+        f"objective.teacher {teacher}: knows {theirs:,} classes, and the labels are of {ours:,}; take a teacher of the "
+        "same classes, or learn from the teacher alone with objective.label_weight=0"
+    )
+
+
 def source_from_dict(raw: dict[str, Any]) -> ModelSource:
     """The inverse of `ModelSource.as_dict` after a trip through JSON."""
     lists = {key: tuple(value) for key, value in raw.items() if isinstance(value, list)}
@@ -119,6 +127,7 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
             "data_fingerprint": plan["data"]["fingerprint"],
             "config_sha256": plan["config_sha256"],
             "parent": (plan.get("initialise_from") or {}).get("reference"),
+            "teacher": (plan.get("teacher") or {}).get("reference"),
         },
     )
 

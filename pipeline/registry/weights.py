@@ -12,6 +12,7 @@ from models.encoder import build_encoder
 from models.encoder_config import EncoderConfig
 from models.objective_config import MaskedAutoencoderConfig
 from models.objectives.mae import MaskedAutoencoder
+from models.teacher import Teacher
 from models.timm_config import read_encoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.checkpoints.files import read_weights
@@ -115,3 +116,35 @@ def load_masked_autoencoder(source: ModelSource) -> MaskedAutoencoder | None:
     objective = build_objective(config, encoder, num_classes=0, seed=0)
     objective.load_state_dict(read_weights(checkpoint))
     return objective.eval()
+
+
+def load_teacher(source: ModelSource | dict, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Teacher:
+    """A located model to learn from, of any architecture of timm; `mean` and `std` are the student's.
+
+    InputError where it has no head, where its weights are not to be had, or where weights alone are given.
+    """
+    if isinstance(source, dict):
+        source = source_from_dict(source)
+    if source.kind in ("timm", "timm_directory"):
+        network = _timm_network(source)
+        data = network.pretrained_cfg
+        own = {"mean": tuple(data["mean"]), "std": tuple(data["std"])}
+        size = tuple(data["input_size"][-2:])
+    else:
+        network = load_model(source)
+        own = {"mean": source.mean or mean, "std": source.std or std}
+        size = read_encoder(source.encoder).input_size
+    if not network.num_classes or isinstance(network.get_classifier(), torch.nn.Identity):
+        raise InputError(f"MODEL `{source.reference}`: has no head to learn from; fine-tune it first, or take another")
+    return Teacher(network, network.num_classes, size, **own, student_mean=mean, student_std=std)
+
+
+def _timm_network(source: ModelSource) -> torch.nn.Module:
+    import timm
+
+    try:
+        name = source.path if source.kind == "timm" else f"local-dir:{source.path}"
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub's client raises whatever its HTTP library does
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"MODEL `{source.reference}`: could not be loaded: {first_line}") from error

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.build import checkpoint_activations
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Progress
 from pipeline.checkpoints.checkpoint import frozen_tensors
 from pipeline.checkpoints.fragments import TrainingState
 from pipeline.config.deepspeed import LOSS_SCALE_FLOOR, LOSS_SCALE_START_POWER, deepspeed_config
@@ -65,6 +65,9 @@ class Engine:
             make_leaves(module)
         self._frozen = frozen_tensors(module)
         self.accelerator = _accelerator(module, plan, config, precision)
+        # A teacher is no part of the module that DeepSpeed takes: it is not trained, and not cast with it.
+        place_teacher = getattr(module, "place_teacher", lambda device, dtype: {})
+        follower = place_teacher(self.accelerator.device, self.compute_dtype)
         assert self.accelerator.num_processes == plan.world_size, "accelerate did not see the whole world"
         groups = parameter_groups(module, config.optimizer, config.encoder.depth)
         # The loader is never prepared: its positions are already those of this rank.
@@ -89,7 +92,9 @@ class Engine:
             self.optimizer = base  # accelerate's wrapper searches the disk for a package at every step
         self.parameters = list(module.parameters())
         self._share = torch.tensor(1 / plan.gradient_accumulation_steps, device=self.device)  # of a micro-batch
-        self.state = TrainingState(self.wrapped, module, base, self.stage, config.ema_decay)
+        self.state = TrainingState(
+            self.wrapped, module, base, self.stage, averages=config.keeps_average, follower=follower
+        )  # fmt: skip
         self.state.check_coverage()
 
     @property
@@ -111,12 +116,13 @@ class Engine:
 
     def step(
         self, batches: Iterable[Batch], learning_rate: float, *, stop: bool,
-        counts: Callable[[], Mapping[str, float]] = dict,
+        counts: Callable[[], Mapping[str, float]] = dict, progress: Progress | None = None,
     ) -> StepResult:  # fmt: skip
         """One optimizer step over exactly `gradient_accumulation_steps` micro-batches, one at a time. Collective.
 
         `counts()`, asked for behind the last batch, are this rank's numbers to be added up over all ranks, like the
-        objective's sums and with them; the names must be the same on every rank.
+        objective's sums and with them; the names must be the same on every rank. `progress` is that of the run with
+        this step, for an objective whose teacher is the moving average of the weights.
         """
         self.state.set_learning_rate(learning_rate)
         if not self.module.training:  # DeepSpeed's engine says that it is, also after `eval`; and `train` visits all
@@ -143,7 +149,7 @@ class Engine:
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
         skipped = not math.isfinite(norm)
         if not skipped:
-            self.state.update_average()
+            self.state.update_average(self._average_decay(progress))
         elif (scale := self.loss_scale()) is not None and scale <= LOSS_SCALE_FLOOR:
             raise FloatingPointError(
                 f"the loss scale of fp16 fell to its floor, {LOSS_SCALE_FLOOR}, and the gradient is still not finite; "
@@ -187,6 +193,12 @@ class Engine:
         if self.compute_dtype != torch.float16:
             return None
         return self.accelerator.scaler.get_scale() if self.stage == 0 else float(self.wrapped.optimizer.loss_scale)
+
+    def _average_decay(self, progress: Progress | None) -> float:
+        if not self.config.objective.averages_teacher:
+            return self.config.ema_decay
+        assert progress is not None, f"{self.config.objective.kind} must know how far the run is"
+        return self.module.teacher_momentum(progress)
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of one micro-batch; behind the `last` it is that of the mean over them, and over ranks."""

@@ -7,7 +7,8 @@ from functools import partial
 import torch
 
 from models.build import build_objective
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Progress
+from models.teacher import Teacher
 from models.timm_config import read_encoder
 from models.weights import WeightsError, load_encoder_weights
 from pipeline.budget import Budget
@@ -22,7 +23,8 @@ from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
 from pipeline.meeting import open_store, stop_together
 from pipeline.rank import Rank, Stopped
-from pipeline.registry.weights import source_weights
+from pipeline.registry.locate import different_classes
+from pipeline.registry.weights import load_teacher, source_weights
 from pipeline.run_directory import write_json
 from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.telemetry.profiling import StepTrace
@@ -113,7 +115,10 @@ def train_steps(
             rate = rate_of_step(config, lengths, step)
             micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
             stop = me.stop_requested or budget.is_spent
-            result = engine.step(micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts())
+            result = engine.step(
+                micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts(),
+                progress=progress_of_step(lengths, step),
+            )  # fmt: skip
             supply.add(result.sums)
             saver.follow(result.sums)
             report.meter.end()
@@ -167,15 +172,30 @@ def rate_of_step(config: TrainingConfig, steps: StepPlan, step: int) -> float:
     return learning_rate(config.optimizer, seen, steps)
 
 
+def progress_of_step(steps: StepPlan, step: int) -> Progress:
+    return Progress((step + 1) / steps.steps, steps.warmup_samples / steps.samples)
+
+
 def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False) -> torch.nn.Module:
     """The module with the weights that the run begins with; of one that `resumes` only the seed's."""
     module = build_objective(
         config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed,
-        mean=config.data.mean, std=config.data.std,
+        mean=config.data.mean, std=config.data.std, teacher=_teacher(config, plan),
     )  # fmt: skip
     if not resumes and config.initialise_from is not None:
         _initialise(module, config, plan)
     return module
+
+
+def _teacher(config: TrainingConfig, plan: dict) -> Teacher | None:
+    """The trained model that the run learns from, where it does; InputError where its classes are not the dataset's."""
+    source = plan.get("teacher")
+    if source is None:
+        return None
+    teacher = load_teacher(source, mean=config.data.mean, std=config.data.std)
+    if config.objective.reads_labels and teacher.num_classes != plan["num_classes"]:
+        raise InputError(different_classes(source["reference"], teacher.num_classes, plan["num_classes"]))
+    return teacher
 
 
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:

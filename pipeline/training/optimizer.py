@@ -7,6 +7,7 @@ import torch
 from timm.optim import Lamb, Lars
 from torch import nn
 
+from models.objectives.batch import Factors
 from models.timm_network import layers_of
 from pipeline.config.optimizer import (
     AdamWConfig,
@@ -20,9 +21,9 @@ from pipeline.config.optimizer import (
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 _STEM = (
     "encoder.patch_embed", "encoder.pos_embed", "encoder.parametrizations.pos_embed", "encoder.cls_token",
-    "encoder.reg_token", "encoder.norm_pre", "encoder.shared_rel_pos",
+    "encoder.reg_token", "encoder.dist_token", "encoder.norm_pre", "encoder.shared_rel_pos",
 )  # fmt: skip
-_NEVER_DECAYED = re.compile(r"(pos_embed|cls_token|reg_token|mask_token|relative_position_bias_table)\b")
+_NEVER_DECAYED = re.compile(r"(pos_embed|cls_token|reg_token|dist_token|mask_token|relative_position_bias_table)\b")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -40,11 +41,15 @@ def layer_of(name: str, depth: int) -> int:
 def parameter_groups(model: nn.Module, config: ScheduledOptimizerConfig, depth: int) -> list[dict]:
     """Every trainable parameter in exactly one group, with the group's `weight_decay` and `learning_rate_scale`.
 
+    A model may say by `optimizer_factors(name)` what is multiplied in for a parameter. That is also how a method with
+    two optimizers is trained by one: none of ours but LAMB and LARS looks beyond the number that it updates, so groups
+    with factors are the same as optimizers of their own, with the same betas; the norm that is clipped is of both.
     With a `depth` of 0 the layers are those into which timm groups the network, and what timm does not decay is not.
     """
+    factors_of = getattr(model, "optimizer_factors", lambda name: Factors())
     layers: dict[str, int] = {}
     undecayed: set[str] = set()
-    groups: dict[tuple[bool, float], dict] = {}
+    groups: dict[tuple[float, float], dict] = {}
     if not depth:  # a network whose config does not say it
         layers = {f"encoder.{name}": layer for name, layer in layers_of(model.encoder).items()}
         depth = max(layers.values()) - 1
@@ -53,12 +58,15 @@ def parameter_groups(model: nn.Module, config: ScheduledOptimizerConfig, depth: 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        factors = factors_of(name)
         layer = layers.get(name, depth + 1) if layers else layer_of(name, depth)
-        scale = config.layer_decay ** (depth + 1 - layer)
-        decay = decays(name, parameter) and name not in undecayed
+        scale = config.layer_decay ** (depth + 1 - layer) * factors.learning_rate
+        decay = float(decays(name, parameter) and name not in undecayed)
+        if factors.weight_decay is not None:
+            decay = factors.weight_decay
         group = groups.setdefault(
             (decay, scale),
-            {"params": [], "weight_decay": config.weight_decay if decay else 0.0, "learning_rate_scale": scale},
+            {"params": [], "weight_decay": config.weight_decay * decay, "learning_rate_scale": scale},
         )
         group["params"].append(parameter)
     return list(groups.values())

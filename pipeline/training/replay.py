@@ -28,7 +28,7 @@ from pipeline.run_directory import Checkpoint, RunDirectory
 from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.training.agreement import require_planned_data
 from pipeline.training.engine import Engine, StepResult
-from pipeline.training.loop import initial_module, micro_batches_of_step, rate_of_step
+from pipeline.training.loop import initial_module, micro_batches_of_step, progress_of_step, rate_of_step
 from pipeline.training.supply import Supply
 
 
@@ -88,7 +88,10 @@ def replay(run: RunDirectory, number: int) -> Replayed:
             given = micro_batches_of_step(me, config, engine, loader, supply, SampleRecorder(me.attempt, rank, False))
             if me.step == step:
                 given = _told(given, engine, module, loader, samples)
-            result = engine.step(given, rate_of_step(config, StepPlan(**plan["steps"]), me.step), stop=False)
+            lengths = StepPlan(**plan["steps"])
+            result = engine.step(
+                given, rate_of_step(config, lengths, me.step), stop=False, progress=progress_of_step(lengths, me.step)
+            )  # fmt: skip
     samples = sorted(_of_all_ranks(samples), key=lambda sample: sample.badness, reverse=True)
     return Replayed(begin, result, samples, _ledger_line(run, number, first=rolled_back))
 

@@ -20,7 +20,7 @@ def start_table(config: TrainingConfig, plan: dict) -> list[str]:
         f"length      {steps['steps']:,} steps = {epochs:.4g} epochs = {steps['samples']:,} images",
         f"engine      {_engine_in_words(config, plan)}",
         f"optimizer   {config.optimizer.kind}, clip {config.optimizer.max_grad_norm or 'off'}, "
-        f"moving average {config.ema_decay or 'off'}",
+        f"moving average {_average_in_words(config)}",
         f"rate        {_rate_in_words(config, steps)}",
         f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}"
         f"{', and at every validation' if every else ''}",
@@ -28,6 +28,12 @@ def start_table(config: TrainingConfig, plan: dict) -> list[str]:
         f"guard       {_guard_in_words(config)}",
         *([f"budget      {config.budget_gpu_hours:g} GPU-hours"] if config.budget_gpu_hours else []),
     ]
+
+
+def _average_in_words(config: TrainingConfig) -> str:
+    if config.keeps_average and not config.ema_decay:
+        return "of the objective's own momentum"
+    return f"{config.ema_decay or 'off'}"
 
 
 def _engine_in_words(config: TrainingConfig, plan: dict) -> str:

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from models.build import build_objective
 from models.decoder_config import DecoderConfig
+from models.encoder import build_encoder
 from models.encoder_config import EncoderConfig
 from models.objective_config import (
+    CapiConfig,
+    DistillConfig,
     MaskedAutoencoderConfig,
     ObjectiveConfig,
     PatchColourConfig,
@@ -18,6 +21,7 @@ from models.objective_config import (
     SupervisedConfig,
 )
 from models.objectives.batch import Batch
+from models.teacher import Teacher
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
 TINY_DECODER = DecoderConfig(embed_dim=32, depth=1, num_heads=2)
@@ -30,6 +34,7 @@ class Case(NamedTuple):
     first_loss: Callable[[nn.Module, Batch], float]  # what theory says of the first batch
     tolerance: float = 1e-5  # of the first loss, relative
     hidden: Callable[[nn.Module, Tensor], Tensor] | None = None  # (B, N) bool of positions: patches never to be seen
+    splits: bool = True  # whether a batch gives what its parts give
     keys: str = ""  # what is set beside the kind, to tell cases apart
 
     @property
@@ -53,6 +58,11 @@ def _first_sigmoid_loss(module: nn.Module, batch: Batch) -> float:
     return math.log(1 + math.exp(-bias)) + (CLASSES - 1) * math.log(1 + math.exp(bias))
 
 
+def _first_capi_loss(module: nn.Module, batch: Batch) -> float:
+    """Of 32 clusters, twice: the predictions know nothing yet, nor does the clustering."""
+    return 2 * math.log(module.config.num_prototypes)
+
+
 CASES = [
     Case(SupervisedConfig(), lambda module, batch: math.log(CLASSES)),
     Case(SupervisedConfig(label_smoothing=0.1), lambda module, batch: math.log(CLASSES), keys="smoothed"),
@@ -72,13 +82,33 @@ CASES = [
         SimMIMConfig(mask_size=8), lambda module, batch: math.sqrt(2 / math.pi),  # of normal noise
         tolerance=0.02, hidden=lambda module, positions: module.mask(positions),
     ),
+    Case(
+        CapiConfig(num_prototypes=32, predictor_depth=2), _first_capi_loss,
+        tolerance=0.25, hidden=lambda module, positions: module.mask(positions)[0].masked, splits=False,
+    ),
+    Case(
+        DistillConfig(teacher="timm:any", teacher_encoder=EncoderConfig(**SMALL), teacher_classes=CLASSES),
+        lambda module, batch: math.log(CLASSES),
+    ),
 ]  # fmt: skip
 IDS = [case.name for case in CASES]
 
 
-def build(config: ObjectiveConfig, **encoder: object) -> nn.Module:
+def teacher_of(config: ObjectiveConfig) -> Teacher | None:
+    """An untrained one, where there must be one."""
+    if not isinstance(config, DistillConfig):
+        return None
+    torch.manual_seed(3)
+    network = build_encoder(EncoderConfig(**SMALL), CLASSES)
+    nn.init.normal_(network.head.weight, std=0.5)
+    return Teacher(network, CLASSES, (16, 16), mean=MEAN, std=STD, student_mean=MEAN, student_std=STD)
+
+
+def build(config: ObjectiveConfig, encoder: EncoderConfig | None = None, num_classes: int = CLASSES, **options: object):
+    """The module for `encoder`, or for a small one with `options`."""
+    encoder = encoder or EncoderConfig(**SMALL | options)
     return build_objective(
-        config, EncoderConfig(**SMALL | encoder), num_classes=CLASSES, seed=0, mean=MEAN, std=STD
+        config, encoder, num_classes=num_classes, seed=0, mean=MEAN, std=STD, teacher=teacher_of(config)
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.build import build_objective
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Progress
 from pipeline.config.memory import rank_memory
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
@@ -22,6 +22,10 @@ SETTINGS = {  # micro-batch, accumulated, and what else differs
     "masked": (32, 1, {"zero": {"stage": 1}, "objective": {"kind": "mae"}, "precision": "bf16"}),
     "colours": (32, 1, {"zero": {"stage": 1}, "objective": {"kind": "patch_colour", "target": "colours_4x4"}}),
     "hidden squares": (32, 1, {"zero": {"stage": 1}, "objective": {"kind": "simmim"}, "precision": "bf16"}),
+    "latents, with a teacher": (32, 1, {
+        "zero": {"stage": 1}, "objective": {"kind": "capi", "num_prototypes": 4096, "predictor_depth": 2},
+        "precision": "bf16", "ema_decay": 0.0,
+    }),
     "blocks computed again": (48, 1, {"zero": {"stage": 1}, "activation_checkpointing": True}),
     "momentum alone, no average": (8, 1, {
         "zero": {"stage": 1}, "optimizer": {"kind": "sgd", "learning_rate": 1e-4}, "ema_decay": 0.0,
@@ -47,9 +51,9 @@ def one_setting(micro: int, accumulated: int, changes: dict) -> tuple[int, int]:
     engine = Engine(module, config, plan, precision=precision)
     images = torch.randn(micro, 3, PIXELS, PIXELS, dtype=engine.compute_dtype if stage else torch.float32)
     batch = Batch(images, torch.zeros(micro, dtype=torch.long), torch.arange(micro))
-    engine.step([batch] * accumulated, 1e-4, stop=False)  # the moments come with the first
+    engine.step([batch] * accumulated, 1e-4, stop=False, progress=Progress(0.5, 0.1))  # the moments come with the first
     with AllocatedBytes(others) as counted:
-        engine.step([batch] * accumulated, 1e-4, stop=False)
+        engine.step([batch] * accumulated, 1e-4, stop=False, progress=Progress(0.5, 0.1))
     return rank_memory(config, plan, parameters, stage=stage, precision=precision).device, counted.peak
 
 

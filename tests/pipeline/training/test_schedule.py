@@ -1,5 +1,7 @@
 """The learning rate, and which parameters decay."""
 
+import math
+
 import pytest
 
 from pipeline.config.optimizer import AdamWConfig
@@ -21,6 +23,13 @@ def test_the_rate_rises_linearly_then_falls_to_its_end():
     assert rate(550) == pytest.approx(0.55) and rate(1000) == pytest.approx(0.1) and rate(2000) == pytest.approx(0.1)
     assert rate(550, "linear") == pytest.approx(0.55) and rate(775, "linear") == pytest.approx(0.325)
     assert rate(900, "constant") == 1.0 and rate(0, warmup=0) == 1.0
+
+
+def test_a_truncated_cosine_stops_on_its_way():
+    config = AdamWConfig(learning_rate=1.0, cosine_share=0.8)
+    plan = StepPlan(1000, 100, 100)
+    assert learning_rate(config, 550, plan) == pytest.approx(0.5 * (1 + math.cos(0.4 * math.pi)))
+    assert learning_rate(config, 1000, plan) == pytest.approx(0.0955, abs=1e-4)
 
 
 def test_a_constant_rate_cools_down_over_its_last_part_and_is_the_same_before_in_a_longer_run():
