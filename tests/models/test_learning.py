@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from models.build import build_objective
-from models.config import DecoderConfig, EncoderConfig
+from models.decoder_config import DecoderConfig
+from models.encoder_config import EncoderConfig
 from models.objective_config import MaskedAutoencoderConfig
 from models.objectives.batch import Batch
 
