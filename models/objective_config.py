@@ -271,8 +271,6 @@ class CapiConfig(_Objective):
             return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches"
         if encoder.embed_dim % 4:
             return f"objective.kind capi has sine-cosine positions: 4 must divide embed_dim {encoder.embed_dim}"
-        if encoder.pooling == "mean":
-            return "encoder.pooling mean has its norm behind the mean, where capi learns nothing; set it to token"
         return None
 
     def caution(self, images_per_forward: int) -> str | None:

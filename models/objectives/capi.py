@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.clustering import ClusteringHead, PrototypeHead, balanced_assignments, soft_cross_entropy
 from models.drop_path import place_drop_path
-from models.encoder import encode_visible
+from models.encoder import encode_embedded, encode_visible
 from models.masking import PatchMask, choose_masked, inverse_block_mask
 from models.objective_config import CapiConfig
 from models.objectives.batch import Batch, Factors, Outcome, Progress
@@ -67,7 +67,7 @@ class Capi(nn.Module):
     def cluster(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, P) each, float32: the clustering head's scores of the teacher's latents, and their assignments."""
         with torch.no_grad():
-            latents = self.teacher.forward_features(images)[:, self.prefix :]
+            latents = encode_embedded(self.teacher, self.teacher.patch_embed(images))[:, self.prefix :]
         scores = self.clustering(latents).float()
         temperature, iterations = self.config.target_temperature, self.config.sinkhorn_iterations
         return scores, balanced_assignments(scores.detach() / temperature, iterations)

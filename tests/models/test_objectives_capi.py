@@ -205,7 +205,6 @@ def test_counted_parameters_and_arithmetic_agree_with_the_built_module(settings,
     [
         ({}, SMALL, 3, "zero.stage 3"),
         ({"mask_ratio": 0.01}, SMALL, 1, "objective.mask_ratio 0.01 hides none of 16"),
-        ({}, SMALL | {"pooling": "mean"}, 1, "encoder.pooling mean"),
         ({}, SMALL | {"embed_dim": 54}, 1, "embed_dim 54"),
         ({}, SMALL, 2, None),
     ],
