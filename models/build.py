@@ -6,9 +6,12 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
-from models.objective_config import (
+from models.encoders.config import EncoderConfig
+from models.encoders.timm_config import TimmEncoderConfig
+from models.encoders.timm_network import build_timm_network
+from models.encoders.vit import build_encoder
+from models.objectives.capi import Capi
+from models.objectives.config import (
     CapiConfig,
     DistillConfig,
     MaskedAutoencoderConfig,
@@ -17,15 +20,12 @@ from models.objective_config import (
     SimMIMConfig,
     SupervisedConfig,
 )
-from models.objectives.capi import Capi
 from models.objectives.distill import Distillation
 from models.objectives.mae import MaskedAutoencoder
 from models.objectives.patch_colour import PatchColour
 from models.objectives.simmim import SimMIM
 from models.objectives.supervised import SupervisedObjective
-from models.teacher import Teacher
-from models.timm_config import TimmEncoderConfig
-from models.timm_network import build_timm_network
+from models.objectives.teacher import Teacher
 
 
 def build_network(encoder: EncoderConfig | TimmEncoderConfig, num_classes: int = 0) -> nn.Module:

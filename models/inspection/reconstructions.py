@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from models.encoders.patches import patchify, unpatchify
 from models.inspection.display import NothingToDraw, display_pixels
-from models.masking import PatchMask
+from models.masked.masking import PatchMask
 from models.objectives.mae import MaskedAutoencoder
-from models.patches import patchify, unpatchify
 
 HEADINGS = ("image", "what the encoder saw", "filled in")
 HEADING_PIXELS = 20

@@ -11,13 +11,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.clustering import ClusteringHead, PrototypeHead, balanced_assignments, soft_cross_entropy
-from models.drop_path import place_drop_path
-from models.encoder import encode_embedded, encode_visible
-from models.masking import PatchMask, choose_masked, inverse_block_mask
-from models.objective_config import CapiConfig
+from models.encoders.drop_path import place_drop_path
+from models.encoders.vit import encode_embedded, encode_visible
+from models.masked.clustering import ClusteringHead, PrototypeHead, balanced_assignments, soft_cross_entropy
+from models.masked.masking import PatchMask, choose_masked, inverse_block_mask
+from models.masked.predictor import LatentPredictor
 from models.objectives.batch import Batch, Factors, Outcome, Progress
-from models.predictor import LatentPredictor
+from models.objectives.config import CapiConfig
 
 
 class Capi(nn.Module):

@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.drop_path import place_drop_path
-from models.encoder import logits_by_head
-from models.objective_config import DistillConfig
+from models.encoders.drop_path import place_drop_path
+from models.encoders.vit import logits_by_head
 from models.objectives.batch import NO_LABEL, Batch, Outcome
-from models.teacher import Teacher
+from models.objectives.config import DistillConfig
+from models.objectives.teacher import Teacher
 
 
 class Distillation(nn.Module):

@@ -4,13 +4,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.decoder import PixelDecoder
-from models.drop_path import place_drop_path
-from models.encoder import encode_visible
-from models.masking import PatchMask, block_patch_mask, random_patch_mask
-from models.objective_config import MaskedAutoencoderConfig
+from models.encoders.drop_path import place_drop_path
+from models.encoders.patches import patchify, unpatchify
+from models.encoders.vit import encode_visible
+from models.masked.decoder import PixelDecoder
+from models.masked.masking import PatchMask, block_patch_mask, random_patch_mask
 from models.objectives.batch import Batch, Outcome
-from models.patches import patchify, unpatchify
+from models.objectives.config import MaskedAutoencoderConfig
 
 
 class MaskedAutoencoder(nn.Module):

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.corruption import Corruption, corrupt_patches
-from models.drop_path import place_drop_path
-from models.encoder import encode_embedded
-from models.objective_config import COLOUR_LEVELS, PatchColourConfig
+from models.encoders.drop_path import place_drop_path
+from models.encoders.patches import patchify, unpatchify
+from models.encoders.vit import encode_embedded
+from models.masked.corruption import Corruption, corrupt_patches
 from models.objectives.batch import Batch, Outcome
-from models.patches import patchify, unpatchify
+from models.objectives.config import COLOUR_LEVELS, PatchColourConfig
 
 
 class PatchColour(nn.Module):

@@ -7,12 +7,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.drop_path import place_drop_path
-from models.encoder import encode_embedded
-from models.masking import square_mask
-from models.objective_config import SimMIMConfig
+from models.encoders.drop_path import place_drop_path
+from models.encoders.patches import patchify, unpatchify
+from models.encoders.vit import encode_embedded
+from models.masked.masking import square_mask
 from models.objectives.batch import Batch, Outcome
-from models.patches import patchify, unpatchify
+from models.objectives.config import SimMIMConfig
 
 
 class SimMIM(nn.Module):

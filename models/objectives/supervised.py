@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.drop_path import place_drop_path
-from models.objective_config import SupervisedConfig
+from models.encoders.drop_path import place_drop_path
 from models.objectives.batch import NO_LABEL, Batch, Outcome
+from models.objectives.config import SupervisedConfig
 
 
 class SupervisedObjective(nn.Module):

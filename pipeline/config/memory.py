@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from models.timm_config import TimmEncoderConfig
+from models.encoders.timm_config import TimmEncoderConfig
 from pipeline.config.deepspeed import REDUCE_BUCKET_ELEMENTS
 from pipeline.config.optimizer import OptimizerConfig
 from pipeline.config.plan import BatchPlan

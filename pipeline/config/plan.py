@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from models.encoder_config import EncoderConfig
-from models.objective_config import ObjectiveConfig
-from models.timm_config import TimmEncoderConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.timm_config import TimmEncoderConfig
+from models.objectives.config import ObjectiveConfig
 from pipeline.config.timm_size import timm_size
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from models.encoders.timm_config import TAGS
 from models.schema import MOST
-from models.timm_config import TAGS
 from pipeline.errors import near_matches
 
 LONGEST_VALUE = 60  # characters of a value that a line shows

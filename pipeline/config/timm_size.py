@@ -5,7 +5,7 @@ import subprocess
 import sys
 from functools import lru_cache
 
-from models.timm_config import TimmEncoderConfig
+from models.encoders.timm_config import TimmEncoderConfig
 from pipeline.errors import InputError
 
 
@@ -17,7 +17,7 @@ def timm_size(encoder: TimmEncoderConfig) -> dict[str, float]:
 @lru_cache
 def _asked(encoder: str) -> dict[str, float]:
     process = subprocess.run(
-        [sys.executable, "-m", "models.timm_network"], input=encoder, capture_output=True, text=True
+        [sys.executable, "-m", "models.encoders.timm_network"], input=encoder, capture_output=True, text=True
     )
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["no word"])[-1]

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.objective_config import ObjectiveConfig, SupervisedConfig
+from models.encoders.timm_config import AnyEncoderConfig, TimmEncoderConfig
+from models.objectives.config import ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
-from models.timm_config import AnyEncoderConfig, TimmEncoderConfig
 from pipeline.config.augmentation import AugmentationConfig
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig

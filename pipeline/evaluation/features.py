@@ -11,8 +11,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.encoder import Encoder
-from models.timm_config import read_encoder
+from models.encoders.timm_config import read_encoder
+from models.encoders.vit import Encoder
 from pipeline.errors import DataError
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.decoding import ImageFault

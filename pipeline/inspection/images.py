@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
 from pipeline.errors import DataError, InputError
 from pipeline.evaluation.features import unit_view
 from pipeline.ingestion.images import decode_image, image_size, prepare_image

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
 from models.inspection.attention import (
     attention_distance_picture,
     attention_rollout,

@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from models.encoder_config import SIZES, EncoderConfig
-from models.timm_config import TimmEncoderConfig
+from models.encoders.config import SIZES, EncoderConfig
+from models.encoders.timm_config import TimmEncoderConfig
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.optimizer import WHOLE_TENSORS
 from pipeline.config.plan import plan_batches

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from models.encoder_config import EncoderConfig, inexpressible
-from models.timm_config import PREFIX, TimmEncoderConfig, encoder_of_timm, read_encoder
+from models.encoders.config import EncoderConfig, inexpressible
+from models.encoders.timm_config import PREFIX, TimmEncoderConfig, encoder_of_timm, read_encoder
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate

@@ -8,8 +8,8 @@ from typing import Any
 from timm.models._hub import save_for_hf
 from torch import nn
 
-from models.positions import write_out_axes
-from models.timm_config import TimmEncoderConfig, read_encoder
+from models.encoders.positions import write_out_axes
+from models.encoders.timm_config import TimmEncoderConfig, read_encoder
 from pipeline.registry.locate import ModelSource
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.layouts import hugging_face_encoder, layout_of
+from models.weights.layouts import hugging_face_encoder, layout_of
 from pipeline.errors import InputError
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation of inputs in -1..1: Google's, and the default of ViTImageProcessor

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from models.encoder_config import EncoderConfig, inexpressible
-from models.timm_config import PREFIX, encoder_of_timm, read_encoder
+from models.encoders.config import EncoderConfig, inexpressible
+from models.encoders.timm_config import PREFIX, encoder_of_timm, read_encoder
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches

@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.build import build_network, build_objective
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
-from models.objective_config import MaskedAutoencoderConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.timm_config import read_encoder
+from models.encoders.vit import build_encoder
+from models.objectives.config import MaskedAutoencoderConfig
 from models.objectives.mae import MaskedAutoencoder
-from models.teacher import Teacher
-from models.timm_config import read_encoder
-from models.weights import WeightsError, load_encoder_weights
+from models.objectives.teacher import Teacher
+from models.weights.loading import WeightsError, load_encoder_weights
 from pipeline.checkpoints.files import read_weights
 from pipeline.errors import InputError
 from pipeline.registry.foreign import hugging_face_weights

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 
 from models.build import build_objective
+from models.encoders.timm_config import read_encoder
 from models.objectives.batch import Batch, Progress
-from models.teacher import Teacher
-from models.timm_config import read_encoder
-from models.weights import WeightsError, load_encoder_weights
+from models.objectives.teacher import Teacher
+from models.weights.loading import WeightsError, load_encoder_weights
 from pipeline.budget import Budget
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
 from pipeline.checkpoints.resuming import newest_intact_checkpoint

@@ -7,8 +7,8 @@ import torch
 from timm.optim import Lamb, Lars
 from torch import nn
 
+from models.encoders.timm_network import layers_of
 from models.objectives.batch import Factors
-from models.timm_network import layers_of
 from pipeline.config.optimizer import (
     AdamWConfig,
     LambConfig,

@@ -21,9 +21,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.build import build_objective
-from models.encoder_config import EncoderConfig
-from models.objective_config import SupervisedConfig
+from models.encoders.config import EncoderConfig
 from models.objectives.batch import Batch
+from models.objectives.config import SupervisedConfig
 from pipeline.config.plan import count_parameters, plan_batches
 from pipeline.config.training import PretrainConfig
 from tests.benchmarks.our_deepspeed import our_deepspeed_config

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from models.build import build_objective
-from models.decoder_config import DecoderConfig
-from models.encoder_config import EncoderConfig
-from models.objective_config import MaskedAutoencoderConfig, SupervisedConfig
+from models.encoders.config import EncoderConfig
+from models.masked.decoder_config import DecoderConfig
 from models.objectives.batch import Batch
+from models.objectives.config import MaskedAutoencoderConfig, SupervisedConfig
 from pipeline.config.plan import plan_batches
 from pipeline.config.training import PretrainConfig
 from pipeline.training.engine import Engine

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from flows import requests
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.vit import build_encoder
 from pipeline.errors import InputError
 from pipeline.inspection.images import covered_pixels, file_samples, read_mask
 from pipeline.inspection.pictures import WORDS, inspect

@@ -3,8 +3,8 @@
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.vit import build_encoder
 
 SMALL = {"name": "vit_ti16", "image_size": [16, 24], "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
 OPTIONS = [

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from models.build import build_objective
-from models.decoder_config import DecoderConfig
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
-from models.objective_config import (
+from models.encoders.config import EncoderConfig
+from models.encoders.vit import build_encoder
+from models.masked.decoder_config import DecoderConfig
+from models.objectives.batch import Batch
+from models.objectives.config import (
     CapiConfig,
     DistillConfig,
     MaskedAutoencoderConfig,
@@ -20,8 +21,7 @@ from models.objective_config import (
     SimMIMConfig,
     SupervisedConfig,
 )
-from models.objectives.batch import Batch
-from models.teacher import Teacher
+from models.objectives.teacher import Teacher
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
 TINY_DECODER = DecoderConfig(embed_dim=32, depth=1, num_heads=2)

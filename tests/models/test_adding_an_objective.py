@@ -32,7 +32,7 @@ def follow(project: Path, blocks: dict[str, str]) -> None:
     insert(project / build, imports + "\n", before="from models.objectives.supervised")
     insert(project / build, case, before="        case _:\n")
     insert(
-        project / cases, "from models.objective_config import RotationConfig\n", before="from models.objectives.batch"
+        project / cases, "from models.objectives.config import RotationConfig\n", before="from models.objectives.batch"
     )
     written = (project / cases).read_text()
     (project / cases).write_text(written.replace("CASES = [\n", "CASES = [\n" + blocks[cases]))

@@ -6,12 +6,12 @@ from timm.models import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective, checkpoint_activations
-from models.decoder_config import DecoderConfig
-from models.encoder import encode_tokens, encode_visible, timm_architecture
-from models.encoder_config import EncoderConfig, inexpressible
-from models.objective_config import MaskedAutoencoderConfig, SupervisedConfig
+from models.encoders.config import EncoderConfig, inexpressible
+from models.encoders.positions import sinusoidal_position_embedding, write_out_axes
+from models.encoders.vit import encode_tokens, encode_visible, timm_architecture
+from models.masked.decoder_config import DecoderConfig
 from models.objectives.batch import Batch
-from models.positions import sinusoidal_position_embedding, write_out_axes
+from models.objectives.config import MaskedAutoencoderConfig, SupervisedConfig
 from pipeline.config.plan import count_parameters, training_flops
 from pipeline.training.optimizer import decays, layer_of
 from tests.models.encoders import OPTIONS, SMALL, encoder_of, images_of

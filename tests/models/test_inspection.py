@@ -9,7 +9,7 @@ from timm.models import create_model
 from timm.models.vision_transformer import VisionTransformer
 
 from models.build import build_objective
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
 from models.inspection.attention import (
     attention_by_block,
     attention_distance_picture,
@@ -26,7 +26,7 @@ from models.inspection.filters import filter_components, filters_picture, patch_
 from models.inspection.panels import Panel, Scale, panel_sheet
 from models.inspection.positions import position_similarity, positions_picture
 from models.inspection.reconstructions import fill_in, patches_touched, reconstruction_sheet
-from models.objective_config import MaskedAutoencoderConfig
+from models.objectives.config import MaskedAutoencoderConfig
 
 TINY = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
 KINDS = {

@@ -18,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from models.build import build_objective
-from models.decoder_config import DecoderConfig
-from models.encoder_config import EncoderConfig
-from models.objective_config import MaskedAutoencoderConfig
+from models.encoders.config import EncoderConfig
+from models.masked.decoder_config import DecoderConfig
 from models.objectives.batch import Batch
+from models.objectives.config import MaskedAutoencoderConfig
 
 pytestmark = [
     pytest.mark.slow,

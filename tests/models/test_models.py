@@ -6,14 +6,14 @@ import pytest
 import torch
 from timm.models import create_model
 
-from models.encoder import build_encoder, encode_visible, timm_architecture
-from models.encoder_config import EncoderConfig
-from models.masking import num_visible_patches, random_patch_mask
-from models.objective_config import SupervisedConfig
-from models.patches import patchify, unpatchify
-from models.positions import resample_position_embedding, sincos_position_embedding
+from models.encoders.config import EncoderConfig
+from models.encoders.patches import patchify, unpatchify
+from models.encoders.positions import resample_position_embedding, sincos_position_embedding
+from models.encoders.vit import build_encoder, encode_visible, timm_architecture
+from models.masked.masking import num_visible_patches, random_patch_mask
+from models.objectives.config import SupervisedConfig
 from models.randomness import position_bits, position_uniform
-from models.weights import WeightsError, load_encoder_weights
+from models.weights.loading import WeightsError, load_encoder_weights
 from pipeline.config.plan import count_parameters
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -10,10 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective
-from models.encoder_config import EncoderConfig
-from models.objective_config import ObjectiveConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.patches import patchify, unpatchify
 from models.objectives.batch import Batch
-from models.patches import patchify, unpatchify
+from models.objectives.config import ObjectiveConfig
 from pipeline.config.plan import count_parameters, training_flops
 from pipeline.config.recipe import recipe_names
 from pipeline.config.training import PretrainConfig

@@ -7,13 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective, checkpoint_activations
-from models.clustering import balanced_assignments
-from models.encoder_config import EncoderConfig
-from models.masking import choose_masked, inverse_block_mask, num_visible_patches
-from models.objective_config import CapiConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.patches import patchify, unpatchify
+from models.masked.clustering import balanced_assignments
+from models.masked.masking import choose_masked, inverse_block_mask, num_visible_patches
 from models.objectives.batch import Batch, Progress
 from models.objectives.capi import Capi
-from models.patches import patchify, unpatchify
+from models.objectives.config import CapiConfig
 from pipeline.config.plan import count_parameters, training_flops
 
 SMALL = {"name": "vit_ti16", "image_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}

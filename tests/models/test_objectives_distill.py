@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from models.build import build_objective
-from models.encoder import build_encoder, encode_visible, timm_architecture
-from models.encoder_config import EncoderConfig
-from models.objective_config import DistillConfig, SupervisedConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.vit import build_encoder, encode_visible, timm_architecture
 from models.objectives.batch import Batch
+from models.objectives.config import DistillConfig, SupervisedConfig
 from models.objectives.distill import Distillation
-from models.teacher import Teacher
-from models.weights import load_encoder_weights
+from models.objectives.teacher import Teacher
+from models.weights.loading import load_encoder_weights
 from pipeline.config.plan import count_parameters, training_flops
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from models.build import build_objective
-from models.decoder_config import DecoderConfig
-from models.encoder_config import EncoderConfig
-from models.masking import block_patch_mask, num_visible_patches, random_patch_mask
-from models.objective_config import MaskedAutoencoderConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.patches import patchify
+from models.masked.decoder_config import DecoderConfig
+from models.masked.masking import block_patch_mask, num_visible_patches, random_patch_mask
 from models.objectives.batch import Batch
-from models.patches import patchify
+from models.objectives.config import MaskedAutoencoderConfig
 from pipeline.config.plan import count_parameters
 from tests.models.objective_cases import SMALL
 

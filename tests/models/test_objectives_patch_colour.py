@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 
-from models.corruption import corrupt_patches
-from models.encoder_config import EncoderConfig
-from models.objective_config import PatchColourConfig
-from models.patches import patchify, unpatchify
+from models.encoders.config import EncoderConfig
+from models.encoders.patches import patchify, unpatchify
+from models.masked.corruption import corrupt_patches
+from models.objectives.config import PatchColourConfig
 from pipeline.config.training import PretrainConfig
 from pipeline.training.loop import initial_module
 from tests.models.objective_cases import MEAN, SMALL, STD, batch_of, build, shake

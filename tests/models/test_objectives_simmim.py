@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from models.encoder_config import EncoderConfig
-from models.masking import square_mask
-from models.objective_config import SimMIMConfig
-from models.patches import patchify
+from models.encoders.config import EncoderConfig
+from models.encoders.patches import patchify
+from models.masked.masking import square_mask
+from models.objectives.config import SimMIMConfig
 from tests.models.objective_cases import SMALL, batch_of, build, shake
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.objective_config import SupervisedConfig
 from models.objectives.batch import NO_LABEL
+from models.objectives.config import SupervisedConfig
 from tests.models.objective_cases import CLASSES, batch_of, build, shake
 
 

@@ -9,15 +9,15 @@ from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViT
 from vit_pytorch import ViT
 
 from models.build import build_objective
-from models.decoder_config import DecoderConfig
-from models.encoder import Encoder, build_encoder
-from models.encoder_config import EncoderConfig
-from models.foreign import from_timm
-from models.layouts import HUGGING_FACE, TORCHVISION, VIT_PYTORCH
-from models.masking import random_patch_mask
-from models.objective_config import MaskedAutoencoderConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.vit import Encoder, build_encoder
+from models.masked.decoder_config import DecoderConfig
+from models.masked.masking import random_patch_mask
 from models.objectives.batch import Batch
-from models.weights import WeightsError, load_encoder_weights
+from models.objectives.config import MaskedAutoencoderConfig
+from models.weights.foreign import from_timm
+from models.weights.layouts import HUGGING_FACE, TORCHVISION, VIT_PYTORCH
+from models.weights.loading import WeightsError, load_encoder_weights
 from pipeline.registry.locate import locate_model
 from pipeline.registry.weights import load_model, source_weights
 

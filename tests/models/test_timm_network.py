@@ -5,11 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective
-from models.objective_config import SupervisedConfig
+from models.encoders.timm_config import TimmEncoderConfig, encoder_of_timm, read_encoder
+from models.encoders.timm_network import build_timm_network, head_names, layers_of, measured_size
 from models.objectives.batch import Batch
-from models.timm_config import TimmEncoderConfig, encoder_of_timm, read_encoder
-from models.timm_network import build_timm_network, head_names, layers_of, measured_size
-from models.weights import load_encoder_weights
+from models.objectives.config import SupervisedConfig
+from models.weights.loading import load_encoder_weights
 from pipeline.config.optimizer import AdamWConfig
 from pipeline.config.plan import count_parameters, training_flops
 from pipeline.errors import InputError
@@ -106,7 +106,7 @@ def test_a_network_that_timm_lacks_is_refused_with_the_nearest(name, word, neare
 def test_the_nearest_networks_that_are_named_exist():
     import timm
 
-    from models.timm_config import ABSENT
+    from models.encoders.timm_config import ABSENT
 
     assert all(timm.is_model(name) for _, nearest in ABSENT.values() for name in nearest.split(", "))
 

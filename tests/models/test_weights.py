@@ -9,14 +9,14 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
 from models.build import build_objective
-from models.decoder_config import DecoderConfig
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
-from models.foreign import from_timm
-from models.layouts import HUGGING_FACE, TORCHVISION, VIT_PYTORCH
-from models.objective_config import MaskedAutoencoderConfig
-from models.positions import resample_position_embedding
-from models.weights import LoadReport, WeightsError, load_encoder_weights
+from models.encoders.config import EncoderConfig
+from models.encoders.positions import resample_position_embedding
+from models.encoders.vit import build_encoder
+from models.masked.decoder_config import DecoderConfig
+from models.objectives.config import MaskedAutoencoderConfig
+from models.weights.foreign import from_timm
+from models.weights.layouts import HUGGING_FACE, TORCHVISION, VIT_PYTORCH
+from models.weights.loading import LoadReport, WeightsError, load_encoder_weights
 from pipeline.errors import InputError
 from pipeline.registry.locate import locate_model
 from tests.models.encoders import SMALL

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.vit import build_encoder
 from pipeline.errors import DataError
 from pipeline.evaluation.features import extract_features, unit_view
 from pipeline.evaluation.knn import knn_scores

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from models.build import build_network
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
-from models.timm_config import read_encoder
+from models.encoders.config import EncoderConfig
+from models.encoders.timm_config import read_encoder
+from models.encoders.vit import build_encoder
 from pipeline.errors import InputError
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import champion_verdict

@@ -7,8 +7,8 @@ import timm
 import torch
 from timm.models._hub import save_for_hf
 
-from models.encoder import build_encoder
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
+from models.encoders.vit import build_encoder
 from pipeline.config.stages import read_run_config
 from pipeline.errors import InputError
 from pipeline.registry.export import export_timm_directory

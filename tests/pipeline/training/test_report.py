@@ -10,9 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective
-from models.encoder_config import EncoderConfig
-from models.objective_config import MaskedAutoencoderConfig, SupervisedConfig
+from models.encoders.config import EncoderConfig
 from models.objectives.batch import Batch
+from models.objectives.config import MaskedAutoencoderConfig, SupervisedConfig
 from pipeline.config.plan import plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
 from pipeline.config.training import PretrainConfig

@@ -55,8 +55,8 @@ def test_a_rate_that_falls_by_itself_has_no_cool_down_and_ramps_fit_into_the_run
 
 def test_norms_biases_tokens_and_positions_do_not_decay():
     from models.build import build_objective
-    from models.encoder_config import EncoderConfig
-    from models.objective_config import SupervisedConfig
+    from models.encoders.config import EncoderConfig
+    from models.objectives.config import SupervisedConfig
 
     module = build_objective(SupervisedConfig(), EncoderConfig(name="vit_ti16", depth=2), num_classes=3, seed=0)
     groups = parameter_groups(module, AdamWConfig(learning_rate=1.0, layer_decay=0.5), depth=2)

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from models.decoder_config import DecoderConfig
-from models.encoder_config import EncoderConfig
-from models.encoder_size import encoder_macs, encoder_parameters, encoder_tokens
-from models.predictor_size import predictor_macs, predictor_parameters
+from models.encoders.config import EncoderConfig
+from models.encoders.size import encoder_macs, encoder_parameters, encoder_tokens
+from models.masked.decoder_config import DecoderConfig
+from models.masked.predictor_size import predictor_macs, predictor_parameters
 from models.schema import (
     NOT_A_SWITCH,
     Config,

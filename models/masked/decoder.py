@@ -6,8 +6,8 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.decoder_config import DecoderConfig
-from models.positions import sincos_position_embedding
+from models.encoders.positions import sincos_position_embedding
+from models.masked.decoder_config import DecoderConfig
 
 
 class PixelDecoder(nn.Module):

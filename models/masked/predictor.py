@@ -11,7 +11,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.positions import sincos_position_embedding
+from models.encoders.positions import sincos_position_embedding
 
 MLP_RATIO = 4
 EPS = 1e-5

@@ -11,7 +11,7 @@ from timm.layers import resize_rel_pos_bias_table
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from models.positions import resample_position_embedding
+from models.encoders.positions import resample_position_embedding
 
 Grid = tuple[int, int]
 

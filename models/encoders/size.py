@@ -1,6 +1,6 @@
 """Size and arithmetic of a plain ViT, from its config alone. Torch-free; tests hold it to the built module."""
 
-from models.encoder_config import TABLES, EncoderConfig
+from models.encoders.config import TABLES, EncoderConfig
 
 
 def encoder_parameters(encoder: EncoderConfig) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.layouts import VIT_PYTORCH, Layout, layout_of, our_name, their_name
+from models.weights.layouts import VIT_PYTORCH, Layout, layout_of, our_name, their_name
 
 _PARTS = ("q", "k", "v")
 

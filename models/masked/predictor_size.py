@@ -1,6 +1,6 @@
 """Size and arithmetic of CAPI's predictor, from its config alone."""
 
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
 
 
 def predictor_parameters(depth: int, encoder: EncoderConfig) -> int:

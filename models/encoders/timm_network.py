@@ -1,6 +1,7 @@
 """Any image model of timm, built from a TimmEncoderConfig, and its size, which only the built network knows.
 
-`python -m models.timm_network` reads a config as JSON and prints the size as JSON, for those who must not load torch.
+`python -m models.encoders.timm_network` reads a config as JSON and prints the size as JSON, for those who must not load
+torch.
 """
 
 import difflib
@@ -15,7 +16,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.timm_config import TimmEncoderConfig
+from models.encoders.timm_config import TimmEncoderConfig
 
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 

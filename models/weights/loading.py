@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.foreign import to_timm
-from models.layouts import Layout
-from models.resizing import resized
-from models.timm_network import head_names
+from models.encoders.timm_network import head_names
+from models.weights.foreign import to_timm
+from models.weights.layouts import Layout
+from models.weights.resizing import resized
 
 HEAD = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias", "head_drop.fc.weight", "head_drop.fc.bias"}
 

@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer, get_init_weights_v
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
-from models.encoder_config import RELATIVE, SIZES, EncoderConfig
-from models.positions import learned_axes, sincos_position_embedding, sinusoidal_position_embedding
+from models.encoders.config import RELATIVE, SIZES, EncoderConfig
+from models.encoders.positions import learned_axes, sincos_position_embedding, sinusoidal_position_embedding
 
 Encoder = VisionTransformer | VisionTransformerRelPos | Eva
 
@@ -25,7 +25,7 @@ ROTARY_BASE = 100.0  # arXiv:2403.13298, section 3.2: patches are few, so the pe
 def timm_architecture(config: EncoderConfig) -> tuple[str, dict]:
     """A timm architecture name and the arguments that make it this encoder; what `config.json` of an export holds.
 
-    They are what JSON can hold. `encoder_config.inexpressible` says what of the config they leave out.
+    They are what JSON can hold. `config.inexpressible` says what of the config they leave out.
     """
     arguments = {
         "img_size": config.image_size,

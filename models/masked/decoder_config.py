@@ -2,7 +2,7 @@
 
 from pydantic import model_validator
 
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
 from models.schema import Config, Size
 
 

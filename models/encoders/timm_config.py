@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from models.encoder_config import EncoderConfig
+from models.encoders.config import EncoderConfig
 from models.schema import Config, Rate, Size
 
 PREFIX = "timm:"
