@@ -3,8 +3,8 @@
 from prefect import flow
 from prefect.states import State
 
-from flows import requests
 from flows.orchestration.reporting import concluded, stop_job
+from flows.requests.evaluation import evaluation_run
 
 
 @flow(name="evaluate", on_cancellation=[stop_job])
@@ -27,7 +27,7 @@ def evaluate(
         run_dir: the run directory; by default a new one in the home.
     """
     return concluded(
-        lambda home: requests.evaluation_run(
+        lambda home: evaluation_run(
             {"model": model}, data=data, protocols=protocols, profile=profile, overrides=set, run_dir=run_dir, home=home
         )
     )

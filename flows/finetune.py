@@ -3,8 +3,8 @@
 from prefect import flow
 from prefect.states import State
 
-from flows import requests
 from flows.orchestration.reporting import concluded, stop_job
+from flows.requests.training import training_run
 
 
 @flow(name="finetune", flow_run_name="finetune-{recipe}", on_cancellation=[stop_job])
@@ -27,7 +27,7 @@ def finetune(
         run_dir: the run directory; by default a new one in the home.
     """
     return concluded(
-        lambda home: requests.training_run(
+        lambda home: training_run(
             "finetune", recipe, data=data, profile=profile, overrides=set, run_dir=run_dir, home=home, model=model
         )
     )

@@ -14,11 +14,13 @@ from typing import Any
 from prefect import flow
 from prefect.states import Cancelled, Completed, Failed, State
 
-from flows import requests
 from flows.control.progress import ingest_progress
 from flows.home import home_directory
 from flows.orchestration.own_state import own_state
 from flows.orchestration.reporting import controlled, refused, reporter, settled, stop_job
+from flows.requests.evaluation import evaluation_run
+from flows.requests.registration import registration_run
+from flows.requests.training import sequence_run, training_run
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import EXIT_DONE, InputError
@@ -91,7 +93,7 @@ class Lifecycle:
         tenth = self._finetuning(pretrained, data, [TENTH, *alone])
         scratch_tenth = self._training("pretrain", self.scratch_recipe, data, [TENTH, *alone])
         sequences = [
-            requests.sequence_run(runs, profile=self.profile, overrides=alone, home=self.home)
+            sequence_run(runs, profile=self.profile, overrides=alone, home=self.home)
             for runs in ([scratch], [tenth, scratch_tenth])
         ]
         context = contextvars.copy_context
@@ -103,22 +105,20 @@ class Lifecycle:
     def _evaluate(self, scored: dict[str, RunDirectory], data: Path) -> RunDirectory:
         models = {name: str(run.path) for name, run in scored.items()}
         return self._done(
-            requests.evaluation_run(
+            evaluation_run(
                 models, data=str(data), protocols=[], profile=self.profile, overrides=[], run_dir=None, home=self.home
             )
         )
 
     def _register(self, finetuned: RunDirectory, evaluation: RunDirectory) -> RunDirectory:
         return self._done(
-            requests.registration_run(
-                str(finetuned.path), self.name, home=self.home, evaluations=[str(evaluation.path)]
-            )
+            registration_run(str(finetuned.path), self.name, home=self.home, evaluations=[str(evaluation.path)])
         )
 
     def _training(
         self, stage: str, recipe: str, data: Path, settings: list[str], model: str | None = None
     ) -> RunDirectory:
-        return requests.training_run(
+        return training_run(
             stage, recipe, data=str(data), profile=self.profile, overrides=settings, run_dir=None, home=self.home,
             rehearse="never", model=model,
         )  # fmt: skip

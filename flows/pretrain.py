@@ -5,8 +5,8 @@ from typing import Literal
 from prefect import flow
 from prefect.states import State
 
-from flows import requests
 from flows.orchestration.reporting import concluded, stop_job
+from flows.requests.training import recipe_of, training_run
 
 
 @flow(name="pretrain", flow_run_name="pretrain-{encoder}-{objective}", on_cancellation=[stop_job])
@@ -40,9 +40,9 @@ def pretrain(
     flat = {"epochs": epochs, "optimizer.learning_rate": learning_rate, "profile.nodes": nodes}
     overrides = [*set, *(f"{key}={value}" for key, value in flat.items() if value is not None)]
     return concluded(
-        lambda home: requests.training_run(
+        lambda home: training_run(
             "pretrain",
-            requests.recipe_of(encoder, objective),
+            recipe_of(encoder, objective),
             data=data,
             profile=profile,
             overrides=overrides,

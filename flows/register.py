@@ -3,8 +3,8 @@
 from prefect import flow
 from prefect.states import State
 
-from flows import requests
 from flows.orchestration.reporting import concluded, stop_job
+from flows.requests.registration import registration_run
 
 
 @flow(name="register", flow_run_name="register-{name}", on_cancellation=[stop_job])
@@ -15,4 +15,4 @@ def register(model: str, name: str) -> State:
         model: a run or checkpoint directory.
         name: the registered model's name.
     """
-    return concluded(lambda home: requests.registration_run(model, name, home=home))
+    return concluded(lambda home: registration_run(model, name, home=home))

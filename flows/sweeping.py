@@ -19,11 +19,12 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from cluster.job import SubmitError
 from cluster.profile import LocalProfile
-from flows import requests
 from flows.command_line.runs import run_state
 from flows.control.jobs import Conclusion, introduce
 from flows.control.submission import launcher_of, request_of, runs_here
 from flows.profiles import load_profile
+from flows.requests.named import Data
+from flows.requests.training import checked_training, written
 from pipeline.config.problems import config_classes
 from pipeline.config.recipe import parse_overrides, read_yaml, recipe_path
 from pipeline.config.stages import STAGES
@@ -46,7 +47,7 @@ class Sweep:
 
 
 def prepared_sweep(
-    recipe: str, *, data: requests.Data, profile: str, overrides: Sequence[str], home: Path
+    recipe: str, *, data: Data, profile: str, overrides: Sequence[str], home: Path
 ) -> Sweep:  # fmt: skip
     """Every run of the sweep on disk, ready to submit. InputError where one is wrong, before any is written."""
     stage = read_yaml(recipe_path(recipe)).get("stage")
@@ -62,13 +63,11 @@ def prepared_sweep(
     directory = home / "runs" / f"{Path(recipe).stem}-sweep-{_key(recipe, data, fixed, swept)}"
     ask = [[*fixed, *(f"{key}={json.dumps(value)}" for key, value in one.items())] for one in combinations]
     checked = [
-        requests.checked_training(
-            stage, recipe, data=data, profile=profile, overrides=settings, home=home, rehearse="never"
-        )
+        checked_training(stage, recipe, data=data, profile=profile, overrides=settings, home=home, rehearse="never")
         for settings in ask
     ]
     paths = [str(directory / name) for name in run_names(combinations)]
-    runs = [requests.written(*one, path, home) for one, path in zip(checked, paths, strict=True)]
+    runs = [written(*one, path, home) for one, path in zip(checked, paths, strict=True)]
     return Sweep(directory, tuple(runs), tuple(combinations))
 
 
@@ -110,7 +109,7 @@ def _list_depth(annotation: Any) -> int:
     return _list_depth(arguments[0]) if origin is Annotated else 0
 
 
-def _key(recipe: str, data: requests.Data, fixed: Sequence[str], swept: dict[str, list[Any]]) -> str:
+def _key(recipe: str, data: Data, fixed: Sequence[str], swept: dict[str, list[Any]]) -> str:
     """The same sweep is the same directory, so that asking for it again goes on with it."""
     text = json.dumps([recipe, data, sorted(fixed), swept], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

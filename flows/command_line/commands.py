@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flows import requests
 from flows.command_line.runs import carried_out, controlled, finished, interrupts
 from flows.control.jobs import control
 from flows.control.progress import ingest_progress, ingest_words
@@ -13,6 +12,10 @@ from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
 from flows.planning import measured, plan_lines
 from flows.profiles import load_profile
+from flows.requests.evaluation import evaluation_run
+from flows.requests.inspection import inspection_run
+from flows.requests.registration import registration_run
+from flows.requests.training import prepared_training, training_run
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import (
     apply_overrides,
@@ -59,7 +62,7 @@ def plan_command(
     of_recipe, of_profile = split_profile_overrides(overrides)
     chosen, placement = load_profile(profile, of_profile)
     stage = read_yaml(recipe_path(recipe)).get("stage")
-    prepared = requests.prepared_training(
+    prepared = prepared_training(
         stage, recipe, data=data, placement=placement, overrides=of_recipe, home=home, rehearse="never", model=None
     )
     for line in plan_lines(prepared, profile, lowest_stage_that_fits(prepared, placement)):
@@ -79,7 +82,7 @@ def training_command(
 ) -> int:  # fmt: skip
     home = home_directory(directory)
     choice = {None: "auto", True: "always", False: "never"}[rehearse]
-    run = requests.training_run(
+    run = training_run(
         stage, recipe, data=data, profile=profile, overrides=overrides, run_dir=run_dir, home=home,
         rehearse=choice, model=model,
     )  # fmt: skip
@@ -122,7 +125,7 @@ def evaluate_command(
     directory: str | None, say: Say,
 ) -> int:  # fmt: skip
     home = home_directory(directory)
-    run = requests.evaluation_run(
+    run = evaluation_run(
         {"model": model},
         data=data,
         protocols=protocols,
@@ -139,7 +142,7 @@ def evaluate_command(
 
 def register_command(model: str, name: str, directory: str | None, say: Say) -> int:
     home = home_directory(directory)
-    conclusion = controlled(requests.registration_run(model, name, home=home), home, say)
+    conclusion = controlled(registration_run(model, name, home=home), home, say)
     if conclusion.code == EXIT_DONE:
         say(conclusion.result["summary"])
     return finished(conclusion, say)
@@ -149,7 +152,7 @@ def inspect_command(model: str, paths: tuple[str, ...], overrides: list[str], di
     if len(paths) < 2:
         raise InputError("vit inspect MODEL IMAGES DEST: name the images, and last the folder for the pictures")
     home = home_directory(directory)
-    run = requests.inspection_run(model, paths[:-1], paths[-1], overrides=overrides, home=home)
+    run = inspection_run(model, paths[:-1], paths[-1], overrides=overrides, home=home)
     conclusion = controlled(run, home, say)
     for title, reason in conclusion.result.get("not_drawn", {}).items():
         say(f"not drawn: {title}: {reason}")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import requests
 from flows.command_line.commands import plan_command
 from flows.control.jobs import rehearsal_message
+from flows.requests.training import recipe_of, training_run
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory, write_json
@@ -30,8 +30,8 @@ def test_every_deployment_gives_parameters_that_its_flow_has():
         flow = getattr(import_module(module), name)
         assert set(deployment.get("parameters") or {}) <= set(inspect.signature(flow.fn).parameters)
         if name == "pretrain":
-            requests.recipe_of(deployment["parameters"]["encoder"], "mae")
-            requests.recipe_of(deployment["parameters"]["encoder"], "supervised")
+            recipe_of(deployment["parameters"]["encoder"], "mae")
+            recipe_of(deployment["parameters"]["encoder"], "supervised")
 
 
 def test_the_form_of_every_deployment_describes_every_parameter_and_gives_its_default():
@@ -49,12 +49,12 @@ def test_the_form_of_every_deployment_describes_every_parameter_and_gives_its_de
 
 def test_an_objective_without_a_recipe_gets_the_near_ones():
     with pytest.raises(InputError, match="did you mean `pretrain_mae_vit_l16`"):
-        requests.recipe_of("vit_l16", "mea")
+        recipe_of("vit_l16", "mea")
 
 
 def prepared(home, digits, *overrides, recipe="pretrain_mae_debug", **options):
     choice = {"data": str(digits), "profile": "local", "run_dir": None, "home": home} | options
-    return requests.training_run("pretrain", recipe, overrides=list(overrides), **choice)
+    return training_run("pretrain", recipe, overrides=list(overrides), **choice)
 
 
 def test_the_same_request_is_the_same_run_and_another_config_in_its_place_is_refused(home, digits):
@@ -268,7 +268,7 @@ def test_a_run_outside_the_home_is_known_in_it(home, digits, tmp_path):
 
 def test_a_model_is_named_once(home, digits):
     with pytest.raises(InputError, match="the model is already named"):
-        requests.training_run(
+        training_run(
             "finetune", "finetune_vit", data=str(digits), profile="local", overrides=["initialise_from=timm:x"],
             run_dir=None, home=home, model="timm:vit_base_patch16_224",
         )  # fmt: skip

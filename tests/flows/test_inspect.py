@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows import requests
+from flows.requests.inspection import inspection_run
 from models.encoders.config import EncoderConfig
 from models.encoders.vit import build_encoder
 from pipeline.errors import InputError
@@ -46,7 +46,7 @@ def photos(tmp_path):
 
 
 def request(model, images, destination, home, *settings):
-    return requests.inspection_run(str(model), [str(path) for path in images], str(destination),
+    return inspection_run(str(model), [str(path) for path in images], str(destination),
                                    overrides=settings, home=home)  # fmt: skip
 
 

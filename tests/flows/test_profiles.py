@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from flows import requests
 from flows.command_line.commands import training_command
 from flows.control.submission import request_of, stop_lead_seconds
 from flows.profiles import load_profile
+from flows.requests.training import training_run
 from pipeline.errors import InputError
 from pipeline.preparation.memory import available_bytes_per_rank
 from pipeline.run_directory import RunDirectory, write_json
@@ -61,7 +61,7 @@ def test_a_profile_of_no_known_place_is_refused(tmp_path):
 
 
 def slurm_run(home, digits, *settings: str, recipe: str = "pretrain_mae_vit_l16") -> RunDirectory:
-    return requests.training_run(
+    return training_run(
         "pretrain", recipe, data=str(digits), profile="slurm", overrides=settings, run_dir=None, home=home
     )
 
@@ -70,7 +70,7 @@ def test_every_number_of_nodes_of_a_range_must_be_able_to_share_the_batch(home, 
     assert slurm_run(home, digits, "profile.nodes=1-2").plan()["nodes_range"] == [1, 2]
     with pytest.raises(InputError, match="profile.nodes 2-4: global_batch_size 4096 does not divide over 3 nodes"):
         slurm_run(home, digits, "profile.nodes=2-4")
-    rehearsal = requests.training_run(
+    rehearsal = training_run(
         "pretrain", "pretrain_mae_vit_l16", data=str(digits), profile="slurm", overrides=["profile.nodes=1-4",
         "global_batch_size=12288"], run_dir=None, home=home, rehearse="always",
     )  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_cluster_numbers_its_attempts_itself_and_this_machine_before(home, dig
     assert [command[1:3] for command in (request.command, request.verdict_command, request.preflight_command)] == [
         ("-m", "pipeline.launch"), ("-m", "pipeline.verdict"), ("-m", "pipeline.node_check"),
     ]  # fmt: skip
-    local = requests.training_run(
+    local = training_run(
         "pretrain", "pretrain_mae_debug", data=str(digits), profile="local", overrides=["profile.env={A: b}"],
         run_dir=None, home=home,
     )  # fmt: skip

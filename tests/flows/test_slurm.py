@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from cluster.job import JobState
-from flows import requests
 from flows.command_line.runs import run_state
 from flows.control.following import Follower
 from flows.control.submission import launcher_of, submit
+from flows.requests.training import training_run
 from pipeline.config.stages import read_run_config
 from pipeline.errors import EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, InputError
 from pipeline.loading.stream import SampleStream
@@ -50,7 +50,7 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.fixture
 def make_run(home, pictures):
     def make_run(*settings: str) -> RunDirectory:
-        return requests.training_run(
+        return training_run(
             "pretrain", RECIPE, data=str(pictures), profile="slurm", overrides=[*SETTINGS, *settings],
             run_dir=None, home=home,
         )  # fmt: skip

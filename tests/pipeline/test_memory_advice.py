@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import requests
+from flows.requests.training import prepared_training
 from pipeline.preparation import memory
 from pipeline.preparation.placement import Placement
 
@@ -20,7 +20,7 @@ def large(digits, home):
 
 def prepared(digits, home, *more):
     overrides = ["global_batch_size=128", "micro_batch_size=16", *more]
-    return requests.prepared_training(
+    return prepared_training(
         "pretrain", "pretrain_supervised_vit_l16", data=[str(digits)], placement=GPUS, overrides=overrides,
         home=home, rehearse="never", model=None,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from flows import requests
+from flows.requests.training import training_run
 from pipeline.errors import DataError, InputError
 from pipeline.rank import Rank, Stopped
 from pipeline.run_directory import RunDirectory, write_json
@@ -47,7 +47,7 @@ def new_run(folder: Path, data, *settings: str, ranks: int = 2, recipe: str = "p
         f"steps={STEPS}", f"global_batch_size={BATCH}", "micro_batch_size=2", "data.record=true", "data.lanes=6",
         "data.window_shards=1", f"profile.ranks_per_node={ranks}", "profile.loader_workers=1", *settings,
     ]  # fmt: skip
-    return requests.training_run(
+    return training_run(
         "pretrain", recipe, data=data, profile="local", overrides=settings,
         run_dir=str(folder / "run"), home=folder / "home",
     )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows import requests
+from flows.requests.training import training_run
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
 from pipeline.rank import Rank
@@ -36,7 +36,7 @@ def new_run(folder: Path, data: str, objective: str, *settings: str, ranks: int 
         "encoder.image_size=16", "encoder.patch_size=4", "ema_decay=0.5", "global_batch_size=12",
         "micro_batch_size=2", "data.lanes=6", f"profile.ranks_per_node={ranks}", "profile.loader_workers=1", *settings,
     ]  # fmt: skip
-    return requests.training_run(
+    return training_run(
         "pretrain", f"pretrain_{objective}_debug", data=[data], profile="local", overrides=settings,
         run_dir=str(folder / "run"), home=folder / "home",
     )  # fmt: skip
