@@ -200,13 +200,15 @@ class Slurm:
     def _answers(self, *command: str) -> bool:
         return subprocess.run(command, env=os.environ | self.environment, capture_output=True).returncode == 0
 
-    def _begin(self, name: str, command: Sequence[str], network: int | None = None) -> None:
+    def _begin(self, name: str, command: Sequence[str], network: int | None = None, user: str | None = None) -> None:
+        # who changes his user himself is no longer told of the death of a parent
+        as_user = [f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
+        command = ["setpriv", *as_user, "--pdeathsig", "KILL", *command]  # not even a killed test run leaves it behind
         if self.isolated and network is not None:
             command = ["nsenter", f"--net=/run/netns/{self.networks[network]}", *command]
         with open(self.root / "log" / f"{name}.out", "ab") as log:
             self.daemons[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],  # not even a killed test run leaves it behind
-                env=os.environ | {"SLURM_CONF": str(self.root / "slurm.conf")}, cwd=self.root,
+                command, env=os.environ | {"SLURM_CONF": str(self.root / "slurm.conf")}, cwd=self.root,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -296,7 +298,7 @@ class Slurm:
             ["mariadbd", *own, f"--socket={run}/socket", f"--pid-file={run}/pid", f"--port={self.ports[2]}",
              "--bind-address=127.0.0.1", "--skip-name-resolve", "--innodb-flush-log-at-trx-commit=0",
              "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"],
-            network=0,
+            network=0, user="mysql",
         )  # fmt: skip
         client = ["mariadb", "--no-defaults", f"--socket={run}/socket", "--user=root"]
         wait_until(lambda: self._answers(*client, "--execute=SELECT 1"), 60, "an answer of MariaDB")
