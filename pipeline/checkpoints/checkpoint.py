@@ -8,6 +8,7 @@ attempt A is still the current one before it renames, so a cut-off node cannot h
 
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -146,18 +147,24 @@ def load_checkpoint(state: TrainingState, checkpoint: Checkpoint) -> None:
         reading: dict[str, list[Future]] = {}
         for kind, flats in state.tensors().items():
             source = kind if stored.has(kind) else "fp32"  # an average that was switched on starts at the weights
-            reads = (
-                stored.reads(
+            reads = [
+                read
+                for one in state.fragments
+                for read in stored.reads(
                     one.name, source, one.start, flats[one.flat].narrow(0, one.offset, one.count)
                 )
-                for one in state.fragments
-            )  # fmt: skip
-            reading[kind] = [readers.submit(read) for parts in reads for read in parts]
+            ]  # fmt: skip
+            reading[kind] = [readers.submit(_all, reads[reader::READERS]) for reader in range(READERS)]
         _await(reading.pop("fp32"))
         state.publish()
         for parts in reading.values():
             _await(parts)
     state.publish_average()
+
+
+def _all(reads: list[Callable[[], None]]) -> None:
+    for read in reads:
+        read()
 
 
 def _await(reads: list[Future]) -> None:
