@@ -130,7 +130,10 @@ class EncoderConfig(Config):
         if not self.distillation_token:
             return self
         if self.pooling != "token":
-            raise ValueError(f"distillation_token: its head stands beside the class token's; pooling {self.pooling}")
+            raise ValueError(
+                f"distillation_token: its head stands beside the class token's, and pooling is {self.pooling}; set it "
+                "to token, or distillation_token to false"
+            )
         if self.positions not in TABLES or self.register_tokens or self.representation or self.norm_eps != 1e-6:
             raise ValueError(
                 f"distillation_token: timm's ViT with one has positions {', '.join(TABLES)}, norm_eps 1e-6, and "

@@ -75,7 +75,7 @@ def prepare_training(
     _require_stage(raw, stage, path)
     notes: list[str] = []
     if model is not None:
-        raw = _start_from(raw, model, overrides, path)
+        raw = _start_from(raw, model, settings, path, notes)
     raw, by_hand = _replace_length(raw, settings)
     if given := [key for key in settings if key.startswith("data.sources")]:
         raise InputError(f"--set {given[0]}: filled in by --data; say --data PATH, or --data PATH=WEIGHT several times")
@@ -113,17 +113,24 @@ def _require_stage(raw: Mapping[str, Any], stage: str, path: Path) -> None:
         raise InputError(f"{path.name}: stage: this is a recipe of stage {found!r}, not {stage}")
 
 
-def _start_from(raw: dict[str, Any], model: ModelSource, overrides: Sequence[str], path: Path) -> dict[str, Any]:
+def _start_from(
+    raw: dict[str, Any], model: ModelSource, settings: Mapping[str, Any], path: Path, notes: list[str]
+) -> dict[str, Any]:  # fmt: skip
     """The recipe with the model's encoder under its own, and the model as where weights come from.
 
-    Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2).
+    Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2), and reads a distilled model's two
+    tokens whatever the recipe pools (DeiT, arXiv:2012.12877, section 4).
     """
     encoder = model.settings | (model.encoder or {}) | (raw.get("encoder") or {})
     if raw["stage"] == "finetune" and encoder.get("representation"):
         encoder["representation"] = False
+    distilled = encoder.get("distillation_token") and settings.get("encoder.distillation_token", True)
+    if raw["stage"] == "finetune" and distilled and encoder.get("pooling") != "token":
+        encoder["pooling"] = "token"
+        notes.append("encoder.pooling token, not the recipe's: the model has a class and a distillation token to read")
     if model.kind == "timm" and "name" not in encoder:
         encoder |= encoder_of_timm(model.path)
-    if "name" not in encoder and not any(override.startswith("encoder.name=") for override in overrides):
+    if "name" not in encoder and "encoder.name" not in settings:
         raise InputError(
             f"{path.name}: encoder.name: `{model.reference}` holds weights alone; "
             "say which encoder they fit, for example --set encoder.name=vit_b16"
