@@ -210,6 +210,8 @@ def _taught_by(
 ) -> TrainingConfig:
     """The config with the teacher as it is found from anywhere, and its network; InputError where it cannot teach."""
     ours = sources.classes or ()
+    if reason := _cannot_teach(teacher, config.encoder.channels):
+        raise InputError(f"{path.name}: objective.teacher {teacher.reference}: {reason}")
     if config.objective.reads_labels and teacher.num_classes and tuple(teacher.classes or ours) != tuple(ours):
         raise InputError(f"{path.name}: {different_classes(teacher.reference, teacher.num_classes, len(ours))}")
     is_plain = teacher.encoder is not None and isinstance(read_encoder(teacher.encoder), EncoderConfig)
@@ -220,6 +222,18 @@ def _taught_by(
         objective__teacher_encoder=teacher.encoder if is_plain else None,
         objective__teacher_classes=teacher.num_classes,
     )  # fmt: skip
+
+
+def _cannot_teach(teacher: ModelSource, channels: int) -> str | None:
+    """Why a model has nothing to say of such images, as far as its files tell; None where it may."""
+    if teacher.kind == "file":
+        return "weights alone do not say which network they are of; take a run, a registered model or timm:NAME"
+    if teacher.kind != "timm" and not teacher.num_classes:
+        return "has no head to learn from; fine-tune it first, or take another"
+    theirs = read_encoder(teacher.encoder).channels if teacher.encoder else channels
+    if channels not in (1, theirs):  # a grey image is shown as equal channels
+        return f"sees images of {theirs} channels, and encoder.channels is {channels}; take a teacher of as many"
+    return None
 
 
 def _filled_in_sources(config: TrainingConfig, sources: Sources) -> list[dict[str, Any]]:
