@@ -135,6 +135,9 @@ def _start_from(
             f"{path.name}: encoder.name: `{model.reference}` holds weights alone; "
             "say which encoder they fit, for example --set encoder.name=vit_b16"
         )
+    theirs, ours = (model.encoder or {}).get("name", ""), str(settings.get("encoder.name", encoder.get("name")))
+    if theirs.startswith(PREFIX) and not ours.startswith(PREFIX):
+        raise InputError(f"{path.name}: encoder.name {ours}: the weights of `{model.reference}` are of {theirs}")
     return raw | {"encoder": encoder, "initialise_from": model.reference}
 
 
