@@ -6,6 +6,7 @@ that validates is one of timm's classes: VisionTransformer, with relative positi
 ones Eva. What those lack is refused here, in one line.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -179,6 +180,12 @@ class EncoderConfig(Config):
     @property
     def mlp_dim(self) -> int:
         return int(self.embed_dim * self.mlp_ratio)
+
+
+def mlp_ratio_of(hidden: int, embed_dim: int) -> float:
+    """The mlp_ratio of an MLP that is `hidden` wide: timm cuts the product with it, and the quotient may fall short."""
+    ratio = hidden / embed_dim
+    return ratio if int(embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def inexpressible(config: EncoderConfig) -> str | None:

@@ -16,7 +16,7 @@ from models.encoders.vit import build_encoder
 from models.masked.decoder_config import DecoderConfig
 from models.objectives.config import MaskedAutoencoderConfig
 from models.weights.foreign import from_timm
-from models.weights.layouts import HUGGING_FACE, TORCHVISION, VIT_PYTORCH
+from models.weights.layouts import HUGGING_FACE, TORCHVISION, VIT_PYTORCH, hugging_face_encoder
 from models.weights.loading import LoadReport, WeightsError, load_encoder_weights
 from pipeline.errors import InputError
 from pipeline.registry.locate import locate_model
@@ -165,6 +165,14 @@ def test_a_file_of_weights_says_by_its_names_what_its_layout_needs(tmp_path, lay
     path = tmp_path / f"weights{suffix}"
     save_file(weights, path) if suffix == ".safetensors" else torch.save({"model": weights}, path)
     assert locate_model(str(path), tracking_uri="", home=tmp_path).settings == layout.settings
+
+
+def test_a_network_of_hugging_faces_keeps_the_width_of_its_mlp():
+    """120 / 88 times 88 is less than 120 in floating point."""
+    config = {"model_type": "vit", "num_hidden_layers": 1, "num_attention_heads": 2}
+    for width, hidden in ((88, 120), (152, 424), (768, 3072)):
+        described = hugging_face_encoder(config | {"hidden_size": width, "intermediate_size": hidden}, [])
+        assert EncoderConfig(**described).mlp_dim == hidden
 
 
 @pytest.mark.parametrize(
