@@ -66,7 +66,13 @@ def build_objective(
 
 
 def checkpoint_activations(module: nn.Module) -> None:
-    """Keep only the inputs of the blocks for backward, in encoder and decoder, and compute the rest again there."""
+    """Keep only the inputs of the blocks for backward, in encoder and decoder, and compute the rest again there.
+
+    ValueError where timm does not do that for the network.
+    """
     for part in module.children():
         if hasattr(part, "set_grad_checkpointing"):  # a head has no blocks
-            part.set_grad_checkpointing(True)
+            try:
+                part.set_grad_checkpointing(True)
+            except AssertionError:
+                raise ValueError(f"timm's {type(part).__name__} has no blocks that are computed again") from None

@@ -15,7 +15,7 @@ from pipeline.config.recipe import (
 from pipeline.config.stages import InspectConfig
 from pipeline.errors import InputError
 from pipeline.inspection.sources import absolute, dataset_of, image_files, require_destination, spread
-from pipeline.registry.locate import ModelSource, locate_model
+from pipeline.registry.locate import ModelSource, locate_model, undrawable
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
 
@@ -29,6 +29,8 @@ def inspection_run(
     source = locate_model(model, tracking_uri=tracking_uri(home), home=home)
     if source.encoder is None:
         raise InputError(f"MODEL `{model}`: weights alone do not say which encoder they fit; inspect a run")
+    if reason := undrawable(source):
+        raise InputError(f"MODEL `{model}`: {reason}")
     if source.mean is None or source.std is None:
         raise InputError(f"MODEL `{model}`: it does not say how its images were normalised; inspect its run")
     raw = {

@@ -6,6 +6,7 @@ that validates is one of timm's classes: VisionTransformer, with relative positi
 ones Eva. What those lack is refused here, in one line.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -130,7 +131,10 @@ class EncoderConfig(Config):
         if not self.distillation_token:
             return self
         if self.pooling != "token":
-            raise ValueError(f"distillation_token: its head stands beside the class token's; pooling {self.pooling}")
+            raise ValueError(
+                f"distillation_token: its head stands beside the class token's, and pooling is {self.pooling}; set it "
+                "to token, or distillation_token to false"
+            )
         if self.positions not in TABLES or self.register_tokens or self.representation or self.norm_eps != 1e-6:
             raise ValueError(
                 f"distillation_token: timm's ViT with one has positions {', '.join(TABLES)}, norm_eps 1e-6, and "
@@ -176,6 +180,12 @@ class EncoderConfig(Config):
     @property
     def mlp_dim(self) -> int:
         return int(self.embed_dim * self.mlp_ratio)
+
+
+def mlp_ratio_of(hidden: int, embed_dim: int) -> float:
+    """The mlp_ratio of an MLP that is `hidden` wide: timm cuts the product with it, and the quotient may fall short."""
+    ratio = hidden / embed_dim
+    return ratio if int(embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def inexpressible(config: EncoderConfig) -> str | None:

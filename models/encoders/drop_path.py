@@ -72,4 +72,6 @@ def place_drop_path(module: nn.Module, seed: int) -> Coins:
             elif isinstance(child, nn.Dropout) and child.p:
                 coins.dropouts.append(PositionDropout(child.p, len(coins.dropouts) + 1))
                 setattr(parent, name, coins.dropouts[-1])
+                if name == "attn_drop" and getattr(parent, "fused_attn", False):
+                    parent.fused_attn = False  # the fused kernel tosses coins of its own
     return coins

@@ -22,7 +22,7 @@ _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def build_timm_network(config: TimmEncoderConfig, num_classes: int) -> nn.Module:
-    """A freshly initialised network with a head of `num_classes`, which begins at zero where it is linear.
+    """A freshly initialised network with heads of `num_classes`, which begin at zero where they are linear.
 
     ValueError for a name that timm does not have, for arguments that its function does not take, and for a drop path
     that the network does not have.
@@ -34,12 +34,19 @@ def build_timm_network(config: TimmEncoderConfig, num_classes: int) -> nn.Module
     network = _created(config, num_classes)
     if config.drop_path_rate and not any(isinstance(module, DropPath) for module in network.modules()):
         raise ValueError(f"drop_path_rate {config.drop_path_rate:g}: {config.name} has no drop path; set 0")
-    head = network.get_classifier()
-    if num_classes and isinstance(head, nn.Linear):
+    for head in linear_heads(network):
         nn.init.zeros_(head.weight)
         if head.bias is not None:
             nn.init.zeros_(head.bias)
     return network
+
+
+def linear_heads(network: nn.Module) -> list[nn.Linear]:
+    """The linear layers that say the classes: one, of a distilled network two, none where no class is known."""
+    found = network.get_classifier()
+    parts = found if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
+    inside = [module for part in parts for module in part.modules()]
+    return [one for one in inside if isinstance(one, nn.Linear) and one.out_features == network.num_classes]
 
 
 def _created(config: TimmEncoderConfig, num_classes: int) -> nn.Module:

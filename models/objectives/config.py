@@ -119,7 +119,7 @@ class MaskedAutoencoderConfig(_Objective):
 
     def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
         if int(encoder.num_patches * self.mask_ratio) < 1:
-            return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches"
+            return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches; raise it"
         return None
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
@@ -149,7 +149,10 @@ class PatchColourConfig(_Objective):
 
     def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
         if self.num_corrupted(encoder.num_patches) < 1:
-            return f"objective.corrupted_ratio {self.corrupted_ratio} corrupts none of {encoder.num_patches} patches"
+            return (
+                f"objective.corrupted_ratio {self.corrupted_ratio} corrupts none of {encoder.num_patches} patches; "
+                "raise it"
+            )
         if encoder.num_patches < 2:
             return "objective.kind patch_colour puts other patches in the place of some, and the image is one patch"
         if self.target != "pixels" and encoder.channels > 3:
@@ -268,7 +271,7 @@ class CapiConfig(_Objective):
         if zero_stage == 3:
             return "zero.stage 3 cuts the average that is capi's teacher into parts; set zero.stage to 0, 1 or 2"
         if int(encoder.num_patches * self.mask_ratio) < 1:
-            return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches"
+            return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches; raise it"
         if encoder.embed_dim % 4:
             return f"objective.kind capi has sine-cosine positions: 4 must divide embed_dim {encoder.embed_dim}"
         return None

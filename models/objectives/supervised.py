@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.encoders.drop_path import place_drop_path
+from models.encoders.timm_network import linear_heads
 from models.objectives.batch import NO_LABEL, Batch, Outcome
 from models.objectives.config import SupervisedConfig
 
@@ -23,7 +24,8 @@ class SupervisedObjective(nn.Module):
         super().__init__()
         self.config, self.encoder = config, encoder
         if config.head_bias:
-            nn.init.constant_(encoder.get_classifier().bias, config.head_bias)
+            for head in linear_heads(encoder):
+                nn.init.constant_(head.bias, config.head_bias)
         self.coins = place_drop_path(encoder, seed)
 
     def forward(self, batch: Batch) -> Outcome:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from models.encoders.config import mlp_ratio_of
+
 
 class Layout(NamedTuple):
     """Names of a library's ViT: ours to theirs, a module or a single tensor each; `{i}` is the number of a block."""
@@ -143,7 +145,7 @@ def hugging_face_encoder(config: Mapping[str, Any], names: Collection[str]) -> d
         "embed_dim": width,
         "depth": config["num_hidden_layers"],
         "num_heads": config["num_attention_heads"],
-        "mlp_ratio": config["intermediate_size"] / width,
+        "mlp_ratio": mlp_ratio_of(config["intermediate_size"], width),
         "channels": config.get("num_channels", 3),
         "positions": "sincos2d" if kind == "vit_mae" else "learned",
         "activation": _ACTIVATIONS[activation],

@@ -32,10 +32,10 @@ def resized(
         length = (target.shape[1], 1)
         axis = F.interpolate(found.transpose(1, 2).unsqueeze(-1), size=length, mode="bicubic", antialias=True)
         return axis.squeeze(-1).transpose(1, 2), f"an axis of {found.shape[1]} resampled to {target.shape[1]}"
-    if name.endswith("relative_position_bias_table") and grid is not None and not (same and old_grid in (None, grid)):
-        if found.shape[-1] == target.shape[-1] and not (same and old_grid is None):
-            table = resize_rel_pos_bias_table(found, grid, tuple(target.shape), old_window_size=old_grid)
-            return table, "relative positions interpolated (timm's resize_rel_pos_bias_table)"
+    if name.endswith("relative_position_bias_table") and found.shape[-1] == target.shape[-1]:
+        if not same or (old_grid is not None and old_grid != grid):
+            window = encoder.get_submodule(name.rpartition(".")[0]).window_size
+            return _relative_positions(name, found, target, window, old_grid)
     return found, None
 
 
@@ -70,3 +70,37 @@ def _prefix_of_a_square(rows: int, prefix: int) -> int | None:
     return next(
         (count for count in (prefix, 1, 0) if rows > count and math.isqrt(rows - count) ** 2 == rows - count), None
     )
+
+
+def _relative_positions(
+    name: str, found: Tensor, target: Tensor, window: Grid, old_window: Grid | None
+) -> tuple[Tensor, str]:  # fmt: skip
+    """A table (offsets + 3 or 0, heads) for another window of patches; the three are the class token's.
+
+    Without `old_window` it was a square.
+    """
+    ours = len(target) - _offsets(window)
+    if old_window is None:
+        side = next((side for extra in (ours, 3, 0) if (side := _side_of_offsets(len(found) - extra))), 0)
+        old_window = (side, side)
+    theirs = len(found) - _offsets(old_window)
+    if theirs not in (0, 3):
+        raise ValueError(f"{name}: {len(found)} relative positions are those of no square window of patches")
+    kept, of_token = found[: len(found) - theirs], found[len(found) - theirs :]
+    table = resize_rel_pos_bias_table(kept, window, (_offsets(window), found.shape[1]), old_window_size=old_window)
+    rule = "relative positions interpolated (timm's resize_rel_pos_bias_table)"
+    if ours and not theirs:
+        of_token = found.new_zeros(ours, found.shape[1])
+        rule += ", those of the class token zero"
+    return torch.cat([table, of_token[:ours]]), rule
+
+
+def _offsets(window: Grid) -> int:
+    """Relative positions between the patches of a window."""
+    return (2 * window[0] - 1) * (2 * window[1] - 1)
+
+
+def _side_of_offsets(count: int) -> int | None:
+    """The side of the square window that has so many; None where none has."""
+    root = math.isqrt(max(count, 0))
+    return (root + 1) // 2 if root * root == count and root % 2 else None

@@ -145,7 +145,7 @@ class PretrainConfig(TrainingConfig):
         if isinstance(encoder, TimmEncoderConfig):
             if not objective.learns_with_any_network:
                 raise ValueError(
-                    f"objective.kind {objective.kind} hides patches of a plain ViT, and encoder.name {encoder.name} is "
+                    f"objective.kind {objective.kind} trains plain ViTs alone, and encoder.name {encoder.name} is "
                     "another network; that learns with labels: objective.kind supervised"
                 )
             return self

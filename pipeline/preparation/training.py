@@ -75,7 +75,7 @@ def prepare_training(
     _require_stage(raw, stage, path)
     notes: list[str] = []
     if model is not None:
-        raw = _start_from(raw, model, overrides, path)
+        raw = _start_from(raw, model, settings, path, notes)
     raw, by_hand = _replace_length(raw, settings)
     if given := [key for key in settings if key.startswith("data.sources")]:
         raise InputError(f"--set {given[0]}: filled in by --data; say --data PATH, or --data PATH=WEIGHT several times")
@@ -113,21 +113,31 @@ def _require_stage(raw: Mapping[str, Any], stage: str, path: Path) -> None:
         raise InputError(f"{path.name}: stage: this is a recipe of stage {found!r}, not {stage}")
 
 
-def _start_from(raw: dict[str, Any], model: ModelSource, overrides: Sequence[str], path: Path) -> dict[str, Any]:
+def _start_from(
+    raw: dict[str, Any], model: ModelSource, settings: Mapping[str, Any], path: Path, notes: list[str]
+) -> dict[str, Any]:  # fmt: skip
     """The recipe with the model's encoder under its own, and the model as where weights come from.
 
-    Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2).
+    Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2), and reads a distilled model's two
+    tokens whatever the recipe pools (DeiT, arXiv:2012.12877, section 4).
     """
     encoder = model.settings | (model.encoder or {}) | (raw.get("encoder") or {})
     if raw["stage"] == "finetune" and encoder.get("representation"):
         encoder["representation"] = False
+    distilled = encoder.get("distillation_token") and settings.get("encoder.distillation_token", True)
+    if raw["stage"] == "finetune" and distilled and encoder.get("pooling") != "token":
+        encoder["pooling"] = "token"
+        notes.append("encoder.pooling token, not the recipe's: the model has a class and a distillation token to read")
     if model.kind == "timm" and "name" not in encoder:
         encoder |= encoder_of_timm(model.path)
-    if "name" not in encoder and not any(override.startswith("encoder.name=") for override in overrides):
+    if "name" not in encoder and "encoder.name" not in settings:
         raise InputError(
             f"{path.name}: encoder.name: `{model.reference}` holds weights alone; "
             "say which encoder they fit, for example --set encoder.name=vit_b16"
         )
+    theirs, ours = (model.encoder or {}).get("name", ""), str(settings.get("encoder.name", encoder.get("name")))
+    if theirs.startswith(PREFIX) and not ours.startswith(PREFIX):
+        raise InputError(f"{path.name}: encoder.name {ours}: the weights of `{model.reference}` are of {theirs}")
     return raw | {"encoder": encoder, "initialise_from": model.reference}
 
 
@@ -203,6 +213,8 @@ def _taught_by(
 ) -> TrainingConfig:
     """The config with the teacher as it is found from anywhere, and its network; InputError where it cannot teach."""
     ours = sources.classes or ()
+    if reason := _cannot_teach(teacher, config.encoder.channels):
+        raise InputError(f"{path.name}: objective.teacher {teacher.reference}: {reason}")
     if config.objective.reads_labels and teacher.num_classes and tuple(teacher.classes or ours) != tuple(ours):
         raise InputError(f"{path.name}: {different_classes(teacher.reference, teacher.num_classes, len(ours))}")
     is_plain = teacher.encoder is not None and isinstance(read_encoder(teacher.encoder), EncoderConfig)
@@ -213,6 +225,18 @@ def _taught_by(
         objective__teacher_encoder=teacher.encoder if is_plain else None,
         objective__teacher_classes=teacher.num_classes,
     )  # fmt: skip
+
+
+def _cannot_teach(teacher: ModelSource, channels: int) -> str | None:
+    """Why a model has nothing to say of such images, as far as its files tell; None where it may."""
+    if teacher.kind == "file":
+        return "weights alone do not say which network they are of; take a run, a registered model or timm:NAME"
+    if teacher.kind != "timm" and not teacher.num_classes:
+        return "has no head to learn from; fine-tune it first, or take another"
+    theirs = read_encoder(teacher.encoder).channels if teacher.encoder else channels
+    if channels not in (1, theirs):  # a grey image is shown as equal channels
+        return f"sees images of {theirs} channels, and encoder.channels is {channels}; take a teacher of as many"
+    return None
 
 
 def _filled_in_sources(config: TrainingConfig, sources: Sources) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.encoders.config import mlp_ratio_of
 from models.weights.layouts import hugging_face_encoder, layout_of
 from pipeline.errors import InputError
 
@@ -82,7 +83,7 @@ def _google_encoder(arrays: Mapping[str, Any], prefix: str, names: set[str]) -> 
         "encoder": {
             "name": f"vit_b{patch}", "image_size": side * patch, "patch_size": patch, "embed_dim": width,
             "depth": len({name.removeprefix(block).split("/")[0] for name in names if name.startswith(block)}),
-            "num_heads": heads, "mlp_ratio": hidden / width, "channels": channels, "norm_eps": 1e-6,
+            "num_heads": heads, "mlp_ratio": mlp_ratio_of(hidden, width), "channels": channels, "norm_eps": 1e-6,
             "representation": f"{prefix}pre_logits/kernel" in names,
         },
         "num_classes": arrays[head].shape[0] if head in names else 0,

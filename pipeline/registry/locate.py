@@ -187,6 +187,17 @@ def unregistrable(source: ModelSource) -> str | None:
     return inexpressible(encoder) if isinstance(encoder, EncoderConfig) else None
 
 
+def undrawable(source: ModelSource) -> str | None:
+    """Why there are no pictures of what a located model learned; None where there are."""
+    encoder = read_encoder(source.encoder)
+    if isinstance(encoder, EncoderConfig):
+        return None
+    return (
+        f"the pictures are of a plain ViT's patches and their attention, and its network is {encoder.name}; inspect a "
+        "plain ViT"
+    )
+
+
 def require_tracking_server(uri: str, timeout_seconds: float = 5.0) -> None:
     """InputError where the tracking store is a server that does not answer; quick, before MLflow's patient retries."""
     parts = urlparse(uri)

@@ -23,6 +23,7 @@ from pipeline.checkpoints.fragments import TrainingState
 from pipeline.config.deepspeed import LOSS_SCALE_FLOOR, LOSS_SCALE_START_POWER, deepspeed_config
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
+from pipeline.errors import InputError
 from pipeline.supervision.watchdog import collective_time_out
 from pipeline.telemetry.clock import StepClock
 from pipeline.training.compilation import compile_in_place, make_leaves
@@ -60,7 +61,10 @@ class Engine:
         if config.deterministic:
             _be_deterministic()
         if config.activation_checkpointing:
-            checkpoint_activations(module)
+            try:
+                checkpoint_activations(module)
+            except ValueError as error:
+                raise InputError(f"activation_checkpointing: {error}; set it to false") from None
         if self.stage == 3:
             make_leaves(module)
         self._frozen = frozen_tensors(module)

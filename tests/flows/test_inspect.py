@@ -14,7 +14,7 @@ from pipeline.inspection.sources import image_files, spread
 from pipeline.rank import Rank
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.locate import ModelSource
-from pipeline.run_directory import read_json
+from pipeline.run_directory import read_json, write_json
 
 
 def source_of(**encoder) -> ModelSource:
@@ -101,6 +101,17 @@ def test_what_cannot_be_inspected_is_said_before_anything_is_written(
     with pytest.raises(InputError, match=words) as error:
         request(model, [tmp_path / path for path in images], tmp_path / destination, home, *settings)
     assert len(error.value.problems) == 1 and not (home / "runs").exists() and not (tmp_path / "new").exists()
+
+
+def test_a_network_that_is_no_plain_vit_is_refused_by_its_name(photos, tmp_path, home):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network/model.safetensors").touch()
+    write_json(tmp_path / "network/config.json", {
+        "architecture": "resnet10t", "pretrained_cfg": {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.2] * 3},
+    })  # fmt: skip
+    with pytest.raises(InputError, match="plain ViT's patches and their attention, and its network is timm:resnet10t"):
+        request(tmp_path / "network", [photos], tmp_path / "new", home)
+    assert not (home / "runs").exists()
 
 
 def test_an_image_that_cannot_be_read_or_has_other_channels_is_named(photos):

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.encoders.config import EncoderConfig
+from models.encoders.timm_config import read_encoder
 from models.objectives.batch import NO_LABEL
 from models.objectives.config import SupervisedConfig
-from tests.models.objective_cases import CLASSES, batch_of, build, shake
+from tests.models.objective_cases import CLASSES, SMALL, batch_of, build, shake
 
 
 def _target(labels: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -49,6 +51,21 @@ def test_the_published_biases_make_the_first_loss_small():
     module = build(SupervisedConfig(loss="sigmoid", head_bias=-10.0))
     assert module.encoder.head.bias.unique().tolist() == [-10.0]
     first = module(batch_of(8)).loss.item()
+    assert first == pytest.approx(10 + CLASSES * math.exp(-10), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        EncoderConfig(**SMALL, distillation_token=True),
+        read_encoder({"name": "timm:deit_tiny_distilled_patch16_224", "image_size": 16, "arguments": {"depth": 1}}),
+        read_encoder({"name": "timm:levit_128s", "image_size": 64, "arguments": {"depth": [1, 1, 1]}}),
+    ],
+    ids=lambda encoder: encoder.name,
+)
+def test_a_network_of_two_heads_begins_with_the_bias_on_both(encoder):
+    module = build(SupervisedConfig(loss="sigmoid", head_bias=-10.0), encoder)
+    first = module(batch_of(2, size=encoder.input_size)).loss.item()
     assert first == pytest.approx(10 + CLASSES * math.exp(-10), abs=1e-4)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.build import build_objective
+from models.build import build_objective, checkpoint_activations
 from models.encoders.timm_config import TimmEncoderConfig, encoder_of_timm, read_encoder
 from models.encoders.timm_network import build_timm_network, head_names, layers_of, measured_size
 from models.objectives.batch import Batch
@@ -130,6 +130,22 @@ def test_weights_of_a_network_with_another_head_are_loaded_and_the_head_is_left_
     assert not report.missing and not report.unexpected and len(report.loaded) == len(source.state_dict()) - 2
     name = "layers.1.blocks.0.attn.qkv.weight"
     assert torch.equal(target.get_parameter(name), source.get_parameter(name))
+
+
+def test_dropout_of_attention_derives_from_the_samples_positions():
+    raw = BY_NAME["vit"] | {"arguments": BY_NAME["vit"]["arguments"] | {"attn_drop_rate": 0.5}}
+    module = build_objective(SupervisedConfig(), read_encoder(raw), num_classes=CLASSES, seed=0).train()
+    torch.nn.init.normal_(module.encoder.head.weight)
+    batch = batch_of(read_encoder(raw))
+    losses = module(batch).losses
+    assert torch.equal(module(batch).losses, losses)
+    assert not torch.equal(module(batch._replace(positions=batch.positions + len(losses))).losses, losses)
+
+
+def test_activations_of_a_network_whose_blocks_timm_does_not_compute_again_are_kept():
+    module = build_objective(SupervisedConfig(), read_encoder(BY_NAME["twins"]), num_classes=CLASSES, seed=0)
+    with pytest.raises(ValueError, match="timm's Twins has no blocks that are computed again"):
+        checkpoint_activations(module)
 
 
 def test_layers_go_from_the_stem_to_the_head():

@@ -8,14 +8,15 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
-from models.build import build_objective
+from models.build import build_network, build_objective
 from models.encoders.config import EncoderConfig
 from models.encoders.positions import resample_position_embedding
+from models.encoders.timm_config import read_encoder
 from models.encoders.vit import build_encoder
 from models.masked.decoder_config import DecoderConfig
 from models.objectives.config import MaskedAutoencoderConfig
 from models.weights.foreign import from_timm
-from models.weights.layouts import HUGGING_FACE, TORCHVISION, VIT_PYTORCH
+from models.weights.layouts import HUGGING_FACE, TORCHVISION, VIT_PYTORCH, hugging_face_encoder
 from models.weights.loading import LoadReport, WeightsError, load_encoder_weights
 from pipeline.errors import InputError
 from pipeline.registry.locate import locate_model
@@ -117,6 +118,33 @@ def test_learned_axes_and_relative_biases_are_interpolated():
     assert report.resized == (name,) and torch.equal(encoder.shared_rel_pos.relative_position_bias_table, expected)
 
 
+@pytest.mark.parametrize("positions", ["relative", "relative_shared"])
+@pytest.mark.parametrize(("image_size", "grid"), [(16, (4, 4)), (16, None), (24, (4, 4))])
+def test_relative_biases_go_with_and_without_those_of_a_class_token(positions, image_size, grid):
+    without = {"class_token": False, "pooling": "mean"}
+    for old, new in ((without, {}), ({}, without)):
+        source = weights_of(positions=positions, **old)
+        encoder, report = loaded(source, positions=positions, image_size=image_size, grid=grid, **new)
+        (name, *_) = report.resized
+        table, side = encoder.get_parameter(name), image_size // 4
+        of_patches = resize_rel_pos_bias_table(source[name][:49], (side, side), ((2 * side - 1) ** 2, 3))
+        assert torch.equal(table[: len(of_patches)], of_patches) and not table[len(of_patches) :].any()
+        assert ("those of the class token zero" in str(report)) == (new == {})
+
+
+def test_a_window_of_another_size_is_the_attentions_own_and_not_the_grid_of_patches():
+    small = {"name": "timm:swin_tiny_patch4_window7_224", "image_size": 32}
+    shape = {"embed_dim": 16, "depths": [1], "num_heads": [1], "patch_size": 2}
+    source, target = (
+        build_network(read_encoder(small | {"arguments": shape | {"window_size": window}})) for window in (7, 4)
+    )  # fmt: skip
+    report = load_encoder_weights(target, source.state_dict(), head=False)
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    assert report.resized == (name,)
+    expected = resize_rel_pos_bias_table(source.get_parameter(name), (4, 4), (49, 1))
+    assert torch.equal(target.get_parameter(name), expected)
+
+
 def test_an_eps_that_the_weights_were_not_learned_with_is_said():
     _, report = loaded(from_timm(weights_of(), HUGGING_FACE))
     assert report.notes == ("LayerNorm eps is 1e-06, and weights of Hugging Face were learned with 1e-12",)
@@ -137,6 +165,14 @@ def test_a_file_of_weights_says_by_its_names_what_its_layout_needs(tmp_path, lay
     path = tmp_path / f"weights{suffix}"
     save_file(weights, path) if suffix == ".safetensors" else torch.save({"model": weights}, path)
     assert locate_model(str(path), tracking_uri="", home=tmp_path).settings == layout.settings
+
+
+def test_a_network_of_hugging_faces_keeps_the_width_of_its_mlp():
+    """120 / 88 times 88 is less than 120 in floating point."""
+    config = {"model_type": "vit", "num_hidden_layers": 1, "num_attention_heads": 2}
+    for width, hidden in ((88, 120), (152, 424), (768, 3072)):
+        described = hugging_face_encoder(config | {"hidden_size": width, "intermediate_size": hidden}, [])
+        assert EncoderConfig(**described).mlp_dim == hidden
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Which encoder a recipe names, by whichever kind of name, and what is said where a key is another kind's."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.config.recipe import apply_overrides, validate
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import InputError
-from pipeline.preparation.training import _without_keys_of_a_plain_vit
+from pipeline.preparation.training import _start_from, _without_keys_of_a_plain_vit
+from pipeline.registry.locate import ModelSource
 from tests.recipes import load_recipe
 
 
@@ -33,7 +36,7 @@ def test_a_wrong_encoder_is_one_line(settings, line):
         (
             "mae",
             {"name": "timm:swin_tiny_patch4_window7_224"},
-            "mae hides patches of a plain ViT, and encoder.name timm:",
+            "mae trains plain ViTs alone, and encoder.name timm:",
         ),
         ("mae", {"name": "vit_s16", "representation": True}, "encoder.representation is a layer before the head"),
         ("mae", {"name": "vit_s16", "positions": "relative"}, "take relative_shared"),
@@ -46,6 +49,12 @@ def test_an_objective_and_an_encoder_that_do_not_go_together_are_refused_in_one_
     with pytest.raises(InputError) as raised:
         validate(PretrainConfig, raw | {"encoder": encoder}, "recipe.yaml")
     assert len(raised.value.problems) == 1 and line in raised.value.problems[0]
+
+
+def test_weights_of_another_network_than_the_recipes_plain_vit_are_refused_by_its_name():
+    swin = ModelSource("swin", "checkpoint", "swin", encoder={"name": "timm:swin_tiny_patch4_window7_224"})
+    with pytest.raises(InputError, match="encoder.name vit_s16: the weights of `swin` are of timm:swin_tiny"):
+        _start_from({"stage": "pretrain", "encoder": {"name": "vit_s16"}}, swin, {}, Path("x.yaml"), [])
 
 
 def test_a_recipe_for_a_plain_vit_leaves_its_keys_out_for_another_network():

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.models._hub import save_for_hf
 
+from flows.requests.training import training_run
 from models.encoders.config import EncoderConfig
 from models.encoders.vit import build_encoder
 from pipeline.config.stages import read_run_config
@@ -35,7 +36,7 @@ def exported(directory, classes: tuple[str, ...], **encoder) -> str:
     config = EncoderConfig(**SMALL | encoder)
     source = ModelSource(
         "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=len(classes), classes=classes,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), evaluation_crop=1.0, objective="supervised",
+        mean=(0.5,) * config.channels, std=(0.25,) * config.channels, evaluation_crop=1.0, objective="supervised",
     )  # fmt: skip
     export_timm_directory(build_encoder(config, len(classes)), source, directory, {})
     return str(directory)
@@ -80,13 +81,20 @@ def test_any_architecture_of_timm_teaches_and_sees_what_it_was_trained_on(tmp_pa
     torch.testing.assert_close(teacher((pixels - here[0]) / here[1]), expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_teacher_of_other_classes_than_the_labels_or_without_a_head_is_refused(tmp_path, pictures):
+def test_a_teacher_of_other_classes_or_channels_or_without_a_head_is_refused(tmp_path, pictures):
     other = exported(tmp_path / "other", ("a", "b", "c", "d"))
     with pytest.raises(InputError, match="knows 4 classes, and the labels are of .* objective.label_weight=0"):
         student(tmp_path, pictures, other, "objective.label_weight=0.5")
     headless = exported(tmp_path / "headless", ())
     with pytest.raises(InputError, match="has no head to learn from"):
         load_teacher(located(headless, tmp_path), **STUDENT)
+    with pytest.raises(InputError, match="headless: has no head to learn from; fine-tune it first"):
+        student(tmp_path, pictures, headless)
+    with pytest.raises(InputError, match="model.safetensors: weights alone do not say which network"):
+        student(tmp_path, pictures, f"{other}/model.safetensors")
+    grey = exported(tmp_path / "grey", ("a", "b"), channels=1)
+    with pytest.raises(InputError, match="sees images of 1 channels, and encoder.channels is 3"):
+        student(tmp_path, pictures, grey)
     with pytest.raises(InputError, match="does not exist"):
         student(tmp_path, pictures, "nowhere")
 
@@ -98,3 +106,22 @@ def test_an_encoder_with_a_distillation_token_is_registered_as_timm_has_it_and_l
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(load_model(located(directory, tmp_path))(images), alone(images))
     assert load_teacher(located(directory, tmp_path), **STUDENT).num_classes == 2
+
+
+def test_a_distilled_model_is_fine_tuned_by_both_its_tokens_whatever_the_recipe_pools(tmp_path, pictures):
+    directory = exported(tmp_path / "distilled", ("a", "b"), distillation_token=True)
+    settings = ["steps=3", "global_batch_size=6", "micro_batch_size=6", "profile.ranks_per_node=1"]
+
+    def fine_tuned(number: int, *more: str) -> EncoderConfig:
+        run = training_run(
+            "finetune", "finetune_vit", data=str(pictures.directory), profile="local", overrides=[*settings, *more],
+            run_dir=str(tmp_path / f"run-{number}"), home=tmp_path, model=directory,
+        )  # fmt: skip
+        return read_run_config(run.path).encoder
+
+    encoder = fine_tuned(1)
+    assert encoder.distillation_token and encoder.pooling == "token"
+    plain = fine_tuned(2, "encoder.distillation_token=false")
+    assert not plain.distillation_token and plain.pooling == "mean"
+    with pytest.raises(InputError, match="pooling is mean; set it to token, or distillation_token to false"):
+        fine_tuned(3, "encoder.pooling=mean")
