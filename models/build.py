@@ -55,7 +55,7 @@ def build_objective(
             mean, std = mean or (0.0,) * encoder.channels, std or (1.0,) * encoder.channels
             return PatchColour(objective, build_encoder(encoder), seed, mean, std)
         case SimMIMConfig():
-            return SimMIM(objective, build_encoder(encoder), seed)
+            return SimMIM(objective, build_network(encoder), seed)
         case CapiConfig():
             return Capi(objective, build_encoder(encoder), seed)
         case DistillConfig():

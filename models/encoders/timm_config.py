@@ -1,7 +1,8 @@
 """Any other image model of timm as an encoder, without torch: `encoder.name: timm:NAME`, spelt as MODEL spells it.
 
-Such a network learns with labels: its patches, if it has any, are no sequence from which some can be left out. What its
-name stands for only timm knows, so nothing of it can be counted here; `timm_network.measured_size` counts it.
+Such a network learns with labels: its patches, if it has any, are no sequence from which some can be left out. A Swin
+also learns with some of them replaced (SimMIM). What its name stands for only timm knows, so nothing of it can be
+counted here; `models.measured_size` counts it.
 """
 
 import re
@@ -21,6 +22,7 @@ ABSENT = {  # beginnings of names that people look for: (the paper's word, the n
     "naflexvit": ("a batch of images of several sizes (NaFlexViT)", "vit_base_patch16_224"),
 }
 _IMAGE_SIZE = re.compile(r"_(\d{2,4})(?:\.|$)")
+_SWIN = re.compile(r"swin(v2)?_(?!cr_)")  # swinv2_cr is built otherwise
 
 
 class TimmEncoderConfig(Config):
@@ -61,6 +63,25 @@ class TimmEncoderConfig(Config):
     def input_size(self) -> tuple[int, int]:
         """(height, width), pixels."""
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def is_swin(self) -> bool:
+        """Whether it is a Swin (arXiv:2103.14030) or a Swin V2 (arXiv:2111.09883)."""
+        return _SWIN.match(self.architecture) is not None
+
+    @property
+    def swin_cell_size(self) -> int:
+        """Side of the square that a token of a Swin's last stage stands for, pixels: stages but the first halve a side.
+
+        ValueError where its patch_size or depths are not what timm takes.
+        """
+        patch, depths = self.arguments.get("patch_size", 4), self.arguments.get("depths", (2, 2, 6, 2))
+        if type(patch) is not int or patch < 1 or not isinstance(depths, (list, tuple)) or not depths:
+            raise ValueError(
+                f"encoder.arguments patch_size {patch}, depths {depths}: a Swin takes a whole number, and a list of "
+                "the blocks of each stage"
+            )
+        return patch * 2 ** (len(depths) - 1)
 
     @property
     def depth(self) -> int:

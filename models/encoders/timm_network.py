@@ -1,20 +1,11 @@
-"""Any image model of timm, built from a TimmEncoderConfig, and its size, which only the built network knows.
-
-`python -m models.encoders.timm_network` reads a config as JSON and prints the size as JSON, for those who must not load
-torch.
-"""
+"""Any image model of timm, built from a TimmEncoderConfig, and what timm says of its parameters."""
 
 import difflib
-import json
 import re
-import sys
-import warnings
 
 import timm
-import torch
 from timm.layers import DropPath
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from models.encoders.timm_config import TimmEncoderConfig
 
@@ -82,46 +73,3 @@ def head_names(network: nn.Module) -> set[str]:
     places = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
     places = (places,) if isinstance(places, str) else tuple(places)
     return {name for name in network.state_dict() if name.startswith(tuple(f"{place}." for place in places))}
-
-
-def measured_size(config: TimmEncoderConfig) -> dict[str, float]:
-    """Parameters, floating-point operations of a training image (forward and backward) and numbers kept for backward
-    per image; of parameters and operations, also how many more a class adds."""
-    one, two = (_size_with_classes(config, count) for count in (1, 2))
-    return {
-        "parameters": 2 * one[0] - two[0], "parameters_per_class": two[0] - one[0],
-        "flops": 2 * one[1] - two[1], "flops_per_class": two[1] - one[1], "kept": one[2],
-    }  # fmt: skip
-
-
-def _size_with_classes(config: TimmEncoderConfig, num_classes: int) -> tuple[int, float, int]:
-    """(parameters, operations, numbers kept) on the meta device, where nothing is computed."""
-    batch = 2  # a BatchNorm over a single number has no variance
-    network = build_timm_network(config, num_classes).to("meta").train()
-    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = tensor.numel()
-            alive.append(storage)
-        return tensor
-
-    alive: list = []
-    images = torch.randn(batch, config.channels, *config.input_size, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            out = network(images)
-        out.sum().backward()
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return parameters, counter.get_total_flops() / batch, sum(kept.values()) // batch
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    try:
-        size = measured_size(TimmEncoderConfig.model_validate_json(sys.stdin.read()))
-    except ValueError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    sys.stdout.write(json.dumps(size) + "\n")

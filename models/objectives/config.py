@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from models.encoders.config import EncoderConfig
 from models.encoders.size import encoder_macs, encoder_parameters, encoder_tokens
+from models.encoders.timm_config import TimmEncoderConfig
 from models.masked.decoder_config import DecoderConfig
 from models.masked.predictor_size import predictor_macs, predictor_parameters
 from models.schema import (
@@ -53,8 +54,8 @@ class _Objective(Config):
 
     reads_labels: ClassVar[bool] = False
     """Whether every sample must have a label, and whether there is an accuracy."""
-    learns_with_any_network: ClassVar[bool] = False
-    """Whether a network of timm that is no plain ViT can learn by it."""
+    other_networks: ClassVar[Literal["none", "swin", "any"]] = "none"
+    """Which networks of timm that are no plain ViT can learn by it."""
     shows_some_patches: ClassVar[bool] = False
     """Whether the encoder sees some patches of each image alone."""
     averages_teacher: ClassVar[bool] = False
@@ -76,7 +77,7 @@ class SupervisedConfig(_Objective):
     """Predict the label of an image by cross-entropy."""
 
     reads_labels: ClassVar[bool] = True
-    learns_with_any_network: ClassVar[bool] = True
+    other_networks: ClassVar[Literal["none", "swin", "any"]] = "any"
     kind: Literal["supervised"] = "supervised"
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """`softmax`: one class against all others. `sigmoid`: each class yes or no, summed over classes, as the ViT paper
@@ -193,17 +194,24 @@ class PatchColourConfig(_Objective):
 class SimMIMConfig(_Objective):
     """SimMIM (arXiv:2111.09886): mask tokens enter the encoder, and one linear layer predicts the hidden pixels."""
 
+    other_networks: ClassVar[Literal["none", "swin", "any"]] = "swin"
     kind: Literal["simmim"] = "simmim"
     mask_ratio: Annotated[float, Field(gt=0, lt=1), NOT_A_SWITCH] = 0.6
     """Share of the squares hidden from the encoder, rounded up to whole squares."""
     mask_size: Size = 32
-    """Side of a square that is hidden whole, pixels: a multiple of the patch, a divisor of the sides of the input."""
+    """Side of a square that is hidden whole, pixels: a multiple of the patch, of a Swin of what a token of its last
+    stage stands for, 32; a divisor of the sides of the input."""
 
-    def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
-        if self.mask_size % encoder.patch_size or any(side % self.mask_size for side in encoder.input_size):
+    def problem(self, encoder: EncoderConfig | TimmEncoderConfig, zero_stage: int) -> str | None:
+        if isinstance(encoder, TimmEncoderConfig):
+            cell = encoder.swin_cell_size
+            said = f"the {cell} pixels that are a side of a token of {encoder.name}'s last stage"
+        else:
+            cell, said = encoder.patch_size, f"encoder.patch_size {encoder.patch_size}"
+        if self.mask_size % cell or any(side % self.mask_size for side in encoder.input_size):
             return (
-                f"objective.mask_size {self.mask_size} must be a multiple of encoder.patch_size {encoder.patch_size} "
-                f"and a divisor of both sides of encoder.image_size {encoder.image_size}"
+                f"objective.mask_size {self.mask_size} must be a multiple of {said} and a divisor of both sides "
+                f"of encoder.image_size {encoder.image_size}"
             )
         rows, columns = (side // self.mask_size for side in encoder.input_size)
         if self.num_hidden(rows * columns) == rows * columns:

@@ -95,7 +95,7 @@ def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: s
     """Bytes kept for backward; with activation checkpointing the inputs of all blocks, and one block in backward."""
     size = 4 if precision == "fp32" else 2
     if isinstance(config.encoder, TimmEncoderConfig):  # recomputing saves some of it; how much, nobody has counted
-        return micro_batch_size * size * int(timm_size(config.encoder)["kept"])
+        return micro_batch_size * size * int(timm_size(config.encoder, config.objective)["kept"])
     objective = config.objective.size(config.encoder, num_classes=0)  # a head's scores are too few to count
     parts = objective.stacks
     of_block = ACTIVATIONS_PER_TOKEN * size // 2

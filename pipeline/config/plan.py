@@ -81,7 +81,7 @@ def count_parameters(
 ) -> int:  # fmt: skip
     """Parameters of the training module: encoder, and head or decoder. Of a network of timm's, another process says."""
     if isinstance(encoder, TimmEncoderConfig):
-        size = timm_size(encoder)
+        size = timm_size(encoder, objective)
         return int(size["parameters"] + num_classes * size["parameters_per_class"])
     return objective.size(encoder, num_classes).parameters
 
@@ -91,7 +91,7 @@ def training_flops(
 ) -> float:  # fmt: skip
     """Floating-point operations per training image: forward 1, backward 2; matrix products only, 2 per multiply-add."""
     if isinstance(encoder, TimmEncoderConfig):
-        size = timm_size(encoder)
+        size = timm_size(encoder, objective)
         return size["flops"] + num_classes * size["flops_per_class"]
     size = objective.size(encoder, num_classes)
     return 6.0 * size.macs + 2.0 * size.teacher_macs

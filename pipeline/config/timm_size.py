@@ -1,4 +1,6 @@
-"""How large a network of timm is, asked of a process that may load torch; once for each network. Itself torch-free."""
+"""How large an objective's module is with a network of timm, asked of a process that may load torch; once for each.
+
+Itself torch-free."""
 
 import json
 import subprocess
@@ -6,18 +8,20 @@ import sys
 from functools import lru_cache
 
 from models.encoders.timm_config import TimmEncoderConfig
+from models.objectives.config import ObjectiveConfig
 from pipeline.errors import InputError
 
 
-def timm_size(encoder: TimmEncoderConfig) -> dict[str, float]:
-    """See `models.timm_network.measured_size`; InputError where timm has no such network, or not with its arguments."""
-    return _asked(encoder.model_dump_json())
+def timm_size(encoder: TimmEncoderConfig, objective: ObjectiveConfig) -> dict[str, float]:
+    """See `models.measured_size`; InputError where timm has no such network, or not with its arguments."""
+    return _asked(encoder.model_dump_json(), objective.model_dump_json())
 
 
 @lru_cache
-def _asked(encoder: str) -> dict[str, float]:
+def _asked(encoder: str, objective: str) -> dict[str, float]:
+    asked = f'{{"encoder": {encoder}, "objective": {objective}}}'
     process = subprocess.run(
-        [sys.executable, "-m", "models.encoders.timm_network"], input=encoder, capture_output=True, text=True
+        [sys.executable, "-m", "models.measured_size"], input=asked, capture_output=True, text=True
     )
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["no word"])[-1]

@@ -143,17 +143,17 @@ class PretrainConfig(TrainingConfig):
     def _objective_can_train_the_encoder(self) -> "PretrainConfig":
         objective, encoder = self.objective, self.encoder
         if isinstance(encoder, TimmEncoderConfig):
-            if not objective.learns_with_any_network:
+            if objective.other_networks == "none" or (objective.other_networks == "swin" and not encoder.is_swin):
                 raise ValueError(
                     f"objective.kind {objective.kind} trains plain ViTs alone, and encoder.name {encoder.name} is "
-                    "another network; that learns with labels: objective.kind supervised"
+                    "another network; that learns with labels, objective.kind supervised, or, a Swin but swinv2_cr, by "
+                    "simmim"
                 )
-            return self
-        if not objective.reads_labels and encoder.representation:
+        elif not objective.reads_labels and encoder.representation:
             raise ValueError(
                 f"encoder.representation is a layer before the head, and {objective.kind} has none; turn it off"
             )
-        if objective.shows_some_patches and encoder.positions == "relative":
+        elif objective.shows_some_patches and encoder.positions == "relative":
             raise ValueError(
                 f"encoder.positions relative: a block's own biases are those of all patches, and {objective.kind} "
                 "shows the encoder some; take relative_shared"

@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective, checkpoint_activations
 from models.encoders.timm_config import TimmEncoderConfig, encoder_of_timm, read_encoder
-from models.encoders.timm_network import build_timm_network, head_names, layers_of, measured_size
+from models.encoders.timm_network import build_timm_network, head_names, layers_of
+from models.measured_size import measured_size
 from models.objectives.batch import Batch
 from models.objectives.config import SupervisedConfig
 from models.weights.loading import load_encoder_weights
@@ -59,7 +60,7 @@ def test_a_network_of_timms_makes_a_supervised_step(raw):
 @pytest.mark.parametrize("name", ["swin", "convnext", "coatnet"])
 def test_the_size_of_a_network_is_that_of_the_built_one(name):
     config, classes = read_encoder(BY_NAME[name]), 7
-    size, network = measured_size(config), build_timm_network(config, classes)
+    size, network = measured_size(config, SupervisedConfig()), build_timm_network(config, classes)
     assert size["parameters"] + classes * size["parameters_per_class"] == sum(p.numel() for p in network.parameters())
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(3, 3, *config.input_size)).sum().backward()
@@ -69,7 +70,7 @@ def test_the_size_of_a_network_is_that_of_the_built_one(name):
 
 def test_a_plan_is_told_the_size_by_another_process_and_what_timm_does_not_have():
     config = read_encoder(BY_NAME["convnext"])
-    size = measured_size(config)
+    size = measured_size(config, SupervisedConfig())
     assert count_parameters(config, SupervisedConfig(), 3) == size["parameters"] + 3 * size["parameters_per_class"]
     assert training_flops(config, SupervisedConfig(), 3) == size["flops"] + 3 * size["flops_per_class"]
     with pytest.raises(InputError, match="timm has no such network; near: .*convnext_atto"):

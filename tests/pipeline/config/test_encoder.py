@@ -38,6 +38,17 @@ def test_a_wrong_encoder_is_one_line(settings, line):
             {"name": "timm:swin_tiny_patch4_window7_224"},
             "mae trains plain ViTs alone, and encoder.name timm:",
         ),
+        (
+            "simmim",
+            {"name": "timm:convnext_tiny"},
+            "another network; that learns with labels, objective.kind supervised, or, a Swin but swinv2_cr, by simmim",
+        ),
+        ("simmim", {"name": "timm:swinv2_cr_tiny_224"}, "simmim hides patches of a plain ViT"),
+        (
+            "simmim",
+            {"name": "timm:swin_tiny_patch4_window7_224"},
+            "objective.mask_size 8 must be a multiple of the 32 pixels that are a side of a token of timm:swin_tiny",
+        ),
         ("mae", {"name": "vit_s16", "representation": True}, "encoder.representation is a layer before the head"),
         ("mae", {"name": "vit_s16", "positions": "relative"}, "take relative_shared"),
         ("supervised", {"name": "timm:cvt_13"}, "timm has no CvT; the nearest"),
