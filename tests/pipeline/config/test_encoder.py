@@ -43,7 +43,7 @@ def test_a_wrong_encoder_is_one_line(settings, line):
             {"name": "timm:convnext_tiny"},
             "another network; that learns with labels, objective.kind supervised, or, a Swin but swinv2_cr, by simmim",
         ),
-        ("simmim", {"name": "timm:swinv2_cr_tiny_224"}, "simmim hides patches of a plain ViT"),
+        ("simmim", {"name": "timm:swinv2_cr_tiny_224"}, "objective.kind simmim trains plain ViTs alone"),
         (
             "simmim",
             {"name": "timm:swin_tiny_patch4_window7_224"},
