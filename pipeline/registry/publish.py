@@ -35,7 +35,8 @@ def register(me: Rank) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "hf"
         export_timm_directory(model, source, directory, evaluations)
-        version = _log_and_register(config, source, directory, evaluations, Path(plan["home"]))
+        width = model.num_classes or model.num_features  # scores, or pooled features
+        version = _log_and_register(config, source, width, directory, evaluations, Path(plan["home"]))
     summary = _tag_and_promote(config, source, version, gate)
     write_json(me.run.result_file, {"format_version": 1, "stage": "register"} | summary)
 
@@ -61,7 +62,7 @@ def _evaluations(config: RegisterConfig, source: ModelSource) -> tuple[dict[str,
 
 
 def _log_and_register(
-    config: RegisterConfig, source: ModelSource, directory: Path, evaluations: dict[str, float], home: Path
+    config: RegisterConfig, source: ModelSource, width: int, directory: Path, evaluations: dict[str, float], home: Path
 ) -> Any:
     # MLflow would otherwise pin every package of a surrounding project, and try a pip install to check them.
     os.environ |= {
@@ -77,7 +78,6 @@ def _log_and_register(
 
     mlflow.set_tracking_uri(config.tracking_uri)
     client = mlflow.MlflowClient()
-    width = source.num_classes or source.encoder["embed_dim"]  # only a plain ViT has no head
     run_id = _run_of(client, config, source, home)
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(

@@ -104,6 +104,20 @@ def test_a_network_that_is_no_plain_vit_is_exported_and_located_and_gives_what_i
     )
 
 
+def test_a_swin_without_a_head_is_exported_and_gives_pooled_features(tmp_path):
+    arguments = {"window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
+    config = read_encoder({"name": "timm:swin_tiny_patch4_window7_224", "image_size": 32, "arguments": arguments})
+    source = ModelSource("x", "checkpoint", "x", encoder=config.model_dump(), num_classes=0, mean=(0.1, 0.2, 0.3),
+                         std=(0.5, 0.5, 0.5), objective="simmim")  # fmt: skip
+    model, images = build_network(config).eval(), torch.randn(2, 3, 32, 32)
+    export_timm_directory(model, source, tmp_path / "hf", {})
+    located = locate_model(str(tmp_path / "hf"), tracking_uri="", home=tmp_path)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True).eval()
+    assert theirs(images).shape == (2, theirs.num_features) == (2, 32)
+    for other in (theirs, load_model(located)):
+        assert torch.equal(other(images), model(images))
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"reg_tokens": 2, "act_layer": "gelu_tanh"}, {"no_embed_class": True}], ids=str
 )
