@@ -95,7 +95,7 @@ def test_a_teacher_of_other_classes_or_channels_or_without_a_head_is_refused(tmp
     grey = exported(tmp_path / "grey", ("a", "b"), channels=1)
     with pytest.raises(InputError, match="sees images of 1 channels, and encoder.channels is 3"):
         student(tmp_path, pictures, grey)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="objective.teacher: MODEL `.*nowhere` does not exist"):
         student(tmp_path, pictures, "nowhere")
 
 
