@@ -90,7 +90,8 @@ def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSourc
         return _of_timm_directory(reference, path)
     if path.exists():
         raise InputError(f"MODEL `{reference}`: neither a run, a checkpoint, a timm directory nor a weights file")
-    hint = near_matches(Path(reference).name, [path.parent.name for path in (home / "runs").glob("*/checkpoints")])
+    models = {path.parent.parent.name for path in (home / "runs").glob("*/checkpoints/step-*")}
+    hint = near_matches(Path(reference).name, models)
     raise InputError(f"MODEL `{reference}` does not exist{'; ' + hint if hint else ''}")
 
 
