@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.profiles import load_profile
-from flows.requests.named import dataset, named_model
+from flows.requests.named import dataset, described_model
 from flows.requests.stage import write_stage
 from pipeline.config.recipe import (
     apply_overrides,
@@ -29,13 +29,8 @@ def evaluation_run(
     index = dataset(data, home)
     if index is None:
         raise InputError("no data: name a dataset directory with --data")
-    sources = {name: named_model(reference, home) for name, reference in models.items()}
-    for name, source in sources.items():
-        if source.encoder is None:
-            raise InputError(
-                f"MODEL `{models[name]}`: weights alone do not say which encoder they fit; "
-                "evaluate a run or a registered model"
-            )
+    instead = "evaluate a run or a registered model"
+    sources = {name: described_model(reference, home, instead=instead) for name, reference in models.items()}
     with_head = all(source.num_classes for source in sources.values())
     chosen_protocols = list(protocols) or [p for p in PROTOCOLS if with_head or p != "classify-v1"]
     for protocol in chosen_protocols:

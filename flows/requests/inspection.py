@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flows.home import tracking_uri
 from flows.profiles import load_profile
+from flows.requests.named import described_model
 from flows.requests.stage import write_stage
 from pipeline.config.recipe import (
     apply_overrides,
@@ -15,7 +16,7 @@ from pipeline.config.recipe import (
 from pipeline.config.stages import InspectConfig
 from pipeline.errors import InputError
 from pipeline.inspection.sources import absolute, dataset_of, image_files, require_destination, spread
-from pipeline.registry.locate import ModelSource, locate_model, undrawable
+from pipeline.registry.locate import ModelSource, undrawable
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
 
@@ -26,13 +27,9 @@ def inspection_run(
     """Pictures of what a model learned, on disk and ready to submit; always on this machine, in one process."""
     of_stage, of_profile = split_profile_overrides(overrides)
     chosen, placement = load_profile("local", of_profile)
-    source = locate_model(model, tracking_uri=tracking_uri(home), home=home)
-    if source.encoder is None:
-        raise InputError(f"MODEL `{model}`: weights alone do not say which encoder they fit; inspect a run")
+    source = described_model(model, home, instead="inspect a run")
     if reason := undrawable(source):
         raise InputError(f"MODEL `{model}`: {reason}")
-    if source.mean is None or source.std is None:
-        raise InputError(f"MODEL `{model}`: it does not say how its images were normalised; inspect its run")
     raw = {
         "model": source.reference, "source": [absolute(path) for path in images], "destination": absolute(destination),
         "tracking_uri": tracking_uri(home),

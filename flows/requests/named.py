@@ -66,3 +66,14 @@ def built_in_dataset(home: Path) -> DatasetIndex:
 def named_model(reference: str | None, home: Path) -> ModelSource | None:
     """The located MODEL; None where none is named."""
     return None if reference is None else locate_model(reference, tracking_uri=tracking_uri(home), home=home)
+
+
+def described_model(reference: str, home: Path, *, instead: str) -> ModelSource:
+    """The located MODEL; InputError, ending in what to do `instead`, where it does not say what network it is and how
+    its images were normalised."""
+    source = locate_model(reference, tracking_uri=tracking_uri(home), home=home)
+    if source.encoder is None:
+        raise InputError(f"MODEL `{reference}`: weights alone do not say which encoder they fit; {instead}")
+    if source.mean is None or source.std is None:
+        raise InputError(f"MODEL `{reference}`: it does not say how its images were normalised; {instead}")
+    return source

@@ -5,22 +5,21 @@ from pathlib import Path
 
 from flows.home import tracking_uri
 from flows.profiles import load_profile
+from flows.requests.named import described_model
 from flows.requests.stage import write_stage
 from pipeline.config.recipe import (
     validate,
 )
 from pipeline.config.stages import RegisterConfig
 from pipeline.errors import InputError
-from pipeline.registry.locate import ModelSource, locate_model, require_tracking_server, unregistrable
+from pipeline.registry.locate import ModelSource, require_tracking_server, unregistrable
 from pipeline.run_directory import RunDirectory
 
 
 def registration_run(model: str, name: str, *, home: Path, evaluations: Sequence[str] = ()) -> RunDirectory:
     """A registration, on disk and ready to submit; always on this machine, in one process."""
     chosen, placement = load_profile("local")
-    source = locate_model(model, tracking_uri=tracking_uri(home), home=home)
-    if source.encoder is None:
-        raise InputError(f"MODEL `{model}`: weights alone do not say which encoder they fit; register a run")
+    source = described_model(model, home, instead="register a run")
     if source.kind in ("timm", "hf", "npz"):
         raise InputError(f"MODEL `{model}`: only what was trained here is registered, a run or a checkpoint")
     if reason := unregistrable(source):

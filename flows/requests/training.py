@@ -35,6 +35,7 @@ from pipeline.preparation.rehearsal import (
 )
 from pipeline.preparation.training import PreparedRun, prepare_training
 from pipeline.preparation.write import is_same_profile, run_path, write_run
+from pipeline.registry.locate import ModelSource
 from pipeline.run_directory import RunDirectory
 
 Rehearse = Literal["auto", "always", "never"]
@@ -117,7 +118,7 @@ def prepared_training(
     rehearse: Rehearse, model: str | None,
 ) -> PreparedRun:  # fmt: skip
     source = named_model(_model_reference(stage, recipe, overrides, model), home)
-    teacher = named_model(_teacher_reference(recipe, overrides), home)
+    teacher = _named_teacher(recipe, overrides, home)
     sources = training_sources(data, home)
     built_in = sources is None
     if built_in and rehearse == "never":
@@ -146,6 +147,14 @@ def _model_reference(stage: str, recipe: str, overrides: Sequence[str], model: s
     if stage == "finetune" and reference is None:
         raise InputError(f"{recipe}: which model? Name it, for example --set initialise_from=RUN")
     return reference
+
+
+def _named_teacher(recipe: str, overrides: Sequence[str], home: Path) -> ModelSource | None:
+    """The located MODEL that the run learns from; None where its objective is no distillation."""
+    try:
+        return named_model(_teacher_reference(recipe, overrides), home)
+    except InputError as error:
+        raise InputError(*(f"objective.teacher: {problem}" for problem in error.problems)) from None
 
 
 def _teacher_reference(recipe: str, overrides: Sequence[str]) -> str | None:

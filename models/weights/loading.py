@@ -4,6 +4,7 @@ Weights are loaded before the engine takes the module: ZeRO-3 leaves empty tenso
 loading into those is refused.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -57,9 +58,9 @@ def load_encoder_weights(
     """Copy what fits, of timm's layout or one of `layouts`; resize positions and the channels of the patch embedding;
     leave the head alone unless `head`.
 
-    `grid` is the source's (rows, columns) of patches, needed only where they are not a square. Raises WeightsError
-    where a tensor has another shape for another reason, where timm does not express the network, or where no block was
-    found.
+    `grid` is the source's (rows, columns) of patches, needed only where they are not a square behind its own tokens.
+    Raises WeightsError where a tensor has another shape for another reason, where timm does not express the network, or
+    where no block was found.
     """
     wanted = dict(encoder.state_dict())
     if any(parameter.numel() == 0 for parameter in encoder.parameters()):
@@ -71,6 +72,7 @@ def load_encoder_weights(
     prefix = _best_prefix(weights, wanted)
     inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     source = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)} | inside
+    grid = grid or _square_grid(source)
     done: dict[str, list[str]] = {"loaded": [], "resized": [], "missing": []}
     notes, of_head = _differing_eps(encoder, layout), HEAD | head_names(encoder)
     for name, target in wanted.items():
@@ -91,6 +93,15 @@ def load_encoder_weights(
     return LoadReport(
         **of_encoder, unexpected=tuple(sorted(unexpected)), left_out=tuple(sorted(left_out)), notes=tuple(notes)
     )
+
+
+def _square_grid(source: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """The (rows, columns) that a table of positions is of, where a square is left behind the source's own tokens."""
+    if (table := source.get("pos_embed")) is None or table.ndim != 3:
+        return None
+    tokens = sum(source[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in source)
+    side = math.isqrt(max(0, table.shape[1] - tokens))
+    return (side, side) if side and side * side == table.shape[1] - tokens else None
 
 
 def _copy(name: str, found: Tensor, target: Tensor, encoder: nn.Module, grid: tuple[int, int] | None) -> str | None:

@@ -183,8 +183,9 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
     if config.augmentation.region_decode:
         require_turbojpeg()
     require_packages(config.writers)
+    of_model = model if model and len(model.mean or ()) == config.encoder.channels else None  # of others: none
     mean, std = (
-        getattr(data, what) or (getattr(model, what) if model else None) or sources.pixel_statistics(what)
+        getattr(data, what) or getattr(of_model, what, None) or sources.pixel_statistics(what)
         for what in ("mean", "std")
     )
     crop, crop_mode = data.evaluation_crop, data.evaluation_crop_mode

@@ -90,9 +90,9 @@ def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSourc
         return _of_timm_directory(reference, path)
     if path.exists():
         raise InputError(f"MODEL `{reference}`: neither a run, a checkpoint, a timm directory nor a weights file")
-    runs = [entry.name for entry in (home / "runs").glob("*")] if (home / "runs").is_dir() else []
-    hint = near_matches(Path(reference).name, runs)
-    raise InputError(f"MODEL `{reference}` does not exist{'; runs: ' + hint if hint else ''}")
+    models = {path.parent.parent.name for path in (home / "runs").glob("*/checkpoints/step-*")}
+    hint = near_matches(Path(reference).name, models)
+    raise InputError(f"MODEL `{reference}` does not exist{'; ' + hint if hint else ''}")
 
 
 def _of_run(reference: str, run: RunDirectory) -> ModelSource:
@@ -141,7 +141,7 @@ def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
         return _of_checkpoint(reference, run, Checkpoint(path, manifest))
     return ModelSource(
         reference, "checkpoint", str(path), encoder=manifest["encoder"], objective=manifest["objective"]["kind"],
-        num_classes=manifest["num_classes"] if manifest["objective"]["kind"] == "supervised" else 0,
+        num_classes=manifest["num_classes"],
         lineage={"data_fingerprint": manifest["data_fingerprint"], "step": manifest["step"]},
     )  # fmt: skip
 

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.requests.evaluation import evaluation_run
 from flows.requests.inspection import inspection_run
+from flows.requests.registration import registration_run
 from models.encoders.config import EncoderConfig
 from models.encoders.vit import build_encoder
+from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
+from pipeline.ingestion.build import ingest
 from pipeline.inspection.images import covered_pixels, file_samples, read_mask
 from pipeline.inspection.pictures import WORDS, inspect
 from pipeline.inspection.sources import image_files, spread
@@ -111,6 +115,23 @@ def test_a_network_that_is_no_plain_vit_is_refused_by_its_name(photos, tmp_path,
     })  # fmt: skip
     with pytest.raises(InputError, match="plain ViT's patches and their attention, and its network is timm:resnet10t"):
         request(tmp_path / "network", [photos], tmp_path / "new", home)
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize("request_of", [
+    lambda model, photos, home: request(model, [photos], home / "new", home),
+    lambda model, photos, home: registration_run(model, "name", home=home),
+    lambda model, photos, home: evaluation_run(
+        {"it": model}, data=str(home / "data"), protocols=(), profile="local", overrides=(), run_dir=None, home=home
+    ),
+], ids=["inspect", "register", "evaluate"])  # fmt: skip
+def test_a_model_that_does_not_say_how_its_images_were_normalised_is_refused(request_of, photos, tmp_path, home):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network/model.safetensors").touch()
+    write_json(tmp_path / "network/config.json", {"architecture": "vit_tiny_patch16_224", "num_classes": 2})
+    ingest(str(photos), home / "data", IngestConfig())
+    with pytest.raises(InputError, match="does not say how its images were normalised; "):
+        request_of(str(tmp_path / "network"), photos, home)
     assert not (home / "runs").exists()
 
 

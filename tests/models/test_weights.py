@@ -106,6 +106,17 @@ def test_positions_behind_other_tokens_keep_those_of_the_patches(old_prefix):
     assert "pos_embed" in report.resized and f"behind 2 tokens, not {count}" in str(report)
 
 
+@pytest.mark.parametrize("tokens", [{"register_tokens": 2}, {"distillation_token": True}], ids=str)
+@pytest.mark.parametrize("image_size", [16, [8, 32]])
+def test_weights_alone_say_by_their_tokens_where_the_positions_of_patches_begin(tokens, image_size):
+    source = weights_of(**tokens)
+    encoder, report = loaded(source, image_size=image_size)
+    count, grid = EncoderConfig(**SQUARE | tokens).num_prefix_tokens, encoder.patch_embed.grid_size
+    assert torch.equal(encoder.pos_embed[:, :1], source["pos_embed"][:, :1]) and "pos_embed" in report.resized
+    expected = resample_abs_pos_embed(source["pos_embed"][:, count:], list(grid), num_prefix_tokens=0)
+    assert torch.allclose(encoder.pos_embed[:, 1:], expected, atol=1e-6)
+
+
 def test_learned_axes_and_relative_biases_are_interpolated():
     source = weights_of(positions="learned2d")
     encoder, report = loaded(source, positions="learned2d", image_size=[16, 24])

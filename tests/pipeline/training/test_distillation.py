@@ -16,6 +16,7 @@ from pipeline.registry.export import export_timm_directory
 from pipeline.registry.locate import ModelSource, locate_model
 from pipeline.registry.weights import load_model, load_teacher
 from pipeline.run_directory import RunDirectory
+from pipeline.shards.index import read_index
 from pipeline.training.loop import initial_module
 from tests.pipeline.pictures import small_dataset
 from tests.pipeline.training.runs import new_run, train_until
@@ -95,7 +96,7 @@ def test_a_teacher_of_other_classes_or_channels_or_without_a_head_is_refused(tmp
     grey = exported(tmp_path / "grey", ("a", "b"), channels=1)
     with pytest.raises(InputError, match="sees images of 1 channels, and encoder.channels is 3"):
         student(tmp_path, pictures, grey)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="objective.teacher: MODEL `.*nowhere` does not exist"):
         student(tmp_path, pictures, "nowhere")
 
 
@@ -108,15 +109,26 @@ def test_an_encoder_with_a_distillation_token_is_registered_as_timm_has_it_and_l
     assert load_teacher(located(directory, tmp_path), **STUDENT).num_classes == 2
 
 
+def fine_tuning(folder, pictures, model: str, *settings: str) -> RunDirectory:
+    return training_run(
+        "finetune", "finetune_vit", data=str(pictures.directory), profile="local", model=model,
+        overrides=["steps=3", "global_batch_size=6", "micro_batch_size=6", "profile.ranks_per_node=1", *settings],
+        run_dir=str(folder), home=folder.parent,
+    )  # fmt: skip
+
+
+def test_images_of_other_channels_than_the_models_are_normalised_by_their_own_statistics(tmp_path, pictures):
+    model = exported(tmp_path / "grey", ("a", "b"), channels=1)
+    data = read_run_config(fine_tuning(tmp_path / "run", pictures, model, "encoder.channels=3").path).data
+    own = read_index(pictures.directory).statistics
+    assert (data.mean, data.std) == (own.mean, own.std)
+
+
 def test_a_distilled_model_is_fine_tuned_by_both_its_tokens_whatever_the_recipe_pools(tmp_path, pictures):
     directory = exported(tmp_path / "distilled", ("a", "b"), distillation_token=True)
-    settings = ["steps=3", "global_batch_size=6", "micro_batch_size=6", "profile.ranks_per_node=1"]
 
     def fine_tuned(number: int, *more: str) -> EncoderConfig:
-        run = training_run(
-            "finetune", "finetune_vit", data=str(pictures.directory), profile="local", overrides=[*settings, *more],
-            run_dir=str(tmp_path / f"run-{number}"), home=tmp_path, model=directory,
-        )  # fmt: skip
+        run = fine_tuning(tmp_path / f"run-{number}", pictures, directory, *more)
         return read_run_config(run.path).encoder
 
     encoder = fine_tuned(1)
