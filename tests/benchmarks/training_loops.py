@@ -59,6 +59,10 @@ def raw_batch() -> RawBatch:
     return RawBatch(images, labels, torch.arange(BATCH_SIZE), [str(number) for number in range(BATCH_SIZE)], [])
 
 
+class NoMoreTurns(Exception):
+    """Nobody asks for another; the loop ends as by any exception, what it has to tell told."""
+
+
 class Turns:
     """Batches without end; between turns it answers what the last one cost and waits for the next.
 
@@ -93,7 +97,7 @@ class Turns:
                 self.answers, images=steps * BATCH_SIZE, cpu_seconds=time.process_time() - cpu,
                 wall_seconds=time.perf_counter() - wall, bare_cpu_seconds=bare,
             )  # fmt: skip
-        os._exit(0)  # the loop around this would go on for ever
+        raise NoMoreTurns  # the loop around this would go on for ever
 
 
 def plain_step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Batch], None]:
@@ -211,6 +215,8 @@ def serve(name: str, workspace: Path) -> None:
     loop, _, stage = name.partition("-")
     try:
         globals()[loop](Turns(answers), workspace, int(stage))
+    except NoMoreTurns:
+        os._exit(0)
     except Exception as error:
         answer(answers, error=" ".join(f"{type(error).__name__}: {error}".split())[:200])
         raise
