@@ -17,7 +17,8 @@ import pytest
 import webdataset as wds
 import yaml
 
-from flows import profiles, requests
+from flows import profiles
+from flows.requests.training import prepared_training
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import EXIT_FAILED, EXIT_FAULT, InputError
 from pipeline.ingestion.build import ingest
@@ -223,7 +224,7 @@ def test_foreign_tars_train_where_they_lie(tmp_path):
             writer.write({"__key__": f"sub/{number:05d}", "jpg": encoded(picture(number)), "cls": str(number % 3)})
     ingest(str(tars / "foreign-*.tar"), tmp_path / "adopted", IngestConfig(split_fractions={"train": 1.0}))
     assert not list((tmp_path / "adopted").glob("*.tar"))
-    prepared = requests.prepared_training(
+    prepared = prepared_training(
         "pretrain", "pretrain_mae_debug", data=str(tmp_path / "adopted"), placement=profiles.load_profile("local")[1],
         overrides=["data.window_shards=2"], home=tmp_path, rehearse="never", model=None,
     )  # fmt: skip

@@ -8,9 +8,10 @@ from functools import partial
 import pytest
 
 from cluster.local import LocalLauncher
-from flows import profiles, requests
+from flows import profiles
 from flows.control.following import conclude
 from flows.control.submission import submit
+from flows.requests.training import sequence_run
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED
 from pipeline.preparation.resume import change_run
 from tests.pipeline.training.runs import STEPS, new_run
@@ -80,7 +81,7 @@ def test_a_stop_of_one_rank_before_the_first_step_stops_all_before_it(phase, pic
 
 def test_a_sequence_stops_in_the_run_it_makes_and_goes_on_with_it(pictures, tmp_path):
     runs = [new_run(tmp_path / name, str(pictures), "steps=6") for name in ("one", "two")]
-    sequence = requests.sequence_run(runs, profile="local", overrides=["profile.ranks_per_node=2"], home=tmp_path)
+    sequence = sequence_run(runs, profile="local", overrides=["profile.ranks_per_node=2"], home=tmp_path)
     assert supervise(sequence, Fault(1, "forward", 3, partial(signal_rank, signal.SIGTERM)))[0] == EXIT_STOPPED
     assert 4 <= runs[0].newest_checkpoint().step < 6 and not runs[1].attempts.exists()
     assert supervise(sequence)[0] == EXIT_DONE
