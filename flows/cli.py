@@ -123,13 +123,13 @@ def sweep(
 
 @app.command
 def evaluate(
-    model: str, *, data: str | None = None, protocol: Protocols = [],
+    model: str, *, data: str | None = None, protocol: Protocols = [], suite: str | None = None,
     profile: str = "local", set: Set = [], run_dir: str | None = None, dir: Dir = None,
 ) -> int:  # fmt: skip
-    """Score a MODEL on a labelled dataset under named protocols."""
+    """Score a MODEL on a labelled dataset under named protocols, or on all that a suite file names."""
     from flows.command_line.commands import evaluate_command
 
-    return evaluate_command(model, data, protocol, profile, set, run_dir, dir, say)
+    return evaluate_command(model, data, protocol, suite, profile, set, run_dir, dir, say)
 
 
 @app.command

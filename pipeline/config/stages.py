@@ -2,35 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from models.schema import Config, Fraction, Size, Text
+from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.recipe import read_yaml, validate
 from pipeline.config.training import FinetuneConfig, PretrainConfig
 from pipeline.errors import InputError
-
-Protocol = Literal["classify-v1", "knn-20-v1", "linear-cached-v1"]
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
-
-
-class EvaluateConfig(Config):
-    """Evaluation of one or more models on a dataset under named protocols."""
-
-    stage: Literal["evaluate"] = "evaluate"
-    models: Annotated[dict[Text, Text], Field(min_length=1)]
-    """MODELs by the name they get in the table."""
-    data: Text
-    """The dataset directory, absolute."""
-    dataset: Text
-    """The dataset's name in the metrics."""
-    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
-    """What is measured; see pipeline/evaluation/protocols."""
-    split: Text = "test"
-    """The split that is scored; features of `train` are what k-NN and linear probes learn from."""
-    batch_size: Size = 64
-    """Images per rank per forward."""
 
 
 class RegisterConfig(Config):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.encoders.config import EncoderConfig
 from pipeline.errors import DataError, InputError
-from pipeline.evaluation.features import unit_view
+from pipeline.evaluation.single_images import normalised_views
 from pipeline.ingestion.images import decode_image, image_size, prepare_image
 from pipeline.inspection.sources import spread
 from pipeline.registry.locate import ModelSource
@@ -51,11 +51,9 @@ def _kept(channels: int) -> str:
 def model_views(samples: Sequence[Sample], source: ModelSource) -> Tensor:
     """(B, C, H, W) float32, normalised as the model's training did. InputError names what has other channels."""
     try:
-        views = torch.stack([unit_view(sample, source) for sample in samples]).permute(0, 3, 1, 2)
+        return normalised_views(samples, source)
     except DataError as error:
         raise InputError(f"IMAGES: {error}") from None
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (source.mean, source.std))
-    return (views - mean) / std
 
 
 def read_mask(path: str) -> Image.Image:

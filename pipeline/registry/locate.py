@@ -1,14 +1,16 @@
 """What a MODEL reference stands for, found without torch: where its weights are and what network they fit.
 
 MODEL is one of: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a run directory, a checkpoint directory, a
-`.safetensors`/`.pth` file, Google's `.npz`, `timm:NAME`, `hf:DIR` (as transformers writes it), or a directory in timm's
-own layout (config.json + model.safetensors).
+`.safetensors`/`.pth` file, Google's `.npz`, `timm:NAME`, `hf:DIR` (as transformers writes it), a directory in timm's
+own layout (config.json + model.safetensors), or `random:MODEL`, the same network with weights that learned nothing:
+what a pretrained model is held against.
 """
 
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -21,6 +23,7 @@ from pipeline.errors import InputError, near_matches
 from pipeline.registry.foreign import google_facts, hugging_face_facts, layout_settings
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
+RANDOM = "random:"
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -29,7 +32,7 @@ class ModelSource:
     """A located model. `encoder` is None where the weights do not say what network they fit."""
 
     reference: str
-    kind: str  # checkpoint | timm_directory | file | timm | hf | npz
+    kind: str  # checkpoint | timm_directory | file | timm | hf | npz | random
     path: str
     encoder: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # of an encoder, which the layout of bare weights says
@@ -71,6 +74,8 @@ def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSourc
         return _registered(reference, tracking_uri)
     if reference.startswith("timm:"):
         return ModelSource(reference, "timm", reference.removeprefix("timm:"))
+    if reference.startswith(RANDOM):
+        return _random_weights(reference, tracking_uri=tracking_uri, home=home)
     path = Path(reference.removeprefix("hf:")).expanduser()
     if not path.exists() and (home / "runs" / reference).is_dir():
         path = home / "runs" / reference
@@ -93,6 +98,17 @@ def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSourc
     models = {path.parent.parent.name for path in (home / "runs").glob("*/checkpoints/step-*")}
     hint = near_matches(Path(reference).name, models)
     raise InputError(f"MODEL `{reference}` does not exist{'; ' + hint if hint else ''}")
+
+
+def _random_weights(reference: str, *, tracking_uri: str, home: Path) -> ModelSource:
+    """The network of another model, without its head, its weights and its past."""
+    same = locate_model(reference.removeprefix(RANDOM), tracking_uri=tracking_uri, home=home)
+    if same.encoder is None:
+        raise InputError(f"MODEL `{reference}`: weights alone do not say which network they fit; name a run")
+    return replace(
+        same, reference=RANDOM + same.reference, kind="random", path="", num_classes=0, classes=(), objective=None,
+        lineage={},
+    )  # fmt: skip
 
 
 def _of_run(reference: str, run: RunDirectory) -> ModelSource:
@@ -185,6 +201,19 @@ def unregistrable(source: ModelSource) -> str | None:
     """Why a located model cannot be registered, which needs timm alone to load; None where it can."""
     encoder = read_encoder(source.encoder)
     return inexpressible(encoder) if isinstance(encoder, EncoderConfig) else None
+
+
+def unknown_classes(source: ModelSource, classes: Sequence[str] | None) -> str | None:
+    """Which of a dataset's classes a model's head does not know; None where it knows all."""
+    theirs = set(source.classes)
+    missing = [name for name in classes or () if name not in theirs]
+    if not missing:
+        return None
+    said, known = (
+        f"{len(names):,} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        for names in (missing, list(source.classes))
+    )
+    return f"its head does not know {said} of the dataset's {len(classes):,} classes; it knows {known}"
 
 
 def undrawable(source: ModelSource) -> str | None:

@@ -1,0 +1,72 @@
+"""From the rows of a split to the scores of one protocol: the only place where a protocol's name becomes a function."""
+
+import warnings
+from typing import assert_never
+
+from torch import Tensor
+
+from pipeline.config.evaluation import EvaluateConfig
+from pipeline.errors import InputError
+from pipeline.evaluation.calibration import calibration_scores
+from pipeline.evaluation.features import SplitFeatures
+from pipeline.evaluation.frozen.few_shot import few_shot_scores
+from pipeline.evaluation.frozen.knn import knn_scores
+from pipeline.evaluation.frozen.linear import linear_scores
+from pipeline.evaluation.frozen.retrieval import retrieval_values
+from pipeline.evaluation.scores import Scored, classified, mean_of
+from pipeline.registry.locate import ModelSource, unknown_classes
+from pipeline.shards.index import DatasetIndex
+
+
+def scored_by_head(
+    protocol: str, source: ModelSource, rows: SplitFeatures, index: DatasetIndex, config: EvaluateConfig,
+    selection: SplitFeatures | None,
+) -> Scored:  # fmt: skip
+    """The scores of a model's own head. `selection`: the rows of the split that a temperature is fitted on."""
+    logits = head_of(source, rows, index)
+    match protocol:
+        case "classify-v1":
+            return classified(logits, rows.labels, bootstrap_samples=config.bootstrap_samples)
+        case "calibration-v1":
+            fitted_on = (head_of(source, selection, index), selection.labels) if selection else None
+            return Scored(calibration_scores(logits, rows.labels, fitted_on))
+        case _:
+            assert_never(protocol)
+
+
+def scored_by_features(
+    protocol: str, train: SplitFeatures, rows: SplitFeatures, index: DatasetIndex, config: EvaluateConfig
+) -> Scored:
+    """The scores of what is fitted to frozen features of the train split."""
+    fitted = train.features, train.labels
+    match protocol:
+        case "knn-20-v1":
+            scores = knn_scores(*fitted, rows.features, index.num_classes)
+        case "linear-cached-v1":
+            with warnings.catch_warnings():  # an unconverged probe in the sweep is scored like any other
+                warnings.simplefilter("ignore")
+                scores = linear_scores(*fitted, rows.features, index.num_classes)
+        case "fewshot-lsr-v1":
+            return Scored(few_shot_scores(*fitted, rows.features, rows.labels, index.num_classes))
+        case "retrieval-v1":
+            values = retrieval_values(*fitted, rows.features, rows.labels)
+            parts = [mean_of(name, value, bootstrap_samples=config.bootstrap_samples) for name, value in values.items()]
+            metrics = {name: value for part in parts for name, value in part.metrics.items()}
+            intervals = {name: value for part in parts for name, value in part.intervals.items()}
+            return Scored(metrics | {"count": float(len(rows.labels))}, intervals)
+        case _:
+            assert_never(protocol)
+    return classified(scores, rows.labels, bootstrap_samples=config.bootstrap_samples)
+
+
+def head_of(source: ModelSource, rows: SplitFeatures, index: DatasetIndex) -> Tensor:
+    """(S, V) logits of the dataset's classes, by their names; a model may know more classes than the dataset has.
+
+    InputError where it does not know all.
+    """
+    if not source.classes and source.num_classes == index.num_classes:
+        return rows.logits  # a head without names: the numbers are taken for the same
+    if reason := unknown_classes(source, index.classes):
+        raise InputError(f"MODEL `{source.reference}`: {reason}")
+    places = {name: place for place, name in enumerate(source.classes)}
+    return rows.logits[:, [places[name] for name in index.classes]]
