@@ -39,7 +39,7 @@ def weights_hash(model: nn.Module) -> str:
     """XXH3 over names and values of all tensors."""
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name)
+        digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 

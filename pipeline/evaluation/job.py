@@ -99,20 +99,25 @@ class Evaluation:
             rows[TRAIN] = self._features(network, source, index, TRAIN)
         for split in splits:
             rows[split] = rows.get(split) or self._features(network, source, index, split)
-        for split in splits:
-            for name, kind in protocols.items():
-                self.me.phase = f"evaluate {model}: {name} on {dataset}"
-                if kind == "corruptions-v1":
-                    scored = self._robustness(network, source, index, split, rows[split])
-                elif not self.me.is_first:
-                    continue
-                elif NEEDS[kind].features:
-                    scored = scored_by_features(kind, rows[TRAIN], rows[split], index, self.config)
-                else:
-                    other = rows.get(SELECTION) if split != SELECTION else None
-                    scored = scored_by_head(kind, source, rows[split], index, self.config, other)
-                if self.me.is_first:
-                    self._take(model, dataset, split, name, scored)
+        for name, kind in protocols.items():
+            self.me.phase = f"evaluate {model}: {name} on {dataset}"
+            if kind == "corruptions-v1":
+                scored = [self._robustness(network, source, index, split, rows[split]) for split in splits]
+            elif not self.me.is_first:
+                continue
+            elif NEEDS[kind].features:
+                scored = scored_by_features(kind, rows[TRAIN], [rows[split] for split in splits], index, self.config)
+            else:
+                selection = rows.get(SELECTION)
+                scored = [
+                    scored_by_head(
+                        kind, source, rows[split], index, self.config, None if split == SELECTION else selection
+                    )
+                    for split in splits
+                ]
+            if self.me.is_first:
+                for split, one in zip(splits, scored, strict=True):
+                    self._take(model, dataset, split, name, one)
 
     def _network(self, source: ModelSource) -> nn.Module:
         if self.loaded is None or self.loaded[0] != source.reference:

@@ -1,8 +1,9 @@
 """From the rows of a split to the scores of one protocol: the only place where a protocol's name becomes a function."""
 
-import warnings
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
+import torch
 from torch import Tensor
 
 from pipeline.config.evaluation import EvaluateConfig
@@ -16,6 +17,8 @@ from pipeline.evaluation.frozen.retrieval import retrieval_values
 from pipeline.evaluation.scores import Scored, classified, mean_of
 from pipeline.registry.locate import ModelSource, unknown_classes
 from pipeline.shards.index import DatasetIndex
+
+Probe = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # train features and labels, features, classes: (S, V) scores
 
 
 def scored_by_head(
@@ -35,28 +38,39 @@ def scored_by_head(
 
 
 def scored_by_features(
-    protocol: str, train: SplitFeatures, rows: SplitFeatures, index: DatasetIndex, config: EvaluateConfig
-) -> Scored:
-    """The scores of what is fitted to frozen features of the train split."""
-    fitted = train.features, train.labels
+    protocol: str, train: SplitFeatures, splits: Sequence[SplitFeatures], index: DatasetIndex, config: EvaluateConfig
+) -> list[Scored]:
+    """The scores, split by split, of what is fitted once to frozen features of the train split."""
+    fitted, classes = (train.features, train.labels), index.num_classes
     match protocol:
         case "knn-20-v1":
-            scores = knn_scores(*fitted, rows.features, index.num_classes)
+            return _of_probe(knn_scores, train, splits, classes, config)
         case "linear-cached-v1":
-            with warnings.catch_warnings():  # an unconverged probe in the sweep is scored like any other
-                warnings.simplefilter("ignore")
-                scores = linear_scores(*fitted, rows.features, index.num_classes)
+            return _of_probe(linear_scores, train, splits, classes, config)
         case "fewshot-lsr-v1":
-            return Scored(few_shot_scores(*fitted, rows.features, rows.labels, index.num_classes))
+            return [Scored(few_shot_scores(*fitted, rows.features, rows.labels, classes)) for rows in splits]
         case "retrieval-v1":
-            values = retrieval_values(*fitted, rows.features, rows.labels)
-            parts = [mean_of(name, value, bootstrap_samples=config.bootstrap_samples) for name, value in values.items()]
-            metrics = {name: value for part in parts for name, value in part.metrics.items()}
-            intervals = {name: value for part in parts for name, value in part.intervals.items()}
-            return Scored(metrics | {"count": float(len(rows.labels))}, intervals)
+            return [_retrieved(retrieval_values(*fitted, rows.features, rows.labels), config) for rows in splits]
         case _:
             assert_never(protocol)
-    return classified(scores, rows.labels, bootstrap_samples=config.bootstrap_samples)
+
+
+def _of_probe(
+    probe: Probe, train: SplitFeatures, splits: Sequence[SplitFeatures], classes: int, config
+) -> list[Scored]:
+    every = probe(train.features, train.labels, torch.cat([rows.features for rows in splits]), classes)
+    parts = every.split([len(rows.labels) for rows in splits])
+    return [
+        classified(scores, rows.labels, bootstrap_samples=config.bootstrap_samples)
+        for scores, rows in zip(parts, splits, strict=True)
+    ]
+
+
+def _retrieved(values: dict[str, Tensor], config: EvaluateConfig) -> Scored:
+    parts = [mean_of(name, value, bootstrap_samples=config.bootstrap_samples) for name, value in values.items()]
+    metrics = {name: value for part in parts for name, value in part.metrics.items()}
+    intervals = {name: value for part in parts for name, value in part.intervals.items()}
+    return Scored(metrics | {"count": float(len(values["map"]))}, intervals)
 
 
 def head_of(source: ModelSource, rows: SplitFeatures, index: DatasetIndex) -> Tensor:

@@ -56,11 +56,11 @@ def drawn_shots(labels: Tensor, num_classes: int, shot: int, seed: int) -> Tenso
 def least_squares(features: Tensor, labels: Tensor, num_classes: int, scored: Tensor) -> Tensor:
     """(S, V) scores of a ridge regression to -1 and +1, features standardised by the (M, D) ones it learns from.
 
-    A constant feature is the bias and is held down as the others are.
+    The bias is a constant feature of 100, so that it is hardly held down.
     """
     features, scored = features.double(), scored.double()
     mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
-    features, scored = (F.pad((part - mean) / deviation, (0, 1), value=1.0) for part in (features, scored))
+    features, scored = (F.pad((part - mean) / deviation, (0, 1), value=100.0) for part in (features, scored))
     targets = 2.0 * F.one_hot(labels, num_classes).double() - 1.0
     if len(features) < features.shape[1]:  # the dual, which is the same and smaller
         gram = features @ features.T
