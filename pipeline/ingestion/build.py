@@ -16,6 +16,7 @@ import PIL
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
+from pipeline.ingestion.annotations import mask_class_names
 from pipeline.ingestion.journal import Journal, check_destination, open_journal
 from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons, rejected_lines
@@ -147,16 +148,21 @@ def _index(
         split: (sum(int(summary.content, 16) for summary in by_split[split]), sum(shard.samples for shard in shards))
         for split, shards in splits.items()
     }
+    annotated = {
+        "mask_classes": mask_class_names(plan.annotations, max(summary.mask_classes for summary in filled)),
+        "box_classes": plan.annotations.box_classes,
+    }
     totals = ImageTotals()
     for summary in by_split["train"] or filled:
         totals.merge(summary.totals)
     return DatasetIndex(
         directory=destination,
-        fingerprint=dataset_fingerprint(contents, plan.classes),
+        fingerprint=dataset_fingerprint(contents, plan.classes, **annotated),
         splits=splits,
         classes=plan.classes,
         statistics=totals.divided(),
         provenance={"made_from": dict(plan.identity), "rejected": rejected, "pillow": PIL.__version__},
+        **annotated,
     )
 
 

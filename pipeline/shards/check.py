@@ -1,8 +1,8 @@
 """Compares a dataset with its index, without changing anything.
 
 The quick check reads one stat and one table per shard and a few member headers of each tar. The full one reads every
-byte: sha256 of each shard, each table against the members of its tar, each image decoded, the fingerprint. For that a
-shard behind a URL is copied to the temporary directory, one per process at a time.
+byte: sha256 of each shard, each table against the members of its tar, each image and mask decoded, each box held to its
+image, the fingerprint. For that a shard behind a URL is copied to the temporary directory, one per process at a time.
 """
 
 import hashlib
@@ -10,12 +10,14 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import DataError, InputError
+from pipeline.shards.annotations import MASK_EXTENSION, annotation_bytes, boxes_fault, decode_mask, mask_fault
 from pipeline.shards.decoding import ImageFault, open_all_channels, open_array
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
 from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
@@ -85,21 +87,24 @@ def _full_check(index: DatasetIndex) -> list[str]:
     faults: dict[str, list[str]] = {}
     contents = {split: 0 for split in index.splits}
     pool = len(tasks) > 1 and sum(shard.bytes for _, shard in tasks) > POOL_FROM_BYTES
-    check = partial(_full_shard_check, index.directory)
+    annotated = {"mask_classes": index.mask_classes, "box_classes": index.box_classes}
+    check = partial(_full_shard_check, index.directory, annotated)
     for split, shard, shard_faults, content in in_processes(check, tasks, available_cores() if pool else 1):
         faults[shard.name] = shard_faults
         contents[split] += content
     found = [fault for _, shard in tasks for fault in faults[shard.name]]
     splits = {split: (contents[split], index.num_samples(split)) for split in index.splits}
-    if not found and dataset_fingerprint(splits, index.classes) != index.fingerprint:
+    if not found and dataset_fingerprint(splits, index.classes, **annotated) != index.fingerprint:
         found = [f"{index.directory}: the fingerprint in the index is not that of its samples and labels; ingest again"]
     return found
 
 
-def _full_shard_check(directory: Location, task: tuple[str, Shard]) -> tuple[str, Shard, list[str], int]:
+def _full_shard_check(
+    directory: Location, annotated: Mapping[str, tuple[str, ...] | None], task: tuple[str, Shard]
+) -> tuple[str, Shard, list[str], int]:
     """(split, shard, faults, content sum)"""
     split, shard = task
-    index = DatasetIndex(directory, "", {}, None, None)
+    index = DatasetIndex(directory, "", {}, None, None, **annotated)
     path = index.shard_path(shard)
     try:
         table = _matching_table(index, shard)
@@ -109,7 +114,7 @@ def _full_shard_check(directory: Location, task: tuple[str, Shard]) -> tuple[str
             if sha256 != shard.sha256:
                 fault = f"{path}: its bytes have changed: sha256 {sha256}, the index says {shard.sha256}"
                 return split, shard, [fault], 0
-            faults, digests = _member_faults(path, copy, table)
+            faults, digests = _member_faults(index, path, copy, table)
     except (DataError, OSError, tarfile.TarError) as error:
         named = str(path) in str(error) or str(index.table_path(shard)) in str(error)
         return split, shard, [str(error) if named else f"{path}: {error}"], 0
@@ -128,7 +133,7 @@ def _local_copy(path: Location, shard: Shard) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _member_faults(path: Location, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
+def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
     """Faults and sample digests of one shard, from the members that the tar itself lists, in its local copy."""
     faults, digests = [], []
     with tarfile.open(copy, "r:") as tar, open(copy, "rb") as file:
@@ -140,20 +145,53 @@ def _member_faults(path: Location, copy: Path, table: ShardTable) -> tuple[list[
                 continue
             image = os.pread(file.fileno(), int(row["image_bytes"]), int(row["image_offset"]))
             sha256 = hashlib.sha256(image)
-            digests.append(sample_digest(sha256.digest(), int(row["label"])))
-            record = os.pread(file.fileno(), int(row["json_bytes"]), int(row["json_offset"]))
-            if fault := _sample_fault(name, image, sha256.hexdigest(), record):
+            content = os.pread(file.fileno(), int(row["json_bytes"]), int(row["json_offset"]))
+            end = int(row["json_offset"]) + int(row["json_bytes"])
+            behind = end + -end % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
+            member, size = sizes.get(behind, ("", 0))
+            has_mask = index.mask_classes is not None and member == f"{table.key(sample)}.{MASK_EXTENSION}"
+            mask = os.pread(file.fileno(), size, behind) if has_mask else None
+            record, fault = _read_record(content)
+            boxes = record.get("boxes") if index.box_classes is not None else None
+            digests.append(sample_digest(sha256.digest(), int(row["label"]), annotation_bytes(mask, boxes)))
+            fault = fault or _image_fault(name, image, sha256.hexdigest(), record)
+            fault = fault or _annotation_fault(index, record, mask)
+            if fault:
                 faults.append(f"{path}: sample `{name}`: {fault}")
     return faults, digests
 
 
-def _sample_fault(name: str, image: bytes, sha256: str, record: bytes) -> str | None:
+def _read_record(content: bytes) -> tuple[dict[str, Any], str | None]:
+    """The .json of a sample, and what is wrong with it."""
+    try:
+        record = json.loads(content) if content else {}
+    except ValueError:
+        record = None
+    return (record, None) if isinstance(record, dict) else ({}, "its .json is not a valid record")
+
+
+def _image_fault(name: str, image: bytes, sha256: str, record: Mapping[str, Any]) -> str | None:
     try:
         open_array(image) if name.lower().endswith(".npy") else open_all_channels(image)
     except ImageFault as fault:
         return f"does not decode: {fault.detail}"
-    try:
-        expected = json.loads(record).get("sha256", sha256) if record else sha256
-    except (ValueError, AttributeError):
-        return "its .json is not a valid record"
+    expected = record.get("sha256", sha256)
     return None if expected == sha256 else f"sha256 {sha256}, its .json says {expected}"
+
+
+def _annotation_fault(index: DatasetIndex, record: Mapping[str, Any], mask: bytes | None) -> str | None:
+    """What is wrong with the mask and the boxes of a sample, where the dataset has any."""
+    size = record.get("width"), record.get("height")
+    if index.mask_classes is not None:
+        if mask is None:
+            return f"no .{MASK_EXTENSION} behind its .json"
+        if hashlib.sha256(mask).hexdigest() != record.get("mask_sha256"):
+            return "its mask is not the one that its .json says"
+        try:
+            if fault := mask_fault(decode_mask(mask), size, len(index.mask_classes)):
+                return fault
+        except ImageFault as fault:
+            return f"its mask does not decode: {fault.detail}"
+    if index.box_classes is not None:
+        return boxes_fault(record.get("boxes"), size, len(index.box_classes))
+    return None

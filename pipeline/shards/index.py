@@ -58,6 +58,8 @@ class DatasetIndex:
     classes: tuple[str, ...] | None
     statistics: ImageStatistics | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    mask_classes: tuple[str, ...] | None = None  # None: samples have no masks
+    box_classes: tuple[str, ...] | None = None  # None: samples have no boxes
 
     def num_samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.shards(split))
@@ -100,6 +102,8 @@ def write_index(index: DatasetIndex) -> None:
         "statistics": None if index.statistics is None else asdict(index.statistics),
         "provenance": dict(index.provenance),
     }
+    annotated = {"mask_classes": index.mask_classes, "box_classes": index.box_classes}
+    content |= {key: list(names) for key, names in annotated.items() if names is not None}
     write_file(index.directory / INDEX_NAME, json.dumps(content, indent=1).encode() + b"\n")
 
 
@@ -151,6 +155,7 @@ def _parse_index(directory: Location, path: Location, content: Any) -> DatasetIn
             classes=None if content["classes"] is None else tuple(content["classes"]),
             statistics=None if statistics is None else ImageStatistics(**_tuples(statistics)),
             provenance=content["provenance"],
+            **{key: tuple(content[key]) for key in ("mask_classes", "box_classes") if key in content},
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a dataset index ({error!r}); ingest the dataset again") from None
