@@ -160,9 +160,6 @@ def test_wrong_masks_and_boxes_are_rejected_with_a_reason(tmp_path):
     with open(source / "boxes.csv", "a") as file:
         for row in ("0004,60,0,10,10", "0005,1,1,0,5", "0006,-3,0,10,10", "0007,64.5,1,0.4,5"):
             file.write(f"train/{row},digit 1\n")
-        file.write(
-            "0004,60,0,10,10,digit 1\n0005,1,1,0,5,digit 1\n0006,-3,0,10,10,digit 1\n0007,64.5,1,0.4,5,digit 1\n"
-        )
     config = settings(tmp_path, mask_classes=CLASSES, max_rejected_fraction=0.9)
     directory = ingest(str(source / "images"), tmp_path / "dataset", config).directory
     lines = [json.loads(line) for line in (directory / "rejected.jsonl").read_text().splitlines()]
