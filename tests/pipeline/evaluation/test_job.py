@@ -2,12 +2,14 @@
 
 import json
 import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from timm.models._hub import save_for_hf
@@ -45,9 +47,19 @@ def carried_out(run: RunDirectory, stage: str = "pipeline.evaluation.job:evaluat
     return json.loads(run.result_file.read_text())
 
 
+def timm_inputs(model: torch.nn.Module, digits: Path, split: str) -> torch.Tensor:
+    """All images of a split as timm's own evaluation makes inputs of them."""
+    transform = create_transform(**resolve_data_config({}, model=model), is_training=False)
+    reader = ShardReader(read_index(digits), split)
+    return torch.stack([
+        transform(Image.open(BytesIO(reader.read(shard, sample).image)).convert("RGB"))
+        for shard, size in enumerate(reader.shard_sizes) for sample in range(int(size))
+    ])  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory, digits) -> Path:
-    """A timm directory with random weights and a head for the digits, so that its decisions are spread."""
+    """A timm directory with random weights and a head for the digits, its bias such that all ten are decided for."""
     torch.manual_seed(3)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **SIZE)
     for parameter in model.parameters():
@@ -56,6 +68,9 @@ def network(tmp_path_factory, digits) -> Path:
     data = {"input_size": (3, 16, 16), "mean": (0.3, 0.4, 0.5), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic",
             "crop_pct": 0.9, "crop_mode": "center", "fixed_input_size": True}  # fmt: skip
     directory = tmp_path_factory.mktemp("network")
+    model.pretrained_cfg |= data
+    with torch.no_grad():
+        model.head.bias -= model.eval()(timm_inputs(model, digits, "train")).mean(dim=0)
     config = {"pretrained_cfg": data, "model_args": SIZE, "label_names": [str(one) for one in range(10)]}
     save_for_hf(model, str(directory), model_config=config, safe_serialization=True)
     return directory
@@ -72,19 +87,9 @@ def test_decisions_are_those_of_a_plain_timm_loop(network, digits, home):
     result = carried_out(run)
     ours = load_file(run.path / result["predictions"]["model"]["eval/classify-v1/digits"])["predicted"]
 
-    from io import BytesIO
-
-    from PIL import Image
-
     model = timm.create_model(f"local-dir:{network}", pretrained=True).eval()
-    transform = create_transform(**resolve_data_config({}, model=model), is_training=False)
-    reader = ShardReader(read_index(digits), "test")
-    images = [
-        transform(Image.open(BytesIO(reader.read(shard, sample).image)).convert("RGB"))
-        for shard, size in enumerate(reader.shard_sizes) for sample in range(int(size))
-    ]  # fmt: skip
     with torch.inference_mode():
-        theirs = model(torch.stack(images)).argmax(dim=1)
+        theirs = model(timm_inputs(model, digits, "test")).argmax(dim=1)
     assert len(set(theirs.tolist())) > 3, "the decisions say something"
     assert torch.equal(ours, theirs)
 
