@@ -4,11 +4,12 @@ A new objective is a config class here, a module in `models/objectives`, and its
 """
 
 import math
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.encoders.config import EncoderConfig
+from models.encoders.head_config import HeadConfig, LinearHeadConfig
 from models.encoders.size import encoder_macs, encoder_parameters, encoder_tokens
 from models.encoders.timm_config import TimmEncoderConfig
 from models.masked.decoder_config import DecoderConfig
@@ -87,6 +88,8 @@ class SupervisedConfig(_Objective):
     for ImageNet-21k, -6.9 for ImageNet-1k (AugReg, arXiv:2106.10270)."""
     label_smoothing: Rate = 0.0
     """Share of the target spread evenly over all classes."""
+    head: HeadConfig = LinearHeadConfig()
+    """What says the classes: `linear`, or a probe's, `linear_batchnorm` or `attentive`, which is not registered."""
 
     @model_validator(mode="after")
     def _only_a_sigmoid_needs_a_bias(self) -> "SupervisedConfig":
@@ -94,11 +97,14 @@ class SupervisedConfig(_Objective):
             raise ValueError(f"head_bias {self.head_bias:g} needs loss: sigmoid; a softmax is blind to it")
         return self
 
+    def problem(self, encoder: EncoderConfig | TimmEncoderConfig, zero_stage: int) -> str | None:
+        return self.head.problem(encoder)
+
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         heads = 1 + encoder.distillation_token
         return ObjectiveSize(
-            encoder_parameters(encoder) + heads * num_classes * (encoder.embed_dim + 1),
-            encoder_macs(encoder) + heads * num_classes * encoder.embed_dim,
+            encoder_parameters(encoder) + heads * num_classes * (encoder.embed_dim + 1) + self.head.parameters(encoder),
+            encoder_macs(encoder) + heads * num_classes * encoder.embed_dim + self.head.macs(encoder),
             (Stack(encoder_tokens(encoder), encoder.embed_dim, encoder.depth),),
         )
 
@@ -362,3 +368,14 @@ ObjectiveConfig = Annotated[
     SupervisedConfig | MaskedAutoencoderConfig | PatchColourConfig | SimMIMConfig | CapiConfig | DistillConfig,
     Field(discriminator="kind"),
 ]
+
+
+def _learned_by(raw: Any) -> Any:
+    return raw.get("kind", "supervised") if isinstance(raw, dict) else getattr(raw, "kind", None)
+
+
+FinetuneObjectiveConfig = Annotated[
+    Annotated[SupervisedConfig, Tag("supervised")] | Annotated[DistillConfig, Tag("distill")],
+    Discriminator(_learned_by),
+]
+"""What fine-tuning learns by: labels, with a teacher or without."""

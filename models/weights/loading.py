@@ -87,7 +87,11 @@ def load_encoder_weights(
     blocks = any(name.startswith("blocks.") for name in wanted)
     if not any(name.startswith("blocks.") for name in done["loaded"]) if blocks else not done["loaded"]:
         raise WeightsError(f"no block of the encoder is in these weights ({len(weights)} tensors, none loaded)")
-    left_out = {name for name in source if name in of_head and not head}
+    of_other_heads = tuple(f"{place}." for place in ("head", "head_dist"))  # a probe's
+    left_out = {
+        name for name in source
+        if not head and (name in of_head or (name not in wanted and name.startswith(of_other_heads)))
+    }  # fmt: skip
     unexpected = source.keys() - wanted.keys() - left_out
     of_encoder = {word: tuple(names) for word, names in done.items()}
     return LoadReport(

@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
 from pipeline.preparation.placement import Placement
-from pipeline.registry.locate import ModelSource, different_classes
+from pipeline.registry.locate import ModelSource, different_classes, probe_head
 from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
@@ -96,7 +96,7 @@ def prepare_training(
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
-    if _trains_but_is_not_registered(config.encoder) and (reason := inexpressible(config.encoder)):
+    if reason := _trains_but_is_not_registered(config):
         notes.append(f"what is trained cannot be registered: {reason}")
     plan["teacher"] = teacher.as_dict() if teacher else None
     if caution := config.objective.caution(config.micro_batch_size * placement.world_size):
@@ -158,9 +158,13 @@ def _without_keys_of_a_plain_vit(
     return raw | {"encoder": {key: value for key, value in encoder.items() if key not in left_out}}
 
 
-def _trains_but_is_not_registered(encoder: EncoderConfig | TimmEncoderConfig) -> bool:
-    """Whether somebody may learn too late that the model is not one of timm's: of a representation it is no news."""
-    return isinstance(encoder, EncoderConfig) and not encoder.representation
+def _trains_but_is_not_registered(config: TrainingConfig) -> str | None:
+    """Why somebody may learn too late that the model is not one of timm's: of a representation it is no news."""
+    head = getattr(config.objective, "head", None)
+    if head is not None and not head.registrable:
+        return probe_head(head.kind)
+    plain = isinstance(config.encoder, EncoderConfig) and not config.encoder.representation
+    return inexpressible(config.encoder) if plain else None
 
 
 def _replace_length(raw: dict[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -297,10 +301,11 @@ def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:
                 f"{index.num_samples(split):,} samples of `{split}` have none; learn without labels by a recipe "
                 "pretrain_mae_<encoder> (objective=mae of the pretrain flow)"
             )
-    if config.data.label_fraction == 1.0:
+    fraction, most = config.data.label_fraction, config.data.max_samples
+    if fraction == 1.0 and most is None:
         return sources.num_samples(split)
     readers, _ = node_readers(sources.indexes, split)
-    return sum(int(Selection.of(reader, config.data.label_fraction).shard_sizes.sum()) for reader in readers)
+    return sum(int(Selection.of(reader, fraction, most).shard_sizes.sum()) for reader in readers)
 
 
 def _shortened_ramps(

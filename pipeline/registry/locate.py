@@ -41,6 +41,7 @@ class ModelSource:
     evaluation_crop_mode: str = "center"
     objective: str | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] | None = None  # of a run whose head is a probe's; None: linear, or none
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -121,6 +122,7 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
         evaluation_crop=config.data.evaluation_crop,
         evaluation_crop_mode=config.data.evaluation_crop_mode,
         objective=config.objective.kind,
+        head=_head(config.objective.model_dump()),
         lineage={
             "run": str(run.path),
             "step": checkpoint.step,
@@ -132,6 +134,11 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
     )
 
 
+def _head(objective: dict[str, Any]) -> dict[str, Any] | None:
+    head = objective.get("head")
+    return head if head and head["kind"] != "linear" else None
+
+
 def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
     manifest = verified_manifest(path)
     if manifest is None:
@@ -141,7 +148,7 @@ def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
         return _of_checkpoint(reference, run, Checkpoint(path, manifest))
     return ModelSource(
         reference, "checkpoint", str(path), encoder=manifest["encoder"], objective=manifest["objective"]["kind"],
-        num_classes=manifest["num_classes"],
+        num_classes=manifest["num_classes"], head=_head(manifest["objective"]),
         lineage={"data_fingerprint": manifest["data_fingerprint"], "step": manifest["step"]},
     )  # fmt: skip
 
@@ -183,8 +190,18 @@ def _encoder_of_timm_directory(raw: dict[str, Any]) -> dict[str, Any]:
 
 def unregistrable(source: ModelSource) -> str | None:
     """Why a located model cannot be registered, which needs timm alone to load; None where it can."""
+    if source.head is not None:
+        return probe_head(source.head["kind"])
     encoder = read_encoder(source.encoder)
     return inexpressible(encoder) if isinstance(encoder, EncoderConfig) else None
+
+
+def probe_head(kind: str) -> str:
+    """Why a model with a probe's head cannot be registered."""
+    return (
+        f"objective.head.kind {kind} is a probe's: timm's architectures have a linear head or none; evaluate the run, "
+        "and register a model fine-tuned with objective.head.kind linear"
+    )
 
 
 def undrawable(source: ModelSource) -> str | None:

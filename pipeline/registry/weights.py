@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.build import build_network, build_objective
 from models.encoders.config import EncoderConfig
+from models.encoders.head_config import read_head
 from models.encoders.timm_config import read_encoder
 from models.encoders.vit import build_encoder
 from models.objectives.config import MaskedAutoencoderConfig
@@ -96,7 +97,7 @@ def load_model(source: ModelSource) -> nn.Module:
     """The encoder with its head, where it has one, in evaluation mode."""
     if source.encoder is None:
         raise InputError(f"MODEL `{source.reference}`: weights alone do not say which encoder they fit")
-    encoder = build_network(read_encoder(source.encoder), source.num_classes)
+    encoder = build_network(read_encoder(source.encoder), source.num_classes, read_head(source.head))
     try:
         report = load_encoder_weights(encoder, source_weights(source), head=source.num_classes > 0)
     except WeightsError as error:
