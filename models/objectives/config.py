@@ -12,6 +12,7 @@ from models.encoders.config import EncoderConfig
 from models.encoders.head_config import HeadConfig, LinearHeadConfig
 from models.encoders.size import encoder_macs, encoder_parameters, encoder_tokens
 from models.encoders.timm_config import TimmEncoderConfig
+from models.masked.counts import patches_of_share
 from models.masked.decoder_config import DecoderConfig
 from models.masked.predictor_size import predictor_macs, predictor_parameters
 from models.schema import (
@@ -125,13 +126,13 @@ class MaskedAutoencoderConfig(_Objective):
     """The decoder."""
 
     def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
-        if int(encoder.num_patches * self.mask_ratio) < 1:
+        if patches_of_share(encoder.num_patches, self.mask_ratio) < 1:
             return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches; raise it"
         return None
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         patches = encoder.num_patches
-        visible = patches - int(patches * self.mask_ratio)
+        visible = patches - patches_of_share(patches, self.mask_ratio)
         entering = encoder_tokens(encoder, visible)
         return ObjectiveSize(
             encoder_parameters(encoder) + self.decoder.parameters(encoder),
@@ -180,7 +181,7 @@ class PatchColourConfig(_Objective):
 
     def num_corrupted(self, num_patches: int) -> int:
         """Patches corrupted in every image."""
-        return int(num_patches * self.corrupted_ratio)
+        return patches_of_share(num_patches, self.corrupted_ratio)
 
     def outputs(self, channels: int, patch_size: int) -> int:
         """Numbers predicted for a patch."""
@@ -279,12 +280,12 @@ class CapiConfig(_Objective):
     """Of the norms' weights, as a multiple of the weight decay."""
 
     def num_predicted(self, num_patches: int) -> int:
-        return max(1, int(int(num_patches * self.mask_ratio) * self.predicted_share))
+        return max(1, patches_of_share(patches_of_share(num_patches, self.mask_ratio), self.predicted_share))
 
     def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
         if zero_stage == 3:
             return "zero.stage 3 cuts the average that is capi's teacher into parts; set zero.stage to 0, 1 or 2"
-        if int(encoder.num_patches * self.mask_ratio) < 1:
+        if patches_of_share(encoder.num_patches, self.mask_ratio) < 1:
             return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches; raise it"
         if encoder.embed_dim % 4:
             return f"objective.kind capi has sine-cosine positions: 4 must divide embed_dim {encoder.embed_dim}"
@@ -301,7 +302,7 @@ class CapiConfig(_Objective):
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         patches, width = encoder.num_patches, encoder.embed_dim
-        visible, predicted = patches - int(patches * self.mask_ratio), self.num_predicted(patches)
+        visible, predicted = patches - patches_of_share(patches, self.mask_ratio), self.num_predicted(patches)
         context, of_head = encoder_tokens(encoder, visible), width * self.num_prototypes
         # Nothing flows back through the clustering head, so its backward is half as much as others'.
         clustering = patches * of_head

@@ -23,6 +23,7 @@ from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource, different_classes, probe_head
+from pipeline.registry.timm_facts import with_timm_facts
 from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
@@ -75,6 +76,7 @@ def prepare_training(
     _require_stage(raw, stage, path)
     notes: list[str] = []
     if model is not None:
+        model = with_timm_facts(model)
         raw = _start_from(raw, model, settings, path, notes)
     raw, by_hand = _replace_length(raw, settings)
     if given := [key for key in settings if key.startswith("data.sources")]:

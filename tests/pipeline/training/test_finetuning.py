@@ -91,3 +91,15 @@ def test_a_batch_norm_of_one_image_is_refused(tmp_path, pictures):
     model = exported(tmp_path / "model", CLASSES)
     with pytest.raises(InputError, match="micro_batch_size 1: a BatchNorm"):
         fine_tuning(tmp_path / "run", pictures, model, "micro_batch_size=1", recipe="finetune_linear_mae_v1")
+
+
+def test_a_model_of_timm_is_fine_tuned_with_the_normalisation_and_crop_of_its_own_images(tmp_path, pictures):
+    settings = ("encoder.depth=1", "encoder.embed_dim=48", "encoder.num_heads=3", "encoder.image_size=32")
+    run = fine_tuning(tmp_path / "run", pictures, "timm:vit_tiny_patch16_224.augreg_in21k", *settings)
+    data, source = read_run_config(run.path).data, run.plan()["initialise_from"]
+    assert data.mean == data.std == (0.5, 0.5, 0.5) and data.evaluation_crop == 0.9
+    assert source["mean"] == source["std"] == [0.5, 0.5, 0.5]
+    given = fine_tuning(tmp_path / "given", pictures, "timm:vit_tiny_patch16_224", *settings, "data.mean=[0.1,0.1,0.1]")
+    assert read_run_config(given.path).data.mean == (0.1, 0.1, 0.1)
+    with pytest.raises(InputError, match="MODEL `timm:vit_tiny_patch16_224.nothing`: Invalid pretrained tag"):
+        fine_tuning(tmp_path / "none", pictures, "timm:vit_tiny_patch16_224.nothing")
