@@ -5,6 +5,7 @@ loading into those is refused.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from models.weights.layouts import Layout
 from models.weights.resizing import resized
 
 HEAD = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias", "head_drop.fc.weight", "head_drop.fc.bias"}
+
+
+_OF_TUNING = re.compile(r"\.adapter\.(down|up)\.|^prompts\.\d+\.|\.lora_[ABE]\.|\.base_layer\.")
 
 
 class WeightsError(ValueError):
@@ -93,6 +97,11 @@ def load_encoder_weights(
         if not head and (name in of_head or (name not in wanted and name.startswith(of_other_heads)))
     }  # fmt: skip
     unexpected = source.keys() - wanted.keys() - left_out
+    if added := sorted(name for name in unexpected if _OF_TUNING.search(name)):
+        raise WeightsError(
+            f"{added[0]}: the weights are of a network with adapters, prompts or unmerged low-rank layers, which this "
+            "one has not; name the run that trained them, or the model that it was tuned from"
+        )
     of_encoder = {word: tuple(names) for word, names in done.items()}
     return LoadReport(
         **of_encoder, unexpected=tuple(sorted(unexpected)), left_out=tuple(sorted(left_out)), notes=tuple(notes)

@@ -1,12 +1,13 @@
 """Typed configs of pretraining and fine-tuning: what to train. Where it runs stands in a profile, never here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from models.encoders.timm_config import AnyEncoderConfig, TimmEncoderConfig
 from models.objectives.config import FinetuneObjectiveConfig, ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
+from models.tuning.config import FullTuning, TuningConfig
 from pipeline.config.augmentation import AugmentationConfig
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
@@ -178,6 +179,8 @@ class TrainingConfig(Config):
 class PretrainConfig(TrainingConfig):
     """Pretraining: an encoder learns from images, with labels or without."""
 
+    tuning: ClassVar[TuningConfig] = FullTuning()
+    """All parameters train."""
     stage: Literal["pretrain"] = "pretrain"
     objective: ObjectiveConfig
     """What the encoder learns from."""
@@ -191,6 +194,8 @@ class FinetuneConfig(TrainingConfig):
     stage: Literal["finetune"] = "finetune"
     objective: FinetuneObjectiveConfig = SupervisedConfig()
     """Supervised, or from labels and a teacher (`kind: distill`)."""
+    tuning: TuningConfig = FullTuning()
+    """Which parameters train."""
     initialise_from: Text
     """The MODEL that is fine-tuned."""
 
@@ -200,5 +205,28 @@ class FinetuneConfig(TrainingConfig):
             raise ValueError(
                 "objective.label_weight 0: fine-tuning learns the labels of a dataset; learn from a teacher alone by "
                 "a recipe pretrain_distill_<encoder>"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_tuned(self) -> "FinetuneConfig":
+        tuning, encoder = self.tuning, self.encoder
+        if isinstance(encoder, TimmEncoderConfig):
+            if tuning.plain_only:
+                raise ValueError(
+                    f"tuning.kind {tuning.kind} knows the layers of plain ViTs alone, and encoder.name {encoder.name} "
+                    "is another network; set tuning.kind to full or head"
+                )
+        elif (problem := tuning.problem(encoder)) is not None:
+            raise ValueError(problem)
+        if tuning.whole_tensors and self.zero.stage:
+            raise ValueError(
+                f"tuning.kind {tuning.kind} weighs whole gradients, and zero.stage {self.zero.stage} cuts them into "
+                "parts; set zero.stage to 0 (what trains is small), or tuning.kind to lora"
+            )
+        if tuning.kind == "head" and self.activation_checkpointing:
+            raise ValueError(
+                "activation_checkpointing: tuning.kind head keeps no activations that could be computed again; set it "
+                "to false"
             )
         return self

@@ -14,7 +14,7 @@ import yaml
 from models.encoders.config import EncoderConfig, inexpressible
 from models.encoders.timm_config import PREFIX, TimmEncoderConfig, encoder_of_timm, read_encoder
 from pipeline.config.memory import checkpoint_bytes, rank_memory
-from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
+from pipeline.config.plan import count_parameters, count_trained, plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.config.validation import SPLIT
@@ -100,6 +100,11 @@ def prepare_training(
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
     if reason := _trains_but_is_not_registered(config):
         notes.append(f"what is trained cannot be registered: {reason}")
+    if not config.tuning.expressible:
+        notes.append(
+            f"what is trained can be evaluated and not registered: timm has no network with what tuning.kind "
+            f"{config.tuning.kind} adds; lora and adalora are merged into the weights"
+        )
     plan["teacher"] = teacher.as_dict() if teacher else None
     if caution := config.objective.caution(config.micro_batch_size * placement.world_size):
         notes.append(caution)
@@ -123,6 +128,11 @@ def _start_from(
     Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2), and reads a distilled model's two
     tokens whatever the recipe pools (DeiT, arXiv:2012.12877, section 4).
     """
+    if model.tuning is not None:
+        raise InputError(
+            f"MODEL `{model.reference}`: has what tuning.kind {model.tuning['kind']} added, which would be lost; start "
+            f"from the model that it was tuned from: {model.lineage.get('parent')}"
+        )
     encoder = model.settings | (model.encoder or {}) | (raw.get("encoder") or {})
     if raw["stage"] == "finetune" and encoder.get("representation"):
         encoder["representation"] = False
@@ -359,9 +369,13 @@ def training_plan(
     steps = plan_steps(config, samples_per_epoch)
     num_classes = len(sources.classes or ()) if config.objective.reads_labels else 0
     precision = placement.precision(config.precision)
-    parameters = count_parameters(config.encoder, config.objective, num_classes)
-    memory = [rank_memory(config, batches, parameters, stage=stage, precision=precision) for stage in range(4)]
-    checkpoint = checkpoint_bytes(config, parameters)
+    network = (config.encoder, config.objective, num_classes, config.tuning)
+    parameters, trained = count_parameters(*network), count_trained(*network)
+    frozen = parameters - trained
+    memory = [
+        rank_memory(config, batches, trained, stage=stage, precision=precision, frozen=frozen) for stage in range(4)
+    ]
+    checkpoint = checkpoint_bytes(config, trained, frozen)
     return {
         "format_version": 1,
         "stage": config.stage,
@@ -376,7 +390,8 @@ def training_plan(
         "initialise_from": model.as_dict() if model else None,
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "parameters": parameters,
-        "training_flops_per_image": training_flops(config.encoder, config.objective, num_classes),
+        "trained_parameters": trained,
+        "training_flops_per_image": training_flops(*network),
         "memory_bytes_per_rank": {f"stage {stage}": one.device for stage, one in enumerate(memory)},
         "host_bytes_per_rank": PROCESS_BYTES + checkpoint // placement.world_size + memory[config.zero.stage].host,
         "checkpoint_bytes": checkpoint,

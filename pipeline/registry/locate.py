@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from pydantic import TypeAdapter
+
 from models.encoders.config import EncoderConfig, inexpressible
 from models.encoders.timm_config import PREFIX, encoder_of_timm, read_encoder
+from models.tuning.config import TuningConfig
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches
 from pipeline.registry.foreign import google_facts, hugging_face_facts, layout_settings
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
+_NOT_TIMM = {"adapter": "adapters", "visual_prompt": "prompts"}
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -40,6 +44,7 @@ class ModelSource:
     evaluation_crop: float | None = None
     evaluation_crop_mode: str = "center"
     objective: str | None = None
+    tuning: dict[str, Any] | None = None  # what else is in the network, of what cannot be merged: adapters, prompts
     lineage: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] | None = None  # of a run whose head is a probe's; None: linear, or none
 
@@ -123,6 +128,7 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
         evaluation_crop_mode=config.data.evaluation_crop_mode,
         objective=config.objective.kind,
         head=_head(config.objective.model_dump()),
+        tuning=None if config.tuning.expressible else config.tuning.model_dump(mode="json"),
         lineage={
             "run": str(run.path),
             "step": checkpoint.step,
@@ -130,6 +136,7 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
             "config_sha256": plan["config_sha256"],
             "parent": (plan.get("initialise_from") or {}).get("reference"),
             "teacher": (plan.get("teacher") or {}).get("reference"),
+            "tuning": config.tuning.kind,
         },
     )
 
@@ -148,9 +155,14 @@ def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
         return _of_checkpoint(reference, run, Checkpoint(path, manifest))
     return ModelSource(
         reference, "checkpoint", str(path), encoder=manifest["encoder"], objective=manifest["objective"]["kind"],
-        num_classes=manifest["num_classes"], head=_head(manifest["objective"]),
+        num_classes=manifest["num_classes"], tuning=_tuning_of(manifest), head=_head(manifest["objective"]),
         lineage={"data_fingerprint": manifest["data_fingerprint"], "step": manifest["step"]},
     )  # fmt: skip
+
+
+def _tuning_of(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    raw = manifest.get("config", {}).get("tuning")
+    return raw if raw and not TypeAdapter(TuningConfig).validate_python(raw).expressible else None
 
 
 def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | None = None) -> ModelSource:
@@ -192,6 +204,11 @@ def unregistrable(source: ModelSource) -> str | None:
     """Why a located model cannot be registered, which needs timm alone to load; None where it can."""
     if source.head is not None:
         return probe_head(source.head["kind"])
+    if source.tuning is not None:
+        return (
+            f"tuning.kind {source.tuning['kind']}: timm's networks have no {_NOT_TIMM[source.tuning['kind']]}; tune by "
+            "lora or adalora, which are merged into the weights"
+        )
     encoder = read_encoder(source.encoder)
     return inexpressible(encoder) if isinstance(encoder, EncoderConfig) else None
 
@@ -206,6 +223,8 @@ def probe_head(kind: str) -> str:
 
 def undrawable(source: ModelSource) -> str | None:
     """Why there are no pictures of what a located model learned; None where there are."""
+    if (source.tuning or {}).get("kind") == "visual_prompt":
+        return "the pictures are of a sequence of patches, and prompts stand among them (tuning.kind visual_prompt)"
     encoder = read_encoder(source.encoder)
     if isinstance(encoder, EncoderConfig):
         return None

@@ -1,4 +1,4 @@
-"""What timm says of the images that `timm:NAME` was learned from, asked of a process that may load torch; once for each.
+"""What timm says of the images that `timm:NAME` was learned from, asked once of a process that may load torch.
 
 Itself torch-free."""
 

@@ -18,13 +18,13 @@ from pipeline.config.optimizer import (
     SGDConfig,
 )
 
-_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
+_BLOCK = re.compile(r"encoder\.(?:blocks|prompts)\.(\d+)\.")
 _STEM = (
     "encoder.patch_embed", "encoder.pos_embed", "encoder.parametrizations.pos_embed", "encoder.cls_token",
     "encoder.reg_token", "encoder.dist_token", "encoder.norm_pre", "encoder.shared_rel_pos",
 )  # fmt: skip
 _NEVER_DECAYED = re.compile(
-    r"(pos_embed|cls_token|reg_token|dist_token|mask_token|head\.query|relative_position_bias_table)\b"
+    r"(pos_embed|cls_token|reg_token|dist_token|mask_token|head\.query|relative_position_bias_table|prompts|lora_E)\b"
 )
 
 

@@ -48,6 +48,9 @@ def test_a_probe_trains_on_two_ranks_is_evaluated_by_its_own_head_and_never_regi
     assert source.head == read_run_config(run.path).objective.head.model_dump()
     weights, loaded = read_weights(run.newest_checkpoint()), load_model(source).state_dict()
     assert all(torch.equal(tensor, weights[f"encoder.{name}"]) for name, tensor in loaded.items())
+    frozen = load_model(locate_model(model, tracking_uri="", home=home)).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in frozen.items() if not name.startswith("head."))
+    assert loaded["head.linear.weight"].any()
     with pytest.raises(InputError, match="is a probe's: timm's architectures have a linear head or none"):
         registration_run(str(run.path), "probe", home=home)
     scored = evaluation_run({"probe": str(run.path)}, data=str(pictures), protocols=["classify-v1"], profile="local",
@@ -93,13 +96,16 @@ def test_a_batch_norm_of_one_image_is_refused(tmp_path, pictures):
         fine_tuning(tmp_path / "run", pictures, model, "micro_batch_size=1", recipe="finetune_linear_mae_v1")
 
 
+@pytest.mark.slow
 def test_a_model_of_timm_is_fine_tuned_with_the_normalisation_and_crop_of_its_own_images(tmp_path, pictures):
     settings = ("encoder.depth=1", "encoder.embed_dim=48", "encoder.num_heads=3", "encoder.image_size=32")
     run = fine_tuning(tmp_path / "run", pictures, "timm:vit_tiny_patch16_224.augreg_in21k", *settings)
     data, source = read_run_config(run.path).data, run.plan()["initialise_from"]
     assert data.mean == data.std == (0.5, 0.5, 0.5) and data.evaluation_crop == 0.9
     assert source["mean"] == source["std"] == [0.5, 0.5, 0.5]
-    given = fine_tuning(tmp_path / "given", pictures, "timm:vit_tiny_patch16_224", *settings, "data.mean=[0.1,0.1,0.1]")
+    given = fine_tuning(
+        tmp_path / "given", pictures, "timm:vit_tiny_patch16_224.augreg_in21k", *settings, "data.mean=[0.1,0.1,0.1]"
+    )
     assert read_run_config(given.path).data.mean == (0.1, 0.1, 0.1)
     with pytest.raises(InputError, match="MODEL `timm:vit_tiny_patch16_224.nothing`: Invalid pretrained tag"):
         fine_tuning(tmp_path / "none", pictures, "timm:vit_tiny_patch16_224.nothing")
