@@ -17,6 +17,7 @@ app = App(
     help_format="plaintext",
 )
 Protocols = Annotated[list[str], Parameter(negative=(), consume_multiple=False)]
+Queries = Annotated[list[str], Parameter(name="--query", negative=(), consume_multiple=False)]
 Set = Annotated[list[str], Parameter(name="--set", negative=(), consume_multiple=False)]
 Rehearse = Annotated[bool | None, Parameter(name="--rehearse", negative="--no-rehearse")]
 Dir = Annotated[str | None, Parameter(name="--dir")]
@@ -130,6 +131,20 @@ def evaluate(
     from flows.command_line.commands import evaluate_command
 
     return evaluate_command(model, data, protocol, suite, profile, set, run_dir, dir, say)
+
+
+@app.command
+def embed(
+    model: str, dest: str, *, data: str | None = None, query: Queries = [], profile: str = "local", set: Set = [],
+    dir: Dir = None,
+) -> int:  # fmt: skip
+    """Features of every image of a dataset as parquet files in DEST; what is there already is not made again.
+
+    --query IMAGE shows the images of the dataset that are most like it.
+    """
+    from flows.command_line.commands import embed_command
+
+    return embed_command(model, dest, data, query, profile, set, dir, say)
 
 
 @app.command

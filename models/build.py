@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from models.encoders.config import EncoderConfig
+from models.encoders.head_config import HeadConfig, LinearHeadConfig
+from models.encoders.heads import place_head
 from models.encoders.timm_config import TimmEncoderConfig
 from models.encoders.timm_network import build_timm_network
 from models.encoders.vit import build_encoder
@@ -27,12 +29,18 @@ from models.objectives.simmim import SimMIM
 from models.objectives.supervised import SupervisedObjective
 from models.objectives.teacher import Teacher
 
+LINEAR = LinearHeadConfig()
 
-def build_network(encoder: EncoderConfig | TimmEncoderConfig, num_classes: int = 0) -> nn.Module:
-    """A plain ViT, or any other network of timm, with a head of `num_classes` where there are any."""
+
+def build_network(
+    encoder: EncoderConfig | TimmEncoderConfig, num_classes: int = 0, head: HeadConfig = LINEAR
+) -> nn.Module:
+    """A plain ViT, or any other network of timm, with a head for `num_classes` where there are any."""
     if isinstance(encoder, TimmEncoderConfig):
         return build_timm_network(encoder, num_classes)
-    return build_encoder(encoder, num_classes)
+    network = build_encoder(encoder, num_classes)
+    place_head(network, head, num_classes)
+    return network
 
 
 def build_objective(
@@ -48,7 +56,7 @@ def build_objective(
     torch.manual_seed(seed)
     match objective:
         case SupervisedConfig():
-            return SupervisedObjective(objective, build_network(encoder, num_classes), seed)
+            return SupervisedObjective(objective, build_network(encoder, num_classes, objective.head), seed)
         case MaskedAutoencoderConfig():
             return MaskedAutoencoder(objective, build_encoder(encoder), seed)
         case PatchColourConfig():

@@ -33,6 +33,7 @@ MODEL_ROOMS = {  # what each room of models may import of the others; objectives
     "masked": {"encoders", "randomness", "schema"},
     "objectives": {"encoders", "masked", "schema"},
     "inspection": {"encoders", "masked", "objectives"},
+    "tuning": {"encoders", "schema"},
 }
 
 

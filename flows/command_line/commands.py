@@ -12,6 +12,7 @@ from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
 from flows.planning import measured, plan_lines
 from flows.profiles import load_profile
+from flows.requests.embedding import embedding_run
 from flows.requests.evaluation import requested_evaluation
 from flows.requests.inspection import inspection_run
 from flows.requests.registration import registration_run
@@ -142,6 +143,25 @@ def evaluate_command(
     if metrics:
         say(f"the same with intervals: {conclusion.run.path / 'table.csv'}; per class, confusions, worst images: "
             f"{conclusion.run.path / 'scores'}")  # fmt: skip
+    return finished(conclusion, say)
+
+
+def embed_command(
+    model: str, dest: str, data: str | None, queries: list[str], profile: str, overrides: list[str],
+    directory: str | None, say: Say,
+) -> int:  # fmt: skip
+    home = home_directory(directory)
+    run = embedding_run(model, dest, data=data, queries=queries, profile=profile, overrides=overrides, home=home)
+    conclusion = controlled(run, home, say)
+    result = conclusion.result
+    if conclusion.code == EXIT_DONE:
+        say(f"{result['images']:,} images as {result['dimensions']:,} numbers each, {result['made']:,} of them now: "
+            f"{result['destination']}/*.parquet")  # fmt: skip
+    for query, neighbours in result.get("nearest", {}).items():
+        say(f"most like {query}:")
+        for one in neighbours:
+            where = f"{one['key']}  ({one['split']}, {one['shard']})"
+            say(f"{one['similarity']:.4f}  {one['class_name'] or '-':<20} {where}")
     return finished(conclusion, say)
 
 

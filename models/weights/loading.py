@@ -5,6 +5,7 @@ loading into those is refused.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from models.weights.layouts import Layout
 from models.weights.resizing import resized
 
 HEAD = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias", "head_drop.fc.weight", "head_drop.fc.bias"}
+
+
+_OF_TUNING = re.compile(r"\.adapter\.(down|up)\.|^prompts\.\d+\.|\.lora_[ABE]\.|\.base_layer\.")
 
 
 class WeightsError(ValueError):
@@ -87,8 +91,17 @@ def load_encoder_weights(
     blocks = any(name.startswith("blocks.") for name in wanted)
     if not any(name.startswith("blocks.") for name in done["loaded"]) if blocks else not done["loaded"]:
         raise WeightsError(f"no block of the encoder is in these weights ({len(weights)} tensors, none loaded)")
-    left_out = {name for name in source if name in of_head and not head}
+    of_other_heads = tuple(f"{place}." for place in ("head", "head_dist"))  # a probe's
+    left_out = {
+        name for name in source
+        if not head and (name in of_head or (name not in wanted and name.startswith(of_other_heads)))
+    }  # fmt: skip
     unexpected = source.keys() - wanted.keys() - left_out
+    if added := sorted(name for name in unexpected if _OF_TUNING.search(name)):
+        raise WeightsError(
+            f"{added[0]}: the weights are of a network with adapters, prompts or unmerged low-rank layers, which this "
+            "one has not; name the run that trained them, or the model that it was tuned from"
+        )
     of_encoder = {word: tuple(names) for word, names in done.items()}
     return LoadReport(
         **of_encoder, unexpected=tuple(sorted(unexpected)), left_out=tuple(sorted(left_out)), notes=tuple(notes)

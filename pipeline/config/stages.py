@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from models.schema import Config, Fraction, Size, Text
+from pipeline.config.embed import EmbedConfig
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.recipe import read_yaml, validate
 from pipeline.config.training import FinetuneConfig, PretrainConfig
@@ -64,13 +65,16 @@ class SequenceConfig(Config):
     """Run directories, absolute, in order."""
 
 
-StageConfig = PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | InspectConfig | SequenceConfig
+StageConfig = (
+    PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | InspectConfig | EmbedConfig | SequenceConfig
+)
 STAGES: dict[str, type[Config]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "inspect": InspectConfig,
+    "embed": EmbedConfig,
     "sequence": SequenceConfig,
 }
 

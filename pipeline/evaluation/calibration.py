@@ -49,7 +49,7 @@ def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
         mean = (probabilities * logits).sum(dim=1)
         slope = float((mean - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).mean())
         curvature = float(((probabilities * logits.square()).sum(dim=1) - mean.square()).mean())
-        step = max(-0.5 * inverse, min(inverse, slope / max(curvature, 1e-12)))  # within a factor of two
+        step = max(-inverse, min(0.5 * inverse, slope / max(curvature, 1e-12)))  # within a factor of two
         inverse -= step
         if not 1e-4 < inverse < 1e4:  # all right, or all wrong: no temperature is best
             return 1.0 / min(max(inverse, 1e-4), 1e4)

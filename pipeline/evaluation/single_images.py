@@ -1,16 +1,38 @@
 """A few images as inputs of a model, without a dataset around them: for pictures, queries and examples."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, InputError
 from pipeline.evaluation.features import evaluation_input_of
+from pipeline.ingestion.images import prepare_image
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.reader import Sample
+
+
+def channels_rule(channels: int) -> str:
+    """The rule of ingestion for channels under which images of so many can be read."""
+    return "rgb" if channels in (1, 3) else "keep"
+
+
+def file_samples(paths: Sequence[str], channels: int, *, named: str) -> list[Sample]:
+    """Image files as samples, upright and decodable as ingestion makes them. InputError names the one that is not, and
+    what it was given as (`named`)."""
+    samples = []
+    for path in paths:
+        try:
+            prepared = prepare_image(Path(path).read_bytes(), channels_rule(channels))
+        except ImageFault as fault:
+            raise InputError(f"{named} `{path}`: cannot be read as an image: {fault.detail}; leave it out") from None
+        except OSError as error:
+            raise InputError(f"{named} `{path}`: cannot be read: {error.strerror}; leave it out") from None
+        samples.append(Sample(Path(path).name, prepared.content, prepared.extension, -1, path))
+    return samples
 
 
 def unit_view(sample: Sample, source: ModelSource) -> Tensor:

@@ -47,7 +47,7 @@ class SampleStream:
         self.config = config
         self.readers, self.cache = node_readers(indexes, data.split)
         self.dtype = np.result_type(*(dtype_of(reader, config.encoder.channels) for reader in self.readers))
-        self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
+        self.selections = [Selection.of(reader, data.label_fraction, data.max_samples) for reader in self.readers]
         classes = union_of_classes(indexes)
         self.label_maps = [label_map(index, classes) for index in indexes]
         self.mixture = Mixture(

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from pydantic import TypeAdapter
+
 from models.encoders.config import EncoderConfig, inexpressible
 from models.encoders.timm_config import PREFIX, encoder_of_timm, read_encoder
+from models.tuning.config import TuningConfig
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches
@@ -24,6 +27,7 @@ from pipeline.registry.foreign import google_facts, hugging_face_facts, layout_s
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
 RANDOM = "random:"
+_NOT_TIMM = {"adapter": "adapters", "visual_prompt": "prompts"}
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -43,7 +47,9 @@ class ModelSource:
     evaluation_crop: float | None = None
     evaluation_crop_mode: str = "center"
     objective: str | None = None
+    tuning: dict[str, Any] | None = None  # what else is in the network, of what cannot be merged: adapters, prompts
     lineage: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] | None = None  # of a run whose head is a probe's; None: linear, or none
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,7 +113,7 @@ def _random_weights(reference: str, *, tracking_uri: str, home: Path) -> ModelSo
         raise InputError(f"MODEL `{reference}`: weights alone do not say which network they fit; name a run")
     return replace(
         same, reference=RANDOM + same.reference, kind="random", path="", num_classes=0, classes=(), objective=None,
-        lineage={},
+        tuning=None, head=None, lineage={},
     )  # fmt: skip
 
 
@@ -137,6 +143,8 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
         evaluation_crop=config.data.evaluation_crop,
         evaluation_crop_mode=config.data.evaluation_crop_mode,
         objective=config.objective.kind,
+        head=_head(config.objective.model_dump()),
+        tuning=None if config.tuning.expressible else config.tuning.model_dump(mode="json"),
         lineage={
             "run": str(run.path),
             "step": checkpoint.step,
@@ -144,8 +152,14 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
             "config_sha256": plan["config_sha256"],
             "parent": (plan.get("initialise_from") or {}).get("reference"),
             "teacher": (plan.get("teacher") or {}).get("reference"),
+            "tuning": config.tuning.kind,
         },
     )
+
+
+def _head(objective: dict[str, Any]) -> dict[str, Any] | None:
+    head = objective.get("head")
+    return head if head and head["kind"] != "linear" else None
 
 
 def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
@@ -157,9 +171,14 @@ def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
         return _of_checkpoint(reference, run, Checkpoint(path, manifest))
     return ModelSource(
         reference, "checkpoint", str(path), encoder=manifest["encoder"], objective=manifest["objective"]["kind"],
-        num_classes=manifest["num_classes"],
+        num_classes=manifest["num_classes"], tuning=_tuning_of(manifest), head=_head(manifest["objective"]),
         lineage={"data_fingerprint": manifest["data_fingerprint"], "step": manifest["step"]},
     )  # fmt: skip
+
+
+def _tuning_of(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    raw = manifest.get("config", {}).get("tuning")
+    return raw if raw and not TypeAdapter(TuningConfig).validate_python(raw).expressible else None
 
 
 def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | None = None) -> ModelSource:
@@ -199,6 +218,13 @@ def _encoder_of_timm_directory(raw: dict[str, Any]) -> dict[str, Any]:
 
 def unregistrable(source: ModelSource) -> str | None:
     """Why a located model cannot be registered, which needs timm alone to load; None where it can."""
+    if source.head is not None:
+        return probe_head(source.head["kind"])
+    if source.tuning is not None:
+        return (
+            f"tuning.kind {source.tuning['kind']}: timm's networks have no {_NOT_TIMM[source.tuning['kind']]}; tune by "
+            "lora or adalora, which are merged into the weights"
+        )
     encoder = read_encoder(source.encoder)
     return inexpressible(encoder) if isinstance(encoder, EncoderConfig) else None
 
@@ -216,8 +242,18 @@ def unknown_classes(source: ModelSource, classes: Sequence[str] | None) -> str |
     return f"its head does not know {said} of the dataset's {len(classes):,} classes; it knows {known}"
 
 
+def probe_head(kind: str) -> str:
+    """Why a model with a probe's head cannot be registered."""
+    return (
+        f"objective.head.kind {kind} is a probe's: timm's architectures have a linear head or none; evaluate the run, "
+        "and register a model fine-tuned with objective.head.kind linear"
+    )
+
+
 def undrawable(source: ModelSource) -> str | None:
     """Why there are no pictures of what a located model learned; None where there are."""
+    if (source.tuning or {}).get("kind") == "visual_prompt":
+        return "the pictures are of a sequence of patches, and prompts stand among them (tuning.kind visual_prompt)"
     encoder = read_encoder(source.encoder)
     if isinstance(encoder, EncoderConfig):
         return None

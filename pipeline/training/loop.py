@@ -10,6 +10,7 @@ from models.build import build_objective
 from models.encoders.timm_config import read_encoder
 from models.objectives.batch import Batch, Progress
 from models.objectives.teacher import Teacher
+from models.tuning.place import tune
 from models.weights.loading import WeightsError, load_encoder_weights
 from pipeline.budget import Budget
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
@@ -184,6 +185,7 @@ def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False)
     )  # fmt: skip
     if not resumes and config.initialise_from is not None:
         _initialise(module, config, plan)
+    tune(module, config.tuning, config.seed)
     return module
 
 
