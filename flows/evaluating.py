@@ -8,7 +8,8 @@ from flows.requests.evaluation import Evaluation
 from pipeline.errors import EXIT_DONE
 from pipeline.run_directory import RunDirectory
 
-HEADLINES = ("top1", "map", "ece", "top1_5shot", "top1_1shot", "mean_iou")  # what stands in the table, the first found
+# What stands in the table, the first found.
+HEADLINES = ("top1", "map", "ece", "top1_5shot", "top1_1shot", "mean_iou", "ap50")
 Report = Callable[[str], None]
 Bring = Callable[[RunDirectory, Report], Conclusion]
 
