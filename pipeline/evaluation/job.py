@@ -131,10 +131,11 @@ class Evaluation:
         def begin(what: str) -> None:
             self.me.phase = f"evaluate {model}: {what} on {dataset}"
 
-        network, samples = self._network(source), self.config.bootstrap_samples
+        place = self.me.run.path / "patches"  # of the run: the next attempt finds what a killed one left
         for name, scored in dense_scores(
-            network, source, self.indexes[dataset], protocols, splits, self.how, bootstrap_samples=samples, begin=begin
-        ):
+            self._network(source), source, self.indexes[dataset], protocols, splits, self.how, place,
+            bootstrap_samples=self.config.bootstrap_samples, begin=begin,
+        ):  # fmt: skip
             for split, one in zip(splits, scored, strict=True):
                 if one is not None:
                     self._take(model, dataset, split, name, one)

@@ -7,6 +7,7 @@ scored by each rank on its own.
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,15 +93,15 @@ class SplitPatches:
 
 
 def extract_patches(
-    model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, how: Extraction
+    model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, how: Extraction, place: Path
 ) -> "ExtractedSplit":
-    """Patch tokens, masks and boxes of a split, on disk. Collective: every rank must call it."""
+    """Patch tokens, masks and boxes of a split, in `place` on a file system of all ranks, which `emptied` has made.
+    Collective: every rank must call it."""
     inputs, encoder = evaluation_input_of(source), read_encoder(source.encoder)
     annotations = SplitAnnotations(index, split, inputs)
     layout = Layout(encoder.grid, encoder.embed_dim, inputs.size, masks=bool(index.mask_classes))
-    extracted = ExtractedSplit(how.folder / f"patches-{split}", layout, how)
+    extracted = ExtractedSplit(place / split, layout, how)
     folder = extracted.folder_of(how.rank)
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     positions, boxes = [], []
     with open(folder / "tokens", "wb") as tokens_file, open(folder / "masks", "wb") as masks_file:
@@ -115,6 +116,22 @@ def extract_patches(
     if how.world_size > 1:
         dist.barrier()
     return extracted
+
+
+@contextmanager
+def emptied(place: Path, how: Extraction) -> Iterator[None]:
+    """Without what a killed attempt left in `place`, and without anything afterwards. Collective."""
+    if how.rank == 0:
+        shutil.rmtree(place, ignore_errors=True)
+    if how.world_size > 1:
+        dist.barrier()
+    try:
+        yield
+        if how.world_size > 1:
+            dist.barrier()  # nobody reads any more; where a rank fails nobody waits for it
+    finally:
+        if how.rank == 0:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -133,12 +150,6 @@ class ExtractedSplit:
 
     def own(self) -> SplitPatches:
         return SplitPatches([self.folder_of(self.how.rank)], self.layout)
-
-    def remove(self) -> None:
-        """Collective: nobody reads any more."""
-        if self.how.world_size > 1:
-            dist.barrier()
-        shutil.rmtree(self.folder_of(self.how.rank), ignore_errors=True)
 
 
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:

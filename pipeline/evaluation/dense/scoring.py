@@ -1,7 +1,7 @@
 """Dense protocols of one model on one dataset: extract patches once, fit on rank 0, score on every rank."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from pathlib import Path
 from typing import assert_never
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.evaluation.dense.average_precision import detection_scores
 from pipeline.evaluation.dense.detection import Detections, detect, detection_loss, outputs_of
 from pipeline.evaluation.dense.fitting import STEPS, PatchProbe, fit_probe, shared_probe
-from pipeline.evaluation.dense.patches import ExtractedSplit, extract_patches
+from pipeline.evaluation.dense.patches import ExtractedSplit, emptied, extract_patches
 from pipeline.evaluation.dense.segmentation import Upsampling, areas_of, segmentation_loss, segmentation_scores
 from pipeline.evaluation.features import Extraction, gathered
 from pipeline.evaluation.scores import Scored
@@ -22,18 +22,18 @@ TRAIN = "train"
 
 def dense_scores(
     model: nn.Module, source: ModelSource, index: DatasetIndex, protocols: Mapping[str, str], splits: Sequence[str],
-    how: Extraction, *, bootstrap_samples: int, begin: Callable[[str], None] = lambda what: None, steps: int = STEPS,
+    how: Extraction, place: Path, *, bootstrap_samples: int, begin: Callable[[str], None] = lambda what: None,
+    steps: int = STEPS,
 ) -> Iterator[tuple[str, list[Scored | None]]]:  # fmt: skip
     """(name, scores split by split) of each of `protocols`, kinds by name; None on ranks other than 0. Collective.
 
-    `begin` is told what comes next.
+    Patch tokens lie in `place` meanwhile, on a file system of all ranks. `begin` is told what comes next.
     """
-    with ExitStack() as leaving:
+    with emptied(place, how):
         extracted: dict[str, ExtractedSplit] = {}
         for split in dict.fromkeys([TRAIN, *splits]):
             begin(f"patches of {split}")
-            extracted[split] = extract_patches(model, source, index, split, how)
-            leaving.callback(extracted[split].remove)
+            extracted[split] = extract_patches(model, source, index, split, how, place)
         for name, kind in protocols.items():
             begin(name)
             match kind:

@@ -20,7 +20,7 @@ from pipeline.evaluation.dense.detection import (
     outputs_of,
     targets_of,
 )
-from pipeline.evaluation.dense.patches import Layout, extract_patches, patch_tokens
+from pipeline.evaluation.dense.patches import Layout, emptied, extract_patches, patch_tokens
 from pipeline.evaluation.dense.scoring import dense_scores
 from pipeline.evaluation.dense.segmentation import Upsampling, class_areas, segmentation_scores
 from pipeline.evaluation.features import Extraction, pooled_features
@@ -222,8 +222,17 @@ def test_patch_tokens_are_what_pooled_features_are_the_mean_of():
 
 
 def test_extracted_rows_are_those_of_the_split_in_its_order_and_leave_nothing(scenes, tmp_path):
-    index, how = read_index(scenes), extraction(tmp_path / "features")
-    extracted = extract_patches(encoder(), SOURCE, index, "test", how)
+    index, how, place = read_index(scenes), extraction(tmp_path / "features"), tmp_path / "patches"
+    (place / "train").mkdir(parents=True)
+    (place / "train/left").write_text("by a killed attempt")
+    with emptied(place, how):
+        extracted = extract_patches(encoder(), SOURCE, index, "test", how, place)
+        assert [path.name for path in place.iterdir()] == ["test"]
+        _require_rows(extracted)
+    assert not place.exists()
+
+
+def _require_rows(extracted):
     rows = extracted.everyone()
     assert rows.positions() == list(range(33))
     masks, boxes = rows.masks(range(33)), rows.boxes(range(33))
@@ -232,8 +241,6 @@ def test_extracted_rows_are_those_of_the_split_in_its_order_and_leave_nothing(sc
         for left, top, right, bottom, number in of_image.astype(int):
             inside = mask[top:bottom, left:right]
             assert (inside[inside > 0] == 1 + number).all() and (inside > 0).any()
-    extracted.remove()
-    assert not list(tmp_path.rglob("tokens"))
 
 
 def test_a_sample_that_lacks_its_mask_is_named(scenes, tmp_path):
@@ -245,7 +252,7 @@ def test_a_sample_that_lacks_its_mask_is_named(scenes, tmp_path):
     plain = ingest(str(scenes.parent / "scenes/images"), tmp_path / "plain", IngestConfig()).directory
     index = replace(read_index(plain), mask_classes=("ground", "digit 0"))
     with pytest.raises(DataError, match="sample `test-.*`: has no mask"):
-        extract_patches(encoder(), SOURCE, index, "test", extraction(tmp_path / "features"))
+        extract_patches(encoder(), SOURCE, index, "test", extraction(tmp_path / "features"), tmp_path / "patches")
 
 
 def scores_of_ranks(data: str, folder: str) -> dict | None:
@@ -257,8 +264,8 @@ def scores_of_ranks(data: str, folder: str) -> dict | None:
     protocols = {name: name for name in ("segment-linear-v1", "detect-linear-v1")}
     answer = {}
     for name, scored in dense_scores(
-        encoder(), SOURCE, read_index(data), protocols, ["test"], extraction(folder, rank, ranks), bootstrap_samples=50,
-        steps=120,
+        encoder(), SOURCE, read_index(data), protocols, ["test"], extraction(folder, rank, ranks),
+        Path(folder) / "patches", bootstrap_samples=50, steps=120,
     ):  # fmt: skip
         if rank == 0:
             answer[name] = (scored[0].metrics, scored[0].intervals)
@@ -273,7 +280,9 @@ def test_probes_beat_constant_answers_and_score_alike_at_any_number_of_ranks(sce
     assert alone == run_on_ranks(scores_of_ranks, 2, str(scenes), str(tmp_path / "two"))[0]
     segmentation, detection = alone["segment-linear-v1"][0], alone["detect-linear-v1"][0]
     index = read_index(scenes)
-    extracted = extract_patches(encoder(), SOURCE, index, "test", extraction(tmp_path / "constant"))
+    extracted = extract_patches(
+        encoder(), SOURCE, index, "test", extraction(tmp_path / "constant"), tmp_path / "patches"
+    )
     masks = extracted.everyone().masks(range(33))
     ground = torch.stack([class_areas(torch.zeros_like(mask), mask, 3) for mask in masks])
     constant = segmentation_scores(ground, list(index.mask_classes), bootstrap_samples=10).metrics
