@@ -49,6 +49,8 @@ class IngestReport:
     rejected: dict[str, int]  # by reason
     shards_written: int
     shards_kept: int  # from an earlier run
+    num_mask_classes: int | None = None  # None: without masks
+    num_box_classes: int | None = None
 
 
 def ingest(source: str, destination: Path, config: IngestConfig, progress: Progress | None = None) -> IngestReport:
@@ -81,6 +83,8 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
         rejected=reasons(rejected),
         shards_written=num_written,
         shards_kept=len(summaries) - num_written,
+        num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
+        num_box_classes=None if index.box_classes is None else len(index.box_classes),
     )
 
 
