@@ -13,11 +13,12 @@ from pipeline.ingestion.labels import FILE_COLUMNS, LABEL_COLUMNS, NO_CLASS, mat
 from pipeline.ingestion.sources import FolderSource, named_like_image
 from pipeline.shards.annotations import (
     Box,
+    annotation_bytes,
     boxes_fault,
     cut_to,
     decode_mask,
-    encode_mask,
     greatest_class,
+    grey_mask,
     mask_fault,
 )
 from pipeline.shards.decoding import ImageFault
@@ -64,6 +65,7 @@ class PreparedAnnotations(NamedTuple):
     mask: bytes | None = None
     boxes: list[list[float]] | None = None
     classes: int = 0
+    digested: bytes = b""  # what the fingerprint takes of them
 
 
 def find_annotations(config: IngestConfig, files: Sequence[str], others: Sequence[str] = ()) -> FoundAnnotations:
@@ -80,20 +82,21 @@ def find_annotations(config: IngestConfig, files: Sequence[str], others: Sequenc
 def prepare_annotations(
     rule: AnnotationRule, mask: MaskFile | None, boxes: Sequence[Box], size: tuple[int, int]
 ) -> PreparedAnnotations:
-    """Of an image of (width, height); ImageFault `no_mask`, `bad_mask` or `bad_box`."""
-    content, classes, cut = None, 0, None
+    """Of an image of (width, height); ImageFault `no_mask`, `bad_mask` or `bad_box`, or as reading a file does."""
+    values, content, classes, cut = None, None, 0, None
     if rule.masks is not None:
         if mask is None:
             raise ImageFault("no_mask", f"no .png of its name in {rule.masks}")
-        values = decode_mask(_read(rule.masks / mask.path))
+        content = _read(rule.masks / mask.path)
+        values = decode_mask(content)
         if fault := mask_fault(values, size, rule.mask_classes):
             raise ImageFault("bad_mask", fault)
-        content, classes = encode_mask(values), greatest_class(values) + 1
+        content, classes = grey_mask(content, values), greatest_class(values) + 1
     if rule.box_classes is not None:
         if fault := boxes_fault(boxes, size, rule.box_classes):
             raise ImageFault("bad_box", fault)
         cut = cut_to(boxes, size)
-    return PreparedAnnotations(content, cut, classes)
+    return PreparedAnnotations(content, cut, classes, annotation_bytes(values, cut))
 
 
 def mask_class_names(found: FoundAnnotations, classes: int) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from pipeline.ingestion.images import PreparedImage, prepare_image
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources import Source
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.shards.annotations import Box, annotation_bytes
+from pipeline.shards.annotations import Box
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
 from pipeline.shards.index import Shard
@@ -120,8 +120,7 @@ class WriteShard:
                 rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue
             sha256 = hashlib.sha256(image.content)
-            extra = annotation_bytes(annotations.mask, annotations.boxes)
-            digests.append(sample_digest(sha256.digest(), candidate.label, extra))
+            digests.append(sample_digest(sha256.digest(), candidate.label, annotations.digested))
             totals.add(image)
             mask_classes.append(annotations.classes)
             record = _record(candidate, image, sha256.hexdigest(), annotations)

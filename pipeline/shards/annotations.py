@@ -38,8 +38,11 @@ def decode_mask(content: bytes) -> np.ndarray:
         raise ImageFault("bad_mask", fault.detail) from None
 
 
-def encode_mask(values: np.ndarray) -> bytes:
-    """The .png of (H, W) uint8 class numbers."""
+def grey_mask(content: bytes, values: np.ndarray) -> bytes:
+    """The .png to store for a mask that decodes to `values`: its own bytes, or grey for a palette, whose colours
+    readers would take for the pixels."""
+    if content[25] == _GREY:
+        return content
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
     return buffer.getvalue()
@@ -66,8 +69,9 @@ def boxes_fault(boxes: Any, size: tuple[int, int], num_classes: int) -> str | No
     if not isinstance(boxes, (list, tuple)):
         return "its boxes are no list"
     for box in boxes:
-        if len(box) != 5 or not all(isinstance(value, (int, float)) for value in box):
-            return f"box {list(box)}: not five numbers: x, y, width, height, class"
+        numbers = isinstance(box, (list, tuple)) and all(isinstance(value, (int, float)) for value in box)
+        if not numbers or len(box) != 5 or not isinstance(box[4], int):
+            return f"box {box}: not five numbers: x, y, width, height, class"
         x, y, width, height, number = box
         if not (width > 0 and height > 0):
             return f"box {list(box[:4])}: its width and height are not above 0"
@@ -92,7 +96,7 @@ def cut_to(boxes: Sequence[Box], size: tuple[int, int]) -> list[list[float]]:
     return cut
 
 
-def annotation_bytes(mask: bytes | None, boxes: Sequence[Sequence[float]] | None) -> bytes:
-    """What a fingerprint takes of masks and boxes; nothing where there are none."""
-    parts = [] if mask is None else [b"mask", hashlib.sha256(mask).digest()]
+def annotation_bytes(mask: np.ndarray | None, boxes: Sequence[Sequence[float]] | None) -> bytes:
+    """What a fingerprint takes of masks, as they decode, and boxes; nothing where there are none."""
+    parts = [] if mask is None else [f"mask {mask.shape}".encode(), hashlib.sha256(mask.tobytes()).digest()]
     return b"".join([*parts, *([] if boxes is None else [b"boxes", json.dumps(boxes).encode()])])

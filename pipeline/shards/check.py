@@ -152,11 +152,9 @@ def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: Shard
             has_mask = index.mask_classes is not None and member == f"{table.key(sample)}.{MASK_EXTENSION}"
             mask = os.pread(file.fileno(), size, behind) if has_mask else None
             record, fault = _read_record(content)
-            boxes = record.get("boxes") if index.box_classes is not None else None
-            digests.append(sample_digest(sha256.digest(), int(row["label"]), annotation_bytes(mask, boxes)))
-            fault = fault or _image_fault(name, image, sha256.hexdigest(), record)
-            fault = fault or _annotation_fault(index, record, mask)
-            if fault:
+            annotations, wrong = _read_annotations(index, record, mask)
+            digests.append(sample_digest(sha256.digest(), int(row["label"]), annotations))
+            if fault := fault or _image_fault(name, image, sha256.hexdigest(), record) or wrong:
                 faults.append(f"{path}: sample `{name}`: {fault}")
     return faults, digests
 
@@ -179,19 +177,25 @@ def _image_fault(name: str, image: bytes, sha256: str, record: Mapping[str, Any]
     return None if expected == sha256 else f"sha256 {sha256}, its .json says {expected}"
 
 
-def _annotation_fault(index: DatasetIndex, record: Mapping[str, Any], mask: bytes | None) -> str | None:
-    """What is wrong with the mask and the boxes of a sample, where the dataset has any."""
-    size = record.get("width"), record.get("height")
+def _read_annotations(index: DatasetIndex, record: Mapping[str, Any], mask: bytes | None) -> tuple[bytes, str | None]:
+    """What the fingerprint takes of the mask and boxes that a sample should have, and what is wrong with them."""
+    size, values, boxes = (record.get("width"), record.get("height")), None, None
+    annotated = index.mask_classes is not None or index.box_classes is not None
+    if annotated and not all(isinstance(side, int) for side in size):
+        return b"", "its .json says neither width nor height"
     if index.mask_classes is not None:
         if mask is None:
-            return f"no .{MASK_EXTENSION} behind its .json"
+            return b"", f"no .{MASK_EXTENSION} behind its .json"
         if hashlib.sha256(mask).hexdigest() != record.get("mask_sha256"):
-            return "its mask is not the one that its .json says"
+            return b"", "its mask is not the one that its .json says"
         try:
-            if fault := mask_fault(decode_mask(mask), size, len(index.mask_classes)):
-                return fault
+            values = decode_mask(mask)
         except ImageFault as fault:
-            return f"its mask does not decode: {fault.detail}"
+            return b"", f"its mask does not decode: {fault.detail}"
+        if fault := mask_fault(values, size, len(index.mask_classes)):
+            return b"", fault
     if index.box_classes is not None:
-        return boxes_fault(record.get("boxes"), size, len(index.box_classes))
-    return None
+        boxes = record.get("boxes")
+        if fault := boxes_fault(boxes, size, len(index.box_classes)):
+            return b"", fault
+    return annotation_bytes(values, boxes), None

@@ -14,7 +14,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError, InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.build import IngestError, ingest
-from pipeline.shards.annotations import decode_mask
+from pipeline.shards.annotations import boxes_fault, decode_mask
 from pipeline.shards.check import check_dataset
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import read_index
@@ -139,6 +139,28 @@ def test_a_palette_becomes_grey_of_the_same_numbers():
     few.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 0, 0, 128])
     content = encoded(few, "PNG", bits=2)
     assert content[24] == 2 and (decode_mask(content)[0] == [1, 2, 3, 0]).all()
+
+
+def test_a_palette_is_stored_as_grey_and_is_the_same_dataset(made, tmp_path):
+    folder, directory = made
+    source = shutil.copytree(folder / "scenes", tmp_path / "scenes")
+    for path in (source / "masks").rglob("*.png"):
+        values = np.asarray(Image.open(path))
+        palette = Image.fromarray(values, mode=None).convert("P")
+        palette.putdata(values.ravel().tolist())
+        palette.putpalette(list(range(255, -1, -1)) * 3)
+        palette.save(path)
+    coloured = ingest(str(source / "images"), tmp_path / "dataset", settings(tmp_path, mask_classes=CLASSES))
+    assert coloured.fingerprint == read_index(directory).fingerprint
+    reader, shard, number, _ = next(samples_of(coloured.directory))
+    assert Image.open(io.BytesIO(reader.mask(shard, number))).mode == "L"
+    assert check_dataset(coloured.directory, full=True) == []
+
+
+@pytest.mark.parametrize("boxes", [None, [3], [[1, 2, 3, 4]], [[1, 2, 3, 4, 0.5]], [["1", 2, 3, 4, 0]]])
+def test_boxes_of_a_damaged_record_are_a_fault_and_no_crash(boxes):
+    assert boxes_fault(boxes, (10, 10), 1) is not None
+    assert boxes_fault([[1, 2, 3, 4, 0]], (10, 10), 1) is None
 
 
 @pytest.mark.parametrize("image, form", [
