@@ -114,7 +114,7 @@ def test_retrieval_is_the_average_precision_of_scikit_learn():
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-@pytest.mark.parametrize("shape", [(32, 32, 3), (20, 28, 1), (16, 16, 4)])
+@pytest.mark.parametrize("shape", [(64, 64, 3), (48, 56, 1), (64, 48, 4)])
 def test_a_corruption_spoils_more_the_more_severe_it_is_and_the_same_each_time(corruption, shape):
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     pattern = 0.5 + 0.4 * np.sin(rows / 2.0) * np.cos(columns / 3.0)
