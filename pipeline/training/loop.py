@@ -11,7 +11,7 @@ from models.encoders.timm_config import read_encoder
 from models.objectives.batch import Batch, Progress
 from models.objectives.teacher import Teacher
 from models.tuning.place import tune
-from models.weights.loading import WeightsError, load_encoder_weights
+from models.weights.loading import WeightsError, load_beside_encoder, load_encoder_weights
 from pipeline.budget import Budget
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
 from pipeline.checkpoints.resuming import newest_intact_checkpoint
@@ -204,7 +204,10 @@ def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> 
     source = plan["initialise_from"]
     try:
         grid = getattr(read_encoder(source["encoder"]), "grid", None) if source["encoder"] else None
-        report = load_encoder_weights(module.encoder, source_weights(source), head=False, grid=grid)
+        weights = source_weights(source)
+        report = load_encoder_weights(module.encoder, weights, head=False, grid=grid)
     except WeightsError as error:
         raise InputError(f"initialise_from {config.initialise_from}: {error}") from error
     log.info("initialised from %s: %s", config.initialise_from, report)
+    if (source["kind"], source["objective"]) == ("checkpoint", config.objective.kind) and config.stage == "pretrain":
+        log.info("%s", load_beside_encoder(module, weights))
