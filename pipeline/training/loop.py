@@ -27,6 +27,8 @@ from pipeline.rank import Rank, Stopped
 from pipeline.registry.locate import different_classes
 from pipeline.registry.weights import load_teacher, source_weights
 from pipeline.run_directory import write_json
+from pipeline.shards.index import read_index
+from pipeline.shards.label_sets import LabelSets
 from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.telemetry.profiling import StepTrace
 from pipeline.training.agreement import open_agreed_sources
@@ -182,6 +184,7 @@ def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False)
     module = build_objective(
         config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed,
         mean=config.data.mean, std=config.data.std, teacher=_teacher(config, plan),
+        label_sets=_label_sets(config, plan),
     )  # fmt: skip
     if not resumes and config.initialise_from is not None:
         _initialise(module, config, plan)
@@ -198,6 +201,13 @@ def _teacher(config: TrainingConfig, plan: dict) -> Teacher | None:
     if config.objective.reads_labels and teacher.num_classes != plan["num_classes"]:
         raise InputError(different_classes(source["reference"], teacher.num_classes, plan["num_classes"]))
     return teacher
+
+
+def _label_sets(config: TrainingConfig, plan: dict) -> LabelSets | None:
+    """By label, the classes that it stands for, where the run learns several of an image."""
+    if not (config.objective.reads_labels and plan["data"].get("has_label_sets")):
+        return None
+    return read_index(config.data.sources[0].path).label_sets
 
 
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:
