@@ -149,12 +149,18 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
             "run": str(run.path),
             "step": checkpoint.step,
             "data_fingerprint": plan["data"]["fingerprint"],
+            "datasets": _datasets(plan["data"]),
             "config_sha256": plan["config_sha256"],
             "parent": (plan.get("initialise_from") or {}).get("reference"),
             "teacher": (plan.get("teacher") or {}).get("reference"),
             "tuning": config.tuning.kind,
         },
     )
+
+
+def _datasets(data: dict[str, Any]) -> list[dict[str, str]]:
+    """Of a plan's data: path and fingerprint of every dataset."""
+    return [{key: source[key] for key in ("path", "fingerprint")} for source in data.get("sources", [data])]
 
 
 def _head(objective: dict[str, Any]) -> dict[str, Any] | None:

@@ -117,7 +117,7 @@ def _tag_and_promote(config: RegisterConfig, source: ModelSource, version: Any, 
     import mlflow
 
     client = mlflow.MlflowClient()
-    lineage = {f"vit.{key}": str(value) for key, value in source.lineage.items() if value is not None}
+    lineage = {f"vit.{key}": str(value) for key, value in source.lineage.items() if isinstance(value, str | int)}
     commit = _git_commit(source)
     tags = lineage | gate | ({"vit.git_commit": commit} if commit else {})
     for key, value in tags.items():
