@@ -28,7 +28,7 @@ SETTINGS = {
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "300",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 log = logging.getLogger(__name__)
@@ -133,10 +133,11 @@ def damaged(model: Any, expected: Mapping[str, str], scratch: Path) -> list[str]
         folder = Path(urlparse(model.artifact_location).path)
         present = set(files_in(folder))
         return [name for name, digest in expected.items() if name not in present or sha256_of(folder / name) != digest]
-    return [name for name, digest in expected.items() if _hash_in_store(model.model_id, name, scratch) != digest]
+    location = model.artifact_location
+    return [name for name, digest in expected.items() if _hash_in_store(location, name, scratch) != digest]
 
 
-def _hash_in_store(model_id: str, name: str, scratch: Path) -> str | None:
+def _hash_in_store(location: str, name: str, scratch: Path) -> str | None:
     """The hash of one file as the store gives it back; None where it does not have it."""
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -144,9 +145,7 @@ def _hash_in_store(model_id: str, name: str, scratch: Path) -> str | None:
     def hashed() -> str | None:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             try:
-                return sha256_of(
-                    Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}/{name}", dst_path=folder))
-                )
+                return sha256_of(Path(mlflow.artifacts.download_artifacts(f"{location}/{name}", dst_path=folder)))
             except MlflowException as error:
                 if error.get_http_status_code() == 404:
                     return None

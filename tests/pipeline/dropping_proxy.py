@@ -40,6 +40,7 @@ class DroppingProxy:
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+                end.close()  # else what is still sent here would be taken, and not answered
 
     def _is_cut(self, size: int, passed: int) -> bool:
         with self._lock:
