@@ -30,6 +30,7 @@ def registration_run(
         raise InputError(f"MODEL `{model}`: only what was trained here is registered, a run or a checkpoint")
     if reason := unregistrable(source):
         raise InputError(f"MODEL `{model}`: it cannot be registered: {reason}")
+    _require_finished(raw["evaluations"])
     require_tracking_server(tracking_uri(home))
     raw |= {"model": source.reference, "evaluations": raw["evaluations"] or _evaluations_of(source, home)}
     config = validate(RegisterConfig, raw, "register")
@@ -50,6 +51,13 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
         if key not in SETTABLE:
             raise InputError(f"--set {key}: no setting of a registration; there are: {', '.join(SETTABLE)}")
     return settings
+
+
+def _require_finished(evaluations: Sequence[str]) -> None:
+    for path in evaluations:
+        result = read_json(RunDirectory(path).result_file) if Path(path).is_dir() else None
+        if (result or {}).get("stage") != "evaluate":
+            raise InputError(f"{path}: not a finished evaluation: name the run directory of one, whole")
 
 
 def _evaluations_of(source: ModelSource, home: Path) -> list[str]:
