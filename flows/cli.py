@@ -148,11 +148,15 @@ def embed(
 
 
 @app.command
-def register(model: str, *, name: str, dir: Dir = None) -> int:
-    """Register a trained run or checkpoint in MLflow, with its evaluations and where it came from."""
+def register(model: str, *, name: str, set: Set = [], dir: Dir = None) -> int:
+    """Register a trained run or checkpoint in MLflow, with its evaluations and where it came from.
+
+    --set licence=NAME goes into the model card; --set promotion_margin=0.01 is how much better a version must be that
+    cannot be compared image by image; --set evaluations=[RUN] names evaluations that lie elsewhere.
+    """
     from flows.command_line.commands import register_command
 
-    return register_command(model, name, dir, say)
+    return register_command(model, name, set, dir, say)
 
 
 @app.command

@@ -165,9 +165,9 @@ def embed_command(
     return finished(conclusion, say)
 
 
-def register_command(model: str, name: str, directory: str | None, say: Say) -> int:
+def register_command(model: str, name: str, overrides: list[str], directory: str | None, say: Say) -> int:
     home = home_directory(directory)
-    conclusion = controlled(registration_run(model, name, home=home), home, say)
+    conclusion = controlled(registration_run(model, name, home=home, overrides=overrides), home, say)
     if conclusion.code == EXIT_DONE:
         say(conclusion.result["summary"])
     return finished(conclusion, say)
