@@ -125,7 +125,7 @@ def evaluate_command(
     model: str, data: str | None, protocols: list[str], suite: str | None, profile: str, overrides: list[str],
     run_dir: str | None, directory: str | None, say: Say,
 ) -> int:  # fmt: skip
-    from flows.evaluating import carry_out, table_lines
+    from flows.evaluating import carry_out, difference_lines, table_lines
 
     home = home_directory(directory)
     evaluation = requested_evaluation(
@@ -138,7 +138,7 @@ def evaluate_command(
         for key, value in next(iter(metrics.values())).items():
             say(f"{key:<50} {value:.4f}")
     elif metrics:
-        for line in table_lines(conclusion.result):
+        for line in [*table_lines(conclusion.result), *difference_lines(conclusion.result)]:
             say(line)
     if metrics:
         say(f"the same with intervals: {conclusion.run.path / 'table.csv'}; per class, confusions, worst images: "

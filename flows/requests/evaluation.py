@@ -11,7 +11,7 @@ from flows.requests.named import dataset, described_model
 from flows.requests.stage import write_stage
 from flows.requests.training import checked_training, written
 from pipeline.config.evaluation import EvaluateConfig, SuiteConfig
-from pipeline.config.protocols import BY_DEFAULT, NEEDS, PROTOCOLS
+from pipeline.config.protocols import BY_DEFAULT, FORGETTING, NEEDS, OF_FORGETTING, PROTOCOLS
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, split_profile_overrides, validate
 from pipeline.errors import InputError, near_matches
 from pipeline.preparation.placement import Placement
@@ -87,13 +87,17 @@ def requested_evaluation(
     """An evaluation of models on a dataset, or on those of a suite."""
     of_stage, of_profile = split_profile_overrides(overrides)
     chosen, placement = load_profile(profile, of_profile)
-    plan = _read_suite(suite) if suite else None
-    if plan and (data or protocols):
+    if FORGETTING in protocols:
+        models, suite_of_parent = _before_and_after(models, data, protocols, suite, home)
+    else:
+        suite_of_parent = None
+    plan = suite_of_parent or (_read_suite(suite) if suite else None)
+    if suite and (data or protocols):
         raise InputError(f"--suite {suite}: the suite names datasets and protocols; leave --data and --protocol out")
     models = models | (plan.models if plan else {})
     sources = {name: described_model(reference, home, instead=INSTEAD) for name, reference in models.items()}
     if plan:
-        name = Path(suite).stem
+        name = Path(suite).stem if suite else FORGETTING
         indexes, asked, unavailable = _suite_datasets(plan, home)
         of_stage = [*(f"{key}={value}" for key, value in plan.settings.items()), *of_stage]
     else:
@@ -133,6 +137,30 @@ def evaluation_run(
     return evaluation.write()
 
 
+def _before_and_after(
+    models: dict[str, str], data: str | None, protocols: Sequence[str], suite: str | None, home: Path
+) -> tuple[dict[str, str], SuiteConfig]:
+    """The model's parent and itself, and the parent's datasets; InputError where it was not pretrained further."""
+    if len(protocols) > 1 or data or suite:
+        raise InputError(f"protocol {FORGETTING} names data and protocols itself; leave --data and others out")
+    (reference,) = models.values()
+    parent = described_model(reference, home, instead=INSTEAD).lineage.get("parent")
+    if parent is None:
+        raise InputError(f"MODEL `{reference}`: was initialised from no other model, so there is nothing to forget")
+    before = described_model(parent, home, instead=INSTEAD)
+    datasets = before.lineage.get("datasets") or []
+    if not datasets:
+        raise InputError(
+            f"MODEL `{parent}`, from which `{reference}` was initialised, does not say what data it learned from; "
+            "score both by --suite on a dataset of yours"
+        )
+    suite_config = SuiteConfig.model_validate({
+        "datasets": {Path(one["path"]).name: {"data": one["path"]} for one in datasets},
+        "protocols": list(OF_FORGETTING),
+    })  # fmt: skip
+    return {"before": parent, "after": reference}, suite_config
+
+
 def _read_suite(path: str) -> SuiteConfig:
     file = Path(path).expanduser()
     if not file.is_file():
@@ -159,12 +187,16 @@ def _suite_datasets(suite: SuiteConfig, home: Path) -> tuple[dict, dict, dict[st
 def _known(protocols: Sequence[str]) -> list[str]:
     for protocol in protocols:
         if protocol not in PROTOCOLS:
-            raise InputError(f"protocol `{protocol}` does not exist; {near_matches(protocol, PROTOCOLS)}")
+            raise InputError(
+                f"protocol `{protocol}` does not exist; {near_matches(protocol, [*PROTOCOLS, FORGETTING])}"
+            )
     return list(dict.fromkeys(protocols))
 
 
 def _applicable(sources: Mapping[str, ModelSource], index: DatasetIndex) -> list[str]:
     """Those by default, without the models' own heads where one has none or another's classes."""
+    if index.label_sets is not None:
+        return ["classify-v1"]
     with_heads = all(
         source.num_classes and not unknown_classes(source, index.classes) for source in sources.values()
     )  # fmt: skip
@@ -192,6 +224,12 @@ def _require_splits(evaluation: Evaluation) -> None:
     """InputError where a dataset has none of the splits that are scored, or samples in them without labels."""
     config = evaluation.config()
     for name, index in evaluation.indexes.items():
+        others = [one for one in config.datasets[name].protocols if one != "classify-v1"]
+        if index.label_sets is not None and others:
+            raise InputError(
+                f"{index.directory}: its images may be of several classes, and protocol {others[0]} is of one class an "
+                "image; score it by --protocol classify-v1"
+            )
         scored = [split for split in config.splits if split in index.splits and index.num_samples(split)]
         if not scored:
             raise InputError(

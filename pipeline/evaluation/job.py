@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.protocols import NEEDS
 from pipeline.config.stages import read_run_config
+from pipeline.evaluation.differences import differences_from_first
 from pipeline.evaluation.feature_cache import feature_key, keep_features, read_features
 from pipeline.evaluation.features import Extraction, SplitFeatures, extract_features
 from pipeline.evaluation.robustness import robustness
@@ -42,6 +43,8 @@ def evaluate(me: Rank) -> None:
         for dataset in config.datasets:
             work.score(model, dataset)
     if me.is_first:
+        samples = config.bootstrap_samples
+        work.result["differences"] = differences_from_first(work.correct, bootstrap_samples=samples)
         write_table(me.run.path / "table.csv", work.result)
         write_json(me.run.result_file, work.result)
     if me.world_size > 1:
@@ -67,10 +70,11 @@ class Evaluation:
         self.cache = Path(plan["home"]) / "cache" / "features" if config.reuse_features else None
         self.indexes = {name: read_index(dataset.path) for name, dataset in config.datasets.items()}
         self.loaded: tuple[str, nn.Module] | None = None
+        self.correct: dict[str, dict[str, Tensor]] = {}  # by model and eval/PROTOCOL/DATASET
         fingerprints = {index.fingerprint for index in self.indexes.values()}
         self.result: dict[str, Any] = {
             "format_version": 2, "stage": "evaluate", "metrics": {}, "intervals": {}, "predictions": {},
-            "datasets": {}, "unavailable": dict(config.unavailable),
+            "datasets": {}, "unavailable": dict(config.unavailable), "differences": {},
             "data_fingerprint": fingerprints.pop() if len(fingerprints) == 1 else None,
         }  # fmt: skip
 
@@ -98,7 +102,8 @@ class Evaluation:
         if any(NEEDS[kind].features for kind in protocols.values()):
             rows[TRAIN] = self._features(network, source, index, TRAIN)
         for split in splits:
-            rows[split] = rows.get(split) or self._features(network, source, index, split)
+            if split not in rows:
+                rows[split] = self._features(network, source, index, split)
         for name, kind in protocols.items():
             self.me.phase = f"evaluate {model}: {name} on {dataset}"
             if kind == "corruptions-v1":
@@ -174,6 +179,7 @@ class Evaluation:
         log.info("%s, %s on %s: %s", model, protocol, name, _in_words(scored.metrics))
         if scored.predictions is None:
             return
+        self.correct.setdefault(model, {})[prefix] = scored.predictions["correct"]
         folder = self.me.run.path / "scores" / folder_name(model) / folder_name(protocol, name)
         write_details(folder, scored, index, split, self.config.worst_images)
         file = folder / "predictions.safetensors"
