@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from flows.planning import plan_lines
+from flows.profiles import changed_profile
 from flows.requests.registration import registration_run
 from flows.requests.training import checked_training, training_run
 from pipeline.checkpoints.checkpoint import write_weights
 from pipeline.checkpoints.files import read_weights
 from pipeline.config.stages import read_run_config
 from pipeline.errors import InputError
+from pipeline.preparation.resume import change_run
 from pipeline.registry.locate import locate_model, undrawable, unregistrable
 from pipeline.registry.weights import load_model
 from pipeline.run_directory import RunDirectory
@@ -81,10 +83,11 @@ def test_a_stopped_run_goes_on_to_the_last_bit(settings, data, model, tmp_path):
 def test_a_lora_run_goes_on_in_another_world_and_ends_in_a_plain_model(data, model, tmp_path):
     run = tuned_run(data, model, tmp_path / "one", *LORA, "zero.stage=1")
     train(run, 2, stop_at=4)
-    text = run.config_file.read_text()
-    run.config_file.write_text(text.replace("zero:\n  stage: 1", "zero:\n  stage: 3"))  # as `vit resume --set` does
-    assert read_run_config(run.path).zero.stage == 3
-    train(run, 2, attempt=2)
+    profile, placement = changed_profile(run.profile_file, ["ranks_per_node=1"])
+    change_run(run, ["zero.stage=3"], profile, placement)
+    with pytest.raises(InputError, match="tuning.rank: would change the training"):
+        change_run(run, ["tuning.rank=2"], profile, placement)
+    train(run, 1, attempt=2)
     source = located(run.path, tmp_path)
     assert source.tuning is None and source.lineage["tuning"] == "lora" and unregistrable(source) is None
 
