@@ -23,6 +23,7 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
     "loading": {"errors", "config", "parenthood", "shards", "storage", "views", "words"},
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
+    "registration": {"budget", "config", "errors", "rank", "registry", "run_directory", "shards", "words"},
     "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage", "words"},
 }
 

@@ -40,10 +40,18 @@ def source_weights(source: ModelSource | dict) -> dict[str, Tensor]:
             return _timm_weights(source.path)
         case "hf":
             return _file_weights(hugging_face_weights(path))
+        case "random":
+            return random_weights(source)
         case "npz":
             return _google_weights(path, EncoderConfig.model_validate(source.encoder), source.num_classes)
         case _:
             return _file_weights(path)
+
+
+def random_weights(source: ModelSource) -> dict[str, Tensor]:
+    """The weights that training of the located network begins with, by seed 0."""
+    torch.manual_seed(0)
+    return build_network(read_encoder(source.encoder), source.num_classes).state_dict()
 
 
 def _checkpoint(path: Path) -> Checkpoint:
