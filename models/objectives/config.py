@@ -375,7 +375,7 @@ def _learned_by(raw: Any) -> Any:
     return raw.get("kind", "supervised") if isinstance(raw, dict) else getattr(raw, "kind", None)
 
 
-FinetuneObjectiveConfig = Annotated[
+FinetuneObjective = Annotated[
     Annotated[SupervisedConfig, Tag("supervised")] | Annotated[DistillConfig, Tag("distill")],
     Discriminator(_learned_by),
 ]
