@@ -31,6 +31,8 @@ from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
+from pipeline.shards.index import read_index
+from pipeline.storage.location import location
 
 Say = Callable[..., None]
 
@@ -52,6 +54,10 @@ def check_command(dataset: str, full: bool, say: Say) -> int:
         say(fault)
     if not faults:
         say(f"{dataset}: sound{'' if full else ' (sizes and tables; --full also reads every image)'}")
+        index = read_index(location(dataset))
+        say(f"fingerprint {index.fingerprint}")
+        if index.tombstones:
+            say(f"{len(index.tombstones)} samples are on its tombstone list and left out of whatever reads it")
     return EXIT_FAILED if faults else EXIT_DONE
 
 

@@ -1,4 +1,4 @@
-"""`models.randomness.position_uniform` without torch, bit for bit: where a mixture draws is asked by what loads no torch.
+"""`models.randomness.position_uniform` without torch, bit for bit, for those that ask where a mixture draws.
 
 A test holds the two together.
 """

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -24,10 +25,14 @@ PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "webdataset", "mlflow", 
 
 
 def run_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
-    """`run_dir` where given, else `home/runs/RECIPE-KEY`: the same config on the same data is the same run."""
+    """`run_dir` where given, else `home/runs/RECIPE-KEY`: the same config on the same data is the same run.
+
+    Data from which a sample was taken down since is not the same: a run from before goes on by `vit resume`.
+    """
     if run_dir is not None:
         return Path(run_dir).absolute()
-    fingerprint = prepared.plan.get("data", {}).get("fingerprint", "")
+    data = prepared.plan.get("data", {})
+    fingerprint = data.get("fingerprint", "") + (json.dumps(data["tombstones"]) if "tombstones" in data else "")
     key = hashlib.sha256((prepared.config_text + fingerprint).encode()).hexdigest()[:8]
     if prepared.plan.get("rehearsal"):  # rehearsed anew each time it is asked for
         key = f"rehearsal-{time.strftime('%Y%m%d-%H%M%S')}-{key[:4]}"

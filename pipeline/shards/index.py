@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.shards.atomic import write_file
+from pipeline.shards.tombstones import Tombstone, read_tombstones
 from pipeline.storage.location import Location, Url, exists, joined, location, read_bytes, size_of, sizes_in
 
 FORMAT_VERSION = 1
@@ -50,7 +51,10 @@ class ImageStatistics:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What `index.json` says, and the directory it was read from."""
+    """What `index.json` says, the directory it was read from, and what its `tombstones.jsonl` leaves out.
+
+    Numbers of samples count those that are left out too.
+    """
 
     directory: Location
     fingerprint: str
@@ -58,6 +62,7 @@ class DatasetIndex:
     classes: tuple[str, ...] | None
     statistics: ImageStatistics | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tombstones: tuple[Tombstone, ...] = ()
 
     def num_samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.shards(split))
@@ -151,6 +156,7 @@ def _parse_index(directory: Location, path: Location, content: Any) -> DatasetIn
             classes=None if content["classes"] is None else tuple(content["classes"]),
             statistics=None if statistics is None else ImageStatistics(**_tuples(statistics)),
             provenance=content["provenance"],
+            tombstones=read_tombstones(directory),
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a dataset index ({error!r}); ingest the dataset again") from None
