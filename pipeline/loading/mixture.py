@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.config.training import TrainingConfig
 from pipeline.loading.uniform import position_uniform
 from pipeline.shards.order import SampleOrder
 
@@ -116,6 +117,19 @@ class Mixture:
         times, sources, draws = (np.concatenate(column) for column in zip(*parts, strict=True))
         chosen = np.lexsort((sources, times))[first - counted : first - counted + BLOCK]
         return sources[chosen].astype(np.int64), draws[chosen].astype(np.int64)
+
+
+def planned_mixture(config: TrainingConfig, sizes: Sequence[np.ndarray]) -> Mixture:
+    """The mixture of a run. `sizes` holds the shard sizes of each source's selection."""
+    data = config.data
+    return Mixture(
+        sizes,
+        [source.weight for source in data.sources] or [1.0],
+        global_batch_size=config.global_batch_size,
+        lanes=data.lanes,
+        window_shards=[source.window_shards or data.window_shards for source in data.sources] or [data.window_shards],
+        seed=config.seed,
+    )
 
 
 def _uniform(seed: int, lane: int, source: int, draws: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import Cause, DataError
 from pipeline.loading.left_out import LeftOut, following
-from pipeline.loading.mixture import Mixture
+from pipeline.loading.mixture import planned_mixture
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import label_map, union_of_classes
 from pipeline.loading.staging import Stager
@@ -56,15 +56,7 @@ class SampleStream:
         ]
         classes = union_of_classes(indexes)
         self.label_maps = [label_map(index, classes) for index in indexes]
-        self.mixture = Mixture(
-            [selection.shard_sizes for selection in self.selections],
-            [source.weight for source in data.sources] or [1.0],
-            global_batch_size=config.global_batch_size,
-            lanes=data.lanes,
-            window_shards=[source.window_shards or data.window_shards for source in data.sources]
-            or [data.window_shards],
-            seed=config.seed,
-        )
+        self.mixture = planned_mixture(config, [selection.shard_sizes for selection in self.selections])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,8 +17,10 @@ from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
+from pipeline.preparation.code_state import code_state
 from pipeline.preparation.training import PreparedRun, dump_config
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
+from pipeline.shards.atomic import write_file
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "webdataset", "mlflow", "prefect", "numpy", "pillow")
 
@@ -63,7 +64,10 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
         run.checkpoints.mkdir(exist_ok=True)
         write_json(run.plan_file, prepared.plan | {"notes": prepared.notes, "request_sha256": _request(prepared)})
         write_deepspeed(run, prepared.config, prepared.plan)
-        write_json(run.provenance_file, provenance(prepared.plan))
+        code, difference = code_state()
+        if difference:
+            write_file(run.difference_file, difference)
+        write_json(run.provenance_file, provenance(prepared.plan, code))
         write_atomic(run.profile_file, profile_text)
         write_atomic(run.config_file, prepared.config_text)  # last: what has a config is a run
     except OSError as error:
@@ -143,13 +147,13 @@ def write_deepspeed(run: RunDirectory, config: Any, plan: dict[str, Any]) -> Non
     write_json(path, dictionary)
 
 
-def provenance(plan: dict[str, Any]) -> dict[str, Any]:
-    """Where a run comes from: code, packages, machine, data, parent."""
+def provenance(plan: dict[str, Any], code: dict[str, Any]) -> dict[str, Any]:
+    """Where a run comes from: `code` as `code_state` has it, packages, machine, data, parent."""
     return {
         "format_version": 1,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "code": _code_state(),
+        "code": code,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "host": platform.node(),
@@ -165,25 +169,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _code_state() -> dict[str, Any]:
-    """Commit and a hash of what differs from it, or the installed version where there is no repository."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return {"version": _version("vit-pretraining")}
-    difference = git("diff", "HEAD") or ""
-    return {
-        "commit": commit,
-        "dirty": bool(difference),
-        "diff_sha256": hashlib.sha256(difference.encode()).hexdigest() if difference else None,
-    }

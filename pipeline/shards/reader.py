@@ -107,9 +107,11 @@ class ShardReader:
     def places_of_tombstone(self, stone: Tombstone) -> list[tuple[int, int]]:
         """(shard, sample) of its key: in its shard, or where it is not there any more, in any."""
         shards = [number for number, shard in enumerate(self._shards) if shard.name == stone.shard]
-        return self._places_of(stone.key, shards) or self._places_of(stone.key, range(len(self._shards)))
+        return self.places_of_key(stone.key, shards) or self.places_of_key(stone.key)
 
-    def _places_of(self, key: str, shards: Iterable[int]) -> list[tuple[int, int]]:
+    def places_of_key(self, key: str, shards: Iterable[int] | None = None) -> list[tuple[int, int]]:
+        """(shard, sample) of a key in some shards, or in all: one or none, but for adopted tars that repeat keys."""
+        shards = range(len(self._shards)) if shards is None else shards
         return [(shard, sample) for shard in shards for sample in self._open(shard).table.samples_of_key(key)]
 
     def record(self, shard: int, sample: int) -> dict[str, Any]:
