@@ -62,15 +62,18 @@ class Trail:
         node["data"] = [described(self.datasets, one) for one in _recorded_data(plan)]
         for key, role in (("initialise_from", "parent"), ("teacher", "teacher")):
             if plan.get(key):
-                node["parents"].append(self.of(source_from_dict(plan[key]), role))
+                carried = (recorded.get("ancestors") or {}).get(role)
+                node["parents"].append(self.of(source_from_dict(plan[key]), role, carried))
 
     def _add_carried(self, node: Node, lineage: dict[str, Any], carried: Node | None) -> None:
         """What others recorded of a run that is not here."""
         path = lineage.get("run")
         if path:
             why = "is gone" if not Path(path).exists() else "holds another run now"
-            teller = "the registry says what follows" if carried else "this is what its descendant recorded"
-            node["notes"].append(f"run directory {path} {why}; {teller}")
+            teller = (
+                "the registry says what follows" if node["role"] == "model" else "what came of it recorded what follows"
+            )
+            node["notes"].append(f"run directory {path} {why}; {teller if carried else 'little of it is recorded'}")
         if carried is None:
             node["run"] = {"path": path, "here": False}
             node["weights"]["step"] = _step_of(lineage)
@@ -121,6 +124,16 @@ def carried_trail(source: ModelSource) -> Node | None:
     with contextlib.suppress(ValueError):
         return (read_json(Path(source.path) / "provenance.json") or {}).get("trail")
     return None
+
+
+def ancestors_of_plan(plan: Node) -> dict[str, Node]:
+    """The trails of a new run's parent and teacher, for its provenance: they may be gone when somebody asks."""
+    found = {}
+    for key, role in (("initialise_from", "parent"), ("teacher", "teacher")):
+        if plan.get(key):
+            with contextlib.suppress(InputError, OSError, ValueError, KeyError):  # it is no reason not to train
+                found[role] = Trail().of(source_from_dict(plan[key]), role)
+    return found
 
 
 def ancestors(node: Node) -> list[Node]:

@@ -5,7 +5,6 @@ from typing import Any
 from pipeline.lineage.trail import Node
 from pipeline.words import duration_in_words, number_in_words
 
-ROLES = {"model": "model", "parent": "parent", "teacher": "teacher"}
 WIDTH = 13  # of the first column
 PARENT = "  "
 
@@ -23,7 +22,8 @@ def tree_lines(node: Node, indent: str = "") -> list[str]:
         lines += [("data", _data(one)), ("certificate", _certificate(one))]
     lines += [("note", note) for note in node["notes"]]
     if not node["parents"] and node["run"]:
-        lines.append(("parent", "none: it began from random weights" if node["config"] else "not recorded"))
+        known = node["config"] and node["config"]["content"]
+        lines.append(("parent", "none: it began from random weights" if known else "not recorded"))
     text = [f"{indent}{name:<{WIDTH}}{said}" for name, said in lines]
     for parent in node["parents"]:
         text += [f"{indent}{parent['role']}", *tree_lines(parent, indent + PARENT)]

@@ -17,6 +17,7 @@ from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
+from pipeline.lineage.trail import ancestors_of_plan
 from pipeline.preparation.code_state import code_state
 from pipeline.preparation.training import PreparedRun, dump_config
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
@@ -161,6 +162,7 @@ def provenance(plan: dict[str, Any], code: dict[str, Any]) -> dict[str, Any]:
         "parent": (plan.get("initialise_from") or {}).get("reference"),
         "teacher": (plan.get("teacher") or {}).get("reference"),
         "config_sha256": plan.get("config_sha256"),
+        "ancestors": ancestors_of_plan(plan),
     }
 
 
