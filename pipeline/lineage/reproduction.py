@@ -4,6 +4,7 @@ Recipes, profiles and what differed from a commit stand in the script itself. Ea
 so no default that changed since matters. Where something is not recorded, there is no script.
 """
 
+import base64
 import json
 import shlex
 from pathlib import Path
@@ -39,11 +40,16 @@ class _Script:
         self.lines += lines
 
     def write(self, path: str, content: str) -> None:
-        """A file of this content, whatever is in it."""
+        """A text file of this content, whatever is in it; it ends with the newline that a text has."""
         end = "VIT_END"
         while end in content:
             end += "_"
-        self.say(f"cat > {path} <<'{end}'", content.rstrip("\n"), end)
+        try:
+            content.encode()
+            self.say(f"cat > {path} <<'{end}'", content.removesuffix("\n"), end)
+        except UnicodeEncodeError:  # bytes that are no text, which a person's terminal must not see
+            coded = base64.encodebytes(content.encode("utf-8", "surrogateescape")).decode()
+            self.say(f"base64 -d > {path} <<'{end}'", coded.removesuffix("\n"), end)
 
 
 def reproduction(node: Node) -> str:

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 
 from pipeline.errors import InputError
 from pipeline.lineage.containment import Asker, answer_lines
 from pipeline.lineage.matches import read_query
-from pipeline.lineage.reproduction import reproduction
+from pipeline.lineage.reproduction import _Script, reproduction
 from pipeline.lineage.takedown import places_of
 from pipeline.lineage.trail import Trail, ancestors
 from pipeline.lineage.tree import tree_lines
@@ -137,6 +138,15 @@ def test_a_script_has_no_holes_where_code_was_changed_and_the_change_was_not_kep
     node["code"] = {"commit": "c" * 40, "dirty": True, "diff_sha256": "d" * 64, "diff": None, "untracked": []}
     with pytest.raises(InputError, match="the difference .* was not kept"):
         reproduction(node)
+
+
+@pytest.mark.parametrize("odd", ["text with VIT_END in it\n\n", "bytes \udcff\udcfe\n", "$HOME `date` \\ 'quoted'\n"])
+def test_a_file_in_the_script_comes_out_as_it_went_in(odd, tmp_path):
+    script = _Script("a model")
+    script.lines = []
+    script.write(str(tmp_path / "out"), odd)
+    subprocess.run(["sh"], input="\n".join(script.lines).encode(), check=True, cwd=tmp_path)
+    assert (tmp_path / "out").read_bytes() == odd.encode("utf-8", "surrogateescape")
 
 
 def test_a_key_that_is_not_there_is_answered_with_the_near_ones(pictures, image):
