@@ -1,4 +1,4 @@
-"""The likeness of every sample of a dataset, computed once on all cores and kept: 112 bytes a sample, a file a shard.
+"""The likeness of every sample of a dataset, computed once on all cores and kept: 140 bytes a sample, a file a shard.
 
 What is finished stays when the work is interrupted; a shard that changed is hashed anew, its neighbours are not.
 """

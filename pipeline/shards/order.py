@@ -83,7 +83,7 @@ class SampleOrder:
     def positions_of(self, shard: int, sample: int, end: int) -> np.ndarray:
         """The positions below `end` at which one sample is read, ascending int64: the inverse of `locate`.
 
-        One in each epoch, found by inverting the one window that holds the sample.
+        One in each epoch: a count over the one window that holds the sample, so it costs less than a permutation.
         """
         epochs = range(-(-end // self.num_samples))
         found = np.array([self._position_in_epoch(epoch, shard, sample) for epoch in epochs], dtype=np.int64)
@@ -100,11 +100,11 @@ class SampleOrder:
     def _unshuffle(self, epoch: int, layout: _Layout, slot: int, shuffled: int) -> int:
         """The place that `_shuffle` takes to `shuffled`, a place of the shard at `slot`."""
         if self.window_shards >= len(self.shard_sizes):
-            return int(np.flatnonzero(self._window(epoch, -1, 0, self.num_samples) == shuffled)[0])
+            return place_in_permutation(shuffled, self.num_samples, self.seed, "window", epoch, -1, 0)
         lane = int(_slot_of(layout.lane_starts, shuffled))  # a window lies in one lane
         window = (slot - int(layout.first_slots[lane])) // self.window_shards
         start, end = self._window_bounds(layout, lane, window)
-        return start + int(np.flatnonzero(self._window(epoch, lane, window, end - start) == shuffled - start)[0])
+        return start + place_in_permutation(shuffled - start, end - start, self.seed, "window", epoch, lane, window)
 
     def _locate_in_epoch(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         layout = self._layout(epoch)
@@ -154,9 +154,18 @@ class SampleOrder:
 
 def permutation(size: int, seed: int | str, purpose: str, *where: int) -> np.ndarray:
     """(size,) int64: 0 .. size - 1 in the order that (seed, purpose, where) fixes."""
+    return np.argsort(_words(size, seed, purpose, *where), kind="stable")
+
+
+def place_in_permutation(value: int, size: int, seed: int | str, purpose: str, *where: int) -> int:
+    """Where `value` stands in `permutation(size, ...)`: how many words sort before its own, which needs no sorting."""
+    words = _words(size, seed, purpose, *where)
+    return int((words < words[value]).sum() + (words[:value] == words[value]).sum())
+
+
+def _words(size: int, seed: int | str, purpose: str, *where: int) -> np.ndarray:
     key = digest(16, seed, purpose, *where)
-    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
-    return np.argsort(words, kind="stable")
+    return np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
 
 
 def digest(size: int, *parts: int | str) -> bytes:
