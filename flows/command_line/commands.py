@@ -57,7 +57,7 @@ def check_command(dataset: str, full: bool, say: Say) -> int:
         index = read_index(location(dataset))
         say(f"fingerprint {index.fingerprint}")
         if index.tombstones:
-            say(f"{len(index.tombstones)} samples are on its tombstone list and left out of whatever reads it")
+            say(f"on its tombstone list: {len(index.tombstones)} samples, which training and validation leave out")
     return EXIT_FAILED if faults else EXIT_DONE
 
 

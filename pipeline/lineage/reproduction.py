@@ -54,6 +54,8 @@ class _Script:
 
 def reproduction(node: Node) -> str:
     """The script; InputError names what is not recorded."""
+    if node["run"] is None:
+        raise InputError(f"--reproduce: MODEL `{node['model']}`: {'; '.join(node['notes'])}")
     script = _Script(node["registered"] or node["model"])
     model = _train(script, node)
     for one in node.get("evaluations", []):

@@ -84,7 +84,7 @@ def _code(code: dict[str, Any]) -> str:
 
 def _data(data: dict[str, Any]) -> str:
     weight = f", weight {data['weight']:g}" if data.get("weight") else ""
-    taken = f", {data['tombstones']} samples taken down" if data.get("tombstones") else ""
+    taken = f", {data['tombstones']} taken down" if data.get("tombstones") else ""
     return (
         f"{data.get('name') or '?'}  fingerprint {data['fingerprint']}{weight}  {data['path']} ({data['found']}){taken}"
     )

@@ -36,7 +36,7 @@ def open_agreed_sources(me: Rank, store: Store, data: DataConfig, plan: Mapping)
     for index in sources.indexes:
         if index.tombstones:
             log.info(
-                "%s: %d samples are on its tombstone list and left out; the next of its shard stands in for each",
+                "%s: on its tombstone list: %d samples, for each of which the next of its shard stands in",
                 index.directory, len(index.tombstones),
             )  # fmt: skip
     return sources

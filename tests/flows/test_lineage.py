@@ -107,7 +107,7 @@ def test_what_is_taken_down_names_its_descendants_and_is_not_read_again(home, da
     told = vit(home, "takedown", str(data), key, "--reason", "its writer asked")
     for model in (uri, str(before), str(home / "runs" / "tuned")):
         assert any(line.startswith(f"{model}: ") and "steps 1" in line for line in told.splitlines()), told
-    assert "1 samples are on its tombstone list" in vit(home, "check", str(data))
+    assert "on its tombstone list: 1 samples" in vit(home, "check", str(data))
     assert "did you mean" in vit(home, "takedown", str(data), key + "x", "--reason", "a slip", code=2)
     vit(home, "pretrain", "pretrain_mae_debug", "--data", str(data), "--run-dir", str(home / "runs" / "later"),
         *SETTINGS)  # fmt: skip

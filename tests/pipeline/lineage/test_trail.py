@@ -140,6 +140,14 @@ def test_a_script_has_no_holes_where_code_was_changed_and_the_change_was_not_kep
         reproduction(node)
 
 
+def test_weights_that_were_not_trained_here_have_a_trail_that_ends_and_no_script(image, tmp_path):
+    node = Trail(tmp_path).of(ModelSource("timm:vit_tiny_patch16_224", "timm", "vit_tiny_patch16_224"))
+    assert "its history ends" in node["notes"][0] and not node["parents"]
+    assert Asker(read_query(str(image[0])), tmp_path).answer(node)["answer"] == "unknown"
+    with pytest.raises(InputError, match="its history ends"):
+        reproduction(node)
+
+
 @pytest.mark.parametrize("odd", ["text with VIT_END in it\n\n", "bytes \udcff\udcfe\n", "$HOME `date` \\ 'quoted'\n"])
 def test_a_file_in_the_script_comes_out_as_it_went_in(odd, tmp_path):
     script = _Script("a model")

@@ -97,7 +97,7 @@ def test_a_run_that_resumes_leaves_out_what_was_taken_down_meanwhile_and_says_so
     manifest = run.newest_checkpoint().manifest
     assert manifest["left_out"] == sum(key in gone for key in before[72:]) > 0
     assert [(entry["step"], entry["sources"][0]["count"]) for entry in manifest["tombstones"]] == [(6, 2)]
-    assert "2 samples are on its tombstone list" in run.attempt(2).events.read_text()
+    assert "on its tombstone list: 2 samples" in run.attempt(2).events.read_text()
 
 
 def test_the_same_command_after_a_take_down_is_another_run(dataset, tmp_path):
