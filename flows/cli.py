@@ -17,6 +17,7 @@ app = App(
     help_format="plaintext",
 )
 Protocols = Annotated[list[str], Parameter(negative=(), consume_multiple=False)]
+Queries = Annotated[list[str], Parameter(name="--query", negative=(), consume_multiple=False)]
 Set = Annotated[list[str], Parameter(name="--set", negative=(), consume_multiple=False)]
 Rehearse = Annotated[bool | None, Parameter(name="--rehearse", negative="--no-rehearse")]
 Switch = Annotated[bool, Parameter(negative=())]
@@ -124,21 +125,39 @@ def sweep(
 
 @app.command
 def evaluate(
-    model: str, *, data: str | None = None, protocol: Protocols = [],
+    model: str, *, data: str | None = None, protocol: Protocols = [], suite: str | None = None,
     profile: str = "local", set: Set = [], run_dir: str | None = None, dir: Dir = None,
 ) -> int:  # fmt: skip
-    """Score a MODEL on a labelled dataset under named protocols."""
+    """Score a MODEL on a labelled dataset under named protocols, or on all that a suite file names."""
     from flows.command_line.commands import evaluate_command
 
-    return evaluate_command(model, data, protocol, profile, set, run_dir, dir, say)
+    return evaluate_command(model, data, protocol, suite, profile, set, run_dir, dir, say)
 
 
 @app.command
-def register(model: str, *, name: str, dir: Dir = None) -> int:
-    """Register a trained run or checkpoint in MLflow, with its evaluations and where it came from."""
+def embed(
+    model: str, dest: str, *, data: str | None = None, query: Queries = [], profile: str = "local", set: Set = [],
+    dir: Dir = None,
+) -> int:  # fmt: skip
+    """Features of every image of a dataset as parquet files in DEST; what is there already is not made again.
+
+    --query IMAGE shows the images of the dataset that are most like it.
+    """
+    from flows.command_line.commands import embed_command
+
+    return embed_command(model, dest, data, query, profile, set, dir, say)
+
+
+@app.command
+def register(model: str, *, name: str, set: Set = [], dir: Dir = None) -> int:
+    """Register a trained run or checkpoint in MLflow, with its evaluations and where it came from.
+
+    --set licence=NAME goes into the model card; --set promotion_margin=0.01 is how much better a version must be that
+    cannot be compared image by image; --set evaluations=[RUN] names evaluations that lie elsewhere.
+    """
     from flows.command_line.commands import register_command
 
-    return register_command(model, name, dir, say)
+    return register_command(model, name, set, dir, say)
 
 
 @app.command

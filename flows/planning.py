@@ -11,6 +11,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, Inpu
 from pipeline.launch import environment_of_ranks
 from pipeline.loading.verdict import expected_images_per_second, expected_verdict
 from pipeline.preparation.training import PreparedRun
+from pipeline.training.start_table import trained_in_words
 from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
 ASSUMED_FLOPS = 1e14  # per second, where no accelerator can be timed: about what an A100 reaches at training a ViT
@@ -29,6 +30,7 @@ def plan_lines(prepared: PreparedRun, profile: str, lowest_stage: int | None) ->
         f"micro-batch {batches['micro_batch_size']} x {batches['gradient_accumulation_steps']:,} accumulated",
         f"model       {number_in_words(plan['parameters'] / 1e6)} M parameters, "
         f"{number_in_words(plan['training_flops_per_image'] / 1e9)} GFLOP per training image",
+        f"trained     {trained_in_words(prepared.config, plan)}",
         *_memory_lines(prepared, lowest_stage),
         f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, "
         f"{prepared.config.checkpoint.interval_in_words(plan['nodes'])}",

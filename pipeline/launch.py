@@ -31,6 +31,7 @@ ENTRY_POINTS = {
     "evaluate": "pipeline.evaluate",
     "register": "pipeline.register",
     "inspect": "pipeline.inspect_model",
+    "embed": "pipeline.embed",
     "sequence": "pipeline.sequence",
 }
 

@@ -36,6 +36,7 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
     },
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
+    "registration": {"budget", "config", "errors", "rank", "registry", "run_directory", "shards", "words"},
     "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage", "words"},
 }
 
@@ -46,6 +47,7 @@ MODEL_ROOMS = {  # what each room of models may import of the others; objectives
     "masked": {"encoders", "randomness", "schema"},
     "objectives": {"encoders", "masked", "schema"},
     "inspection": {"encoders", "masked", "objectives"},
+    "tuning": {"encoders", "schema"},
 }
 
 

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from models.encoders.config import EncoderConfig
 from pipeline.config.plan import plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import read_yaml, recipe_names, recipe_path
 from pipeline.config.training import FinetuneConfig, PretrainConfig
@@ -14,12 +17,14 @@ from tests.recipes import load_recipe
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes"
 IMAGENET_SAMPLES = 1_281_167
-ENCODER_OF_A_MODEL = ["encoder.name=vit_b16", "initialise_from=models:/vit@champion"]
+OF_A_MODEL = "initialise_from=models:/vit@champion"
 
 
 def resolved(name: str) -> PretrainConfig | FinetuneConfig:
     stage = read_yaml(recipe_path(name))["stage"]
-    return load_recipe(CONFIGS[stage], name, ENCODER_OF_A_MODEL if stage == "finetune" else [])
+    size = re.search(r"vit_[a-z]+\d+$", name)  # a fine-tune takes the encoder of its model
+    of_model = [f"encoder.name={size[0] if size else 'vit_b16'}", OF_A_MODEL]
+    return load_recipe(CONFIGS[stage], name, of_model if stage == "finetune" else [])
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -56,3 +61,22 @@ def test_every_recipe_says_in_its_header_what_it_is_and_how_it_is_run():
     for name in recipe_names():
         header = [line for line in recipe_path(name).read_text().splitlines() if line.startswith("#")]
         assert any("Run: vit " in line for line in header), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "mae"])
+@pytest.mark.parametrize("encoder", ["vit_s16", "vit_b16", "vit_l16", "vit_h14"])
+def test_fine_tunes_of_both_papers_exist_for_every_encoder(optimizer, encoder):
+    config = resolved(f"finetune_{optimizer}_{encoder}")
+    assert config.optimizer.kind == {"sgd": "sgd", "mae": "adamw"}[optimizer]
+    assert config.encoder.image_size == ({"vit_h14": 518}.get(encoder, 384) if optimizer == "sgd" else 224)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if re.search(r"^finetune_.*_v\d+$|_small$", name)])
+@pytest.mark.parametrize(
+    "encoder", ["{name: vit_s8, image_size: 64, pooling: mean, class_token: false}", "{name: vit_ti16}"]
+)
+def test_a_protocols_recipe_takes_any_image_size_and_pooling(name, encoder):
+    keys = yaml.safe_load(encoder)
+    settings = [f"encoder.{key}={json.dumps(value)}" for key, value in keys.items()]
+    config, model = load_recipe(FinetuneConfig, name, [*settings, OF_A_MODEL]), EncoderConfig(**keys)
+    assert config.encoder == model.model_copy(update={"drop_path_rate": config.encoder.drop_path_rate})

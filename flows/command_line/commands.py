@@ -12,7 +12,8 @@ from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
 from flows.planning import measured, plan_lines
 from flows.profiles import load_profile
-from flows.requests.evaluation import evaluation_run
+from flows.requests.embedding import embedding_run
+from flows.requests.evaluation import requested_evaluation
 from flows.requests.inspection import inspection_run
 from flows.requests.registration import registration_run
 from flows.requests.training import prepared_training, training_run
@@ -127,28 +128,52 @@ def sweep_command(
 
 
 def evaluate_command(
-    model: str, data: str | None, protocols: list[str], profile: str, overrides: list[str], run_dir: str | None,
-    directory: str | None, say: Say,
+    model: str, data: str | None, protocols: list[str], suite: str | None, profile: str, overrides: list[str],
+    run_dir: str | None, directory: str | None, say: Say,
 ) -> int:  # fmt: skip
+    from flows.evaluating import carry_out, difference_lines, table_lines
+
     home = home_directory(directory)
-    run = evaluation_run(
-        {"model": model},
-        data=data,
-        protocols=protocols,
-        profile=profile,
-        overrides=overrides,
-        run_dir=run_dir,
-        home=home,
-    )
-    conclusion = controlled(run, home, say)
-    for key, value in conclusion.result.get("metrics", {}).get("model", {}).items():
-        say(f"{key:<50} {value:.4f}")
+    evaluation = requested_evaluation(
+        {"model": model}, data=data, protocols=protocols, suite=suite, profile=profile, overrides=overrides,
+        run_dir=run_dir, home=home,
+    )  # fmt: skip
+    conclusion = carry_out(evaluation, say, lambda run, told: controlled(run, home, told))
+    metrics = conclusion.result.get("metrics", {}) if conclusion.result.get("stage") == "evaluate" else {}
+    if len(metrics) == 1 and not suite:
+        for key, value in next(iter(metrics.values())).items():
+            say(f"{key:<50} {value:.4f}")
+    elif metrics:
+        for line in [*table_lines(conclusion.result), *difference_lines(conclusion.result)]:
+            say(line)
+    if metrics:
+        say(f"the same with intervals: {conclusion.run.path / 'table.csv'}; per class, confusions, worst images: "
+            f"{conclusion.run.path / 'scores'}")  # fmt: skip
     return finished(conclusion, say)
 
 
-def register_command(model: str, name: str, directory: str | None, say: Say) -> int:
+def embed_command(
+    model: str, dest: str, data: str | None, queries: list[str], profile: str, overrides: list[str],
+    directory: str | None, say: Say,
+) -> int:  # fmt: skip
     home = home_directory(directory)
-    conclusion = controlled(registration_run(model, name, home=home), home, say)
+    run = embedding_run(model, dest, data=data, queries=queries, profile=profile, overrides=overrides, home=home)
+    conclusion = controlled(run, home, say)
+    result = conclusion.result
+    if conclusion.code == EXIT_DONE:
+        say(f"{result['images']:,} images as {result['dimensions']:,} numbers each, {result['made']:,} of them now: "
+            f"{result['destination']}/*.parquet")  # fmt: skip
+    for query, neighbours in result.get("nearest", {}).items():
+        say(f"most like {query}:")
+        for one in neighbours:
+            where = f"{one['key']}  ({one['split']}, {one['shard']})"
+            say(f"{one['similarity']:.4f}  {one['class_name'] or '-':<20} {where}")
+    return finished(conclusion, say)
+
+
+def register_command(model: str, name: str, overrides: list[str], directory: str | None, say: Say) -> int:
+    home = home_directory(directory)
+    conclusion = controlled(registration_run(model, name, home=home, overrides=overrides), home, say)
     if conclusion.code == EXIT_DONE:
         say(conclusion.result["summary"])
     return finished(conclusion, say)

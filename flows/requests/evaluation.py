@@ -1,62 +1,247 @@
-"""From what a person asked to have scored to an evaluation on disk."""
+"""From what a person asked to have scored to an evaluation that is valid, with what has to be trained for it first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cluster.profile import Profile
 from flows.profiles import load_profile
 from flows.requests.named import dataset, described_model
 from flows.requests.stage import write_stage
-from pipeline.config.recipe import (
-    apply_overrides,
-    parse_overrides,
-    split_profile_overrides,
-    validate,
-)
-from pipeline.config.stages import PROTOCOLS, EvaluateConfig
+from flows.requests.training import checked_training, written
+from pipeline.config.evaluation import EvaluateConfig, SuiteConfig
+from pipeline.config.protocols import BY_DEFAULT, FORGETTING, NEEDS, OF_FORGETTING, PROTOCOLS
+from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, split_profile_overrides, validate
 from pipeline.errors import InputError, near_matches
-from pipeline.registry.locate import ModelSource
+from pipeline.preparation.placement import Placement
+from pipeline.preparation.training import PreparedRun
+from pipeline.registry.locate import ModelSource, unknown_classes
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex
+
+INSTEAD = "evaluate a run or a registered model"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that a protocol asks for: checked, not yet written. `name` is what its metrics are called by."""
+
+    model: str
+    dataset: str
+    name: str
+    prepared: PreparedRun
+    profile: Profile
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A valid evaluation, of which nothing is on disk yet."""
+
+    name: str
+    raw: dict[str, Any]
+    overrides: list[str]
+    sources: dict[str, ModelSource]
+    indexes: dict[str, DatasetIndex]
+    trainings: tuple[Training, ...]
+    profile: Profile
+    placement: Placement
+    home: Path
+    run_dir: str | None
+
+    def train(self) -> list[RunDirectory]:
+        """The runs of the trainings, on disk; those of equal settings are the same run."""
+        return [written(one.prepared, one.profile, None, self.home) for one in self.trainings]
+
+    def write(self) -> RunDirectory:
+        """The evaluation on disk, ready to submit. To be called when its trainings are done."""
+        trained: dict[str, dict[str, dict[str, str]]] = {}
+        of_runs = {}
+        for one, run in zip(self.trainings, self.train(), strict=True):
+            trained.setdefault(one.model, {}).setdefault(one.dataset, {})[one.name] = str(run.path)
+            of_runs[str(run.path)] = described_model(str(run.path), self.home, instead=INSTEAD).as_dict()
+        config = self.config(trained)
+        fingerprints = {index.fingerprint for index in self.indexes.values()}
+        first = next(iter(self.indexes.values()))
+        plan = {
+            "format_version": 2, "stage": "evaluate", **self.placement.as_plan(), "precision": config.precision,
+            "data": {
+                "path": ", ".join(str(index.directory) for index in self.indexes.values()),
+                "name": "+".join(self.indexes),
+                "fingerprint": first.fingerprint if len(fingerprints) == 1 else None,
+            },
+            "sources": {name: source.as_dict() for name, source in self.sources.items()},
+            "trained": of_runs, "home": str(self.home),
+        }  # fmt: skip
+        return write_stage(config, plan, f"evaluate-{self.name}", self.run_dir, self.home, self.profile)
+
+    def config(self, trained: Mapping[str, Any] | None = None) -> EvaluateConfig:
+        raw = apply_overrides(self.raw | {"trained": trained or {}}, parse_overrides(self.overrides))
+        return validate(EvaluateConfig, raw, "--set")
+
+
+def requested_evaluation(
+    models: dict[str, str], *, data: str | None, protocols: Sequence[str], suite: str | None = None, profile: str,
+    overrides: Sequence[str], run_dir: str | None, home: Path,
+) -> Evaluation:  # fmt: skip
+    """An evaluation of models on a dataset, or on those of a suite."""
+    of_stage, of_profile = split_profile_overrides(overrides)
+    chosen, placement = load_profile(profile, of_profile)
+    if FORGETTING in protocols:
+        models, suite_of_parent = _before_and_after(models, data, protocols, suite, home)
+    else:
+        suite_of_parent = None
+    plan = suite_of_parent or (_read_suite(suite) if suite else None)
+    if suite and (data or protocols):
+        raise InputError(f"--suite {suite}: the suite names datasets and protocols; leave --data and --protocol out")
+    models = models | (plan.models if plan else {})
+    sources = {name: described_model(reference, home, instead=INSTEAD) for name, reference in models.items()}
+    if plan:
+        name = Path(suite).stem if suite else FORGETTING
+        indexes, asked, unavailable = _suite_datasets(plan, home)
+        of_stage = [*(f"{key}={value}" for key, value in plan.settings.items()), *of_stage]
+    else:
+        index = dataset(data, home)
+        if index is None:
+            raise InputError("no data: name a dataset directory with --data, or several in a file with --suite")
+        name, unavailable = index.directory.name, {}
+        indexes, asked = {name: index}, {name: _known(protocols) or _applicable(sources, index)}
+        _require_heads(asked[name], sources, index)
+    groups = {key: one.group for key, one in plan.datasets.items()} if plan else {}
+    raw = {
+        "models": models, "unavailable": unavailable,
+        "datasets": {
+            key: {"path": str(index.directory), "protocols": asked[key], "group": groups.get(key)}
+            for key, index in indexes.items()
+        },
+    }  # fmt: skip
+    evaluation = Evaluation(name, raw, of_stage, sources, indexes, (), chosen, placement, home, run_dir)
+    _require_splits(evaluation)
+    trainings = tuple(
+        _training(model, key, protocol, evaluation, profile, of_profile, plan)
+        for model in models for key in indexes for protocol in asked[key] if NEEDS[protocol].recipe
+    )  # fmt: skip
+    return Evaluation(name, raw, of_stage, sources, indexes, trainings, chosen, placement, home, run_dir)
 
 
 def evaluation_run(
     models: dict[str, str], *, data: str | None, protocols: Sequence[str], profile: str, overrides: Sequence[str],
     run_dir: str | None, home: Path,
 ) -> RunDirectory:  # fmt: skip
-    """An evaluation of models on a dataset, on disk and ready to submit."""
-    of_stage, of_profile = split_profile_overrides(overrides)
-    chosen, placement = load_profile(profile, of_profile)
-    index = dataset(data, home)
-    if index is None:
-        raise InputError("no data: name a dataset directory with --data")
-    instead = "evaluate a run or a registered model"
-    sources = {name: described_model(reference, home, instead=instead) for name, reference in models.items()}
-    with_head = all(source.num_classes for source in sources.values())
-    chosen_protocols = list(protocols) or [p for p in PROTOCOLS if with_head or p != "classify-v1"]
-    for protocol in chosen_protocols:
+    """An evaluation that trains nothing, on disk and ready to submit."""
+    evaluation = requested_evaluation(
+        models, data=data, protocols=protocols, profile=profile, overrides=overrides, run_dir=run_dir, home=home
+    )
+    if evaluation.trainings:
+        raise InputError(f"protocol {evaluation.trainings[0].name} trains a probe first; `vit evaluate` does that")
+    return evaluation.write()
+
+
+def _before_and_after(
+    models: dict[str, str], data: str | None, protocols: Sequence[str], suite: str | None, home: Path
+) -> tuple[dict[str, str], SuiteConfig]:
+    """The model's parent and itself, and the parent's datasets; InputError where it was not pretrained further."""
+    if len(protocols) > 1 or data or suite:
+        raise InputError(f"protocol {FORGETTING} names data and protocols itself; leave --data and others out")
+    (reference,) = models.values()
+    parent = described_model(reference, home, instead=INSTEAD).lineage.get("parent")
+    if parent is None:
+        raise InputError(f"MODEL `{reference}`: was initialised from no other model, so there is nothing to forget")
+    before = described_model(parent, home, instead=INSTEAD)
+    datasets = before.lineage.get("datasets") or []
+    if not datasets:
+        raise InputError(
+            f"MODEL `{parent}`, from which `{reference}` was initialised, does not say what data it learned from; "
+            "score both by --suite on a dataset of yours"
+        )
+    suite_config = SuiteConfig.model_validate({
+        "datasets": {Path(one["path"]).name: {"data": one["path"]} for one in datasets},
+        "protocols": list(OF_FORGETTING),
+    })  # fmt: skip
+    return {"before": parent, "after": reference}, suite_config
+
+
+def _read_suite(path: str) -> SuiteConfig:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"--suite {path}: no such file")
+    return validate(SuiteConfig, read_yaml(file), str(file))
+
+
+def _suite_datasets(suite: SuiteConfig, home: Path) -> tuple[dict, dict, dict[str, str]]:
+    """Indexes and protocols by dataset, and why others cannot be read. InputError where none can."""
+    indexes, asked, unavailable = {}, {}, {}
+    for name, one in suite.datasets.items():
+        try:
+            index = dataset(one.data, home)
+            _require_labels(index, ("train", "test"))
+        except InputError as error:
+            unavailable[name] = "; ".join(error.problems)
+            continue
+        indexes[name], asked[name] = index, list(one.protocols or suite.protocols)
+    if not indexes:
+        raise InputError(*(f"{name}: {reason}" for name, reason in unavailable.items()))
+    return indexes, asked, unavailable
+
+
+def _known(protocols: Sequence[str]) -> list[str]:
+    for protocol in protocols:
         if protocol not in PROTOCOLS:
-            raise InputError(f"protocol `{protocol}` does not exist; {near_matches(protocol, PROTOCOLS)}")
-    if "classify-v1" in chosen_protocols and (headless := [n for n, s in sources.items() if not s.num_classes]):
-        raise InputError(f"protocol classify-v1 scores a model's own head, and {', '.join(headless)} has none")
-    raw = {
-        "models": models, "data": str(index.directory), "dataset": index.directory.name,
-        "protocols": chosen_protocols, "split": "test" if "test" in index.splits else "validation",
-    }  # fmt: skip
-    config = validate(EvaluateConfig, apply_overrides(raw, parse_overrides(of_stage)), "--set")
-    _require_labels(index, config)
-    if "classify-v1" in config.protocols:
-        _require_classes(index, sources)
-    plan = {
-        "format_version": 1, "stage": "evaluate", **placement.as_plan(), "precision": placement.precision("bf16"),
-        "data": {"path": str(index.directory), "name": index.directory.name, "fingerprint": index.fingerprint},
-        "sources": {name: source.as_dict() for name, source in sources.items()},
-    }  # fmt: skip
-    return write_stage(config, plan, f"evaluate-{index.directory.name}", run_dir, home, chosen)
+            raise InputError(
+                f"protocol `{protocol}` does not exist; {near_matches(protocol, [*PROTOCOLS, FORGETTING])}"
+            )
+    return list(dict.fromkeys(protocols))
 
 
-def _require_labels(index: DatasetIndex, config: EvaluateConfig) -> None:
-    learned = any(protocol != "classify-v1" for protocol in config.protocols)
-    for split in [config.split, *(["train"] if learned else [])]:
+def _applicable(sources: Mapping[str, ModelSource], index: DatasetIndex) -> list[str]:
+    """Those by default, without the models' own heads where one has none or another's classes."""
+    if index.label_sets is not None:
+        return ["classify-v1"]
+    with_heads = all(
+        source.num_classes and not unknown_classes(source, index.classes) for source in sources.values()
+    )  # fmt: skip
+    return [protocol for protocol in BY_DEFAULT if with_heads or not NEEDS[protocol].head]
+
+
+def _require_heads(protocols: Sequence[str], sources: Mapping[str, ModelSource], index: DatasetIndex) -> None:
+    asked = [protocol for protocol in protocols if NEEDS[protocol].head]
+    if not asked:
+        return
+    instead = "score it without its head: --protocol knn-20-v1 --protocol linear-cached-v1"
+    for name, source in sources.items():
+        if not source.num_classes:
+            raise InputError(f"protocol {asked[0]} scores a model's own head, and {name} has none; {instead}")
+        if reason := unknown_classes(source, index.classes if source.classes else ()):
+            raise InputError(f"MODEL `{source.reference}`: {reason}; {instead}")
+        if not source.classes and source.num_classes != index.num_classes:
+            raise InputError(
+                f"MODEL `{source.reference}`: its head is for {source.num_classes:,} classes without names, the "
+                f"dataset has {index.num_classes:,}; {instead}"
+            )
+
+
+def _require_splits(evaluation: Evaluation) -> None:
+    """InputError where a dataset has none of the splits that are scored, or samples in them without labels."""
+    config = evaluation.config()
+    for name, index in evaluation.indexes.items():
+        others = [one for one in config.datasets[name].protocols if one != "classify-v1"]
+        if index.label_sets is not None and others:
+            raise InputError(
+                f"{index.directory}: its images may be of several classes, and protocol {others[0]} is of one class an "
+                "image; score it by --protocol classify-v1"
+            )
+        scored = [split for split in config.splits if split in index.splits and index.num_samples(split)]
+        if not scored:
+            raise InputError(
+                f"{index.directory}: none of its splits ({', '.join(index.splits)}) is scored; name one, for example "
+                f"--set splits=[{next(iter(index.splits))}]"
+            )
+        learned = any(NEEDS[protocol].features for protocol in config.datasets[name].protocols)
+        _require_labels(index, [*scored, *(["train"] if learned else [])])
+
+
+def _require_labels(index: DatasetIndex, splits: Sequence[str]) -> None:
+    for split in [split for split in splits if split in index.splits]:
         if missing := index.num_unlabelled(split):
             raise InputError(
                 f"{index.directory}: evaluation needs labels, and {missing:,} of {index.num_samples(split):,} samples "
@@ -64,13 +249,15 @@ def _require_labels(index: DatasetIndex, config: EvaluateConfig) -> None:
             )
 
 
-def _require_classes(index: DatasetIndex, sources: dict[str, ModelSource]) -> None:
-    for source in sources.values():
-        if tuple(source.classes) != tuple(index.classes):
-            ours, theirs = (
-                f"{len(c)} ({', '.join(c[:5])}{', ...' if len(c) > 5 else ''})" for c in (source.classes, index.classes)
-            )
-            raise InputError(
-                f"MODEL `{source.reference}` knows classes {ours}, the dataset has {theirs}; "
-                "score it without its head: --protocol knn-20-v1 --protocol linear-cached-v1"
-            )
+def _training(
+    model: str, name: str, protocol: str, evaluation: Evaluation, profile: str, of_profile: Sequence[str],
+    suite: SuiteConfig | None,
+) -> Training:  # fmt: skip
+    """The training that a protocol asks for; settings of a suite other than the protocol's own are in its name."""
+    settings = [f"{key}={value}" for key, value in (suite.training.get(protocol, {}) if suite else {}).items()]
+    prepared, chosen = checked_training(
+        "finetune", NEEDS[protocol].recipe, data=str(evaluation.indexes[name].directory), profile=profile,
+        overrides=[*settings, *(f"profile.{key}" for key in of_profile)], home=evaluation.home, rehearse="never",
+        model=evaluation.sources[model].reference,
+    )  # fmt: skip
+    return Training(model, name, "+".join([protocol, *settings]), prepared, chosen)

@@ -60,18 +60,22 @@ class Coins:
         for dropout in self.dropouts:
             dropout.keys = position_keys(self.seed, f"dropout {dropout.layer}", positions)
 
+    def place(self, module: nn.Module) -> None:
+        """Replace every DropPath and Dropout inside `module` by one that these coins are tossed for."""
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, DropPath):
+                    self.paths.append(PositionDropPath(float(child.drop_prob), len(self.paths) + 1))
+                    setattr(parent, name, self.paths[-1])
+                elif isinstance(child, nn.Dropout) and child.p:
+                    self.dropouts.append(PositionDropout(child.p, len(self.dropouts) + 1))
+                    setattr(parent, name, self.dropouts[-1])
+                    if name == "attn_drop" and getattr(parent, "fused_attn", False):
+                        parent.fused_attn = False  # the fused kernel tosses coins of its own
+
 
 def place_drop_path(module: nn.Module, seed: int) -> Coins:
     """Replace every DropPath and Dropout of timm inside `module`; returns the coins to toss before each forward."""
     coins = Coins(seed, [], [])
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, DropPath):
-                coins.paths.append(PositionDropPath(float(child.drop_prob), len(coins.paths) + 1))
-                setattr(parent, name, coins.paths[-1])
-            elif isinstance(child, nn.Dropout) and child.p:
-                coins.dropouts.append(PositionDropout(child.p, len(coins.dropouts) + 1))
-                setattr(parent, name, coins.dropouts[-1])
-                if name == "attn_drop" and getattr(parent, "fused_attn", False):
-                    parent.fused_attn = False  # the fused kernel tosses coins of its own
+    coins.place(module)
     return coins

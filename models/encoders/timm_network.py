@@ -36,7 +36,7 @@ def linear_heads(network: nn.Module) -> list[nn.Linear]:
     """The linear layers that say the classes: one, of a distilled network two, none where no class is known."""
     found = network.get_classifier()
     parts = found if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
-    inside = [module for part in parts for module in part.modules()]
+    inside = [module for part in parts for module in getattr(part, "linear", part).modules()]  # of a probe, the last
     return [one for one in inside if isinstance(one, nn.Linear) and one.out_features == network.num_classes]
 
 

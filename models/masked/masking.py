@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.masked.counts import patches_of_share
 from models.randomness import position_bits, position_uniform
 
 ROUNDS = 10  # rectangles drawn
@@ -18,7 +19,7 @@ class PatchMask(NamedTuple):
 
 def num_visible_patches(num_patches: int, mask_ratio: float) -> int:
     """Patches that stay visible: N - floor(N * mask_ratio), at least 1."""
-    return max(1, num_patches - int(num_patches * mask_ratio))
+    return max(1, num_patches - patches_of_share(num_patches, mask_ratio))
 
 
 def random_patch_mask(positions: Tensor, num_patches: int, mask_ratio: float, seed: int) -> PatchMask:

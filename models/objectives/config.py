@@ -4,13 +4,15 @@ A new objective is a config class here, a module in `models/objectives`, and its
 """
 
 import math
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.encoders.config import EncoderConfig
+from models.encoders.head_config import HeadConfig, LinearHeadConfig
 from models.encoders.size import encoder_macs, encoder_parameters, encoder_tokens
 from models.encoders.timm_config import TimmEncoderConfig
+from models.masked.counts import patches_of_share
 from models.masked.decoder_config import DecoderConfig
 from models.masked.predictor_size import predictor_macs, predictor_parameters
 from models.schema import (
@@ -87,6 +89,8 @@ class SupervisedConfig(_Objective):
     for ImageNet-21k, -6.9 for ImageNet-1k (AugReg, arXiv:2106.10270)."""
     label_smoothing: Rate = 0.0
     """Share of the target spread evenly over all classes."""
+    head: HeadConfig = LinearHeadConfig()
+    """What says the classes: `linear`, or a probe's, `linear_batchnorm` or `attentive`, which is not registered."""
 
     @model_validator(mode="after")
     def _only_a_sigmoid_needs_a_bias(self) -> "SupervisedConfig":
@@ -94,11 +98,14 @@ class SupervisedConfig(_Objective):
             raise ValueError(f"head_bias {self.head_bias:g} needs loss: sigmoid; a softmax is blind to it")
         return self
 
+    def problem(self, encoder: EncoderConfig | TimmEncoderConfig, zero_stage: int) -> str | None:
+        return self.head.problem(encoder)
+
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         heads = 1 + encoder.distillation_token
         return ObjectiveSize(
-            encoder_parameters(encoder) + heads * num_classes * (encoder.embed_dim + 1),
-            encoder_macs(encoder) + heads * num_classes * encoder.embed_dim,
+            encoder_parameters(encoder) + heads * num_classes * (encoder.embed_dim + 1) + self.head.parameters(encoder),
+            encoder_macs(encoder) + heads * num_classes * encoder.embed_dim + self.head.macs(encoder),
             (Stack(encoder_tokens(encoder), encoder.embed_dim, encoder.depth),),
         )
 
@@ -119,13 +126,13 @@ class MaskedAutoencoderConfig(_Objective):
     """The decoder."""
 
     def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
-        if int(encoder.num_patches * self.mask_ratio) < 1:
+        if patches_of_share(encoder.num_patches, self.mask_ratio) < 1:
             return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches; raise it"
         return None
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         patches = encoder.num_patches
-        visible = patches - int(patches * self.mask_ratio)
+        visible = patches - patches_of_share(patches, self.mask_ratio)
         entering = encoder_tokens(encoder, visible)
         return ObjectiveSize(
             encoder_parameters(encoder) + self.decoder.parameters(encoder),
@@ -174,7 +181,7 @@ class PatchColourConfig(_Objective):
 
     def num_corrupted(self, num_patches: int) -> int:
         """Patches corrupted in every image."""
-        return int(num_patches * self.corrupted_ratio)
+        return patches_of_share(num_patches, self.corrupted_ratio)
 
     def outputs(self, channels: int, patch_size: int) -> int:
         """Numbers predicted for a patch."""
@@ -273,12 +280,12 @@ class CapiConfig(_Objective):
     """Of the norms' weights, as a multiple of the weight decay."""
 
     def num_predicted(self, num_patches: int) -> int:
-        return max(1, int(int(num_patches * self.mask_ratio) * self.predicted_share))
+        return max(1, patches_of_share(patches_of_share(num_patches, self.mask_ratio), self.predicted_share))
 
     def problem(self, encoder: EncoderConfig, zero_stage: int) -> str | None:
         if zero_stage == 3:
             return "zero.stage 3 cuts the average that is capi's teacher into parts; set zero.stage to 0, 1 or 2"
-        if int(encoder.num_patches * self.mask_ratio) < 1:
+        if patches_of_share(encoder.num_patches, self.mask_ratio) < 1:
             return f"objective.mask_ratio {self.mask_ratio} hides none of {encoder.num_patches} patches; raise it"
         if encoder.embed_dim % 4:
             return f"objective.kind capi has sine-cosine positions: 4 must divide embed_dim {encoder.embed_dim}"
@@ -295,7 +302,7 @@ class CapiConfig(_Objective):
 
     def size(self, encoder: EncoderConfig, num_classes: int) -> ObjectiveSize:
         patches, width = encoder.num_patches, encoder.embed_dim
-        visible, predicted = patches - int(patches * self.mask_ratio), self.num_predicted(patches)
+        visible, predicted = patches - patches_of_share(patches, self.mask_ratio), self.num_predicted(patches)
         context, of_head = encoder_tokens(encoder, visible), width * self.num_prototypes
         # Nothing flows back through the clustering head, so its backward is half as much as others'.
         clustering = patches * of_head
@@ -362,3 +369,14 @@ ObjectiveConfig = Annotated[
     SupervisedConfig | MaskedAutoencoderConfig | PatchColourConfig | SimMIMConfig | CapiConfig | DistillConfig,
     Field(discriminator="kind"),
 ]
+
+
+def _learned_by(raw: Any) -> Any:
+    return raw.get("kind", "supervised") if isinstance(raw, dict) else getattr(raw, "kind", None)
+
+
+FinetuneObjectiveConfig = Annotated[
+    Annotated[SupervisedConfig, Tag("supervised")] | Annotated[DistillConfig, Tag("distill")],
+    Discriminator(_learned_by),
+]
+"""What fine-tuning learns by: labels, with a teacher or without."""

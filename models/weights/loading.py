@@ -5,6 +5,7 @@ loading into those is refused.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from models.weights.layouts import Layout
 from models.weights.resizing import resized
 
 HEAD = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias", "head_drop.fc.weight", "head_drop.fc.bias"}
+
+
+_OF_TUNING = re.compile(r"\.adapter\.(down|up)\.|^prompts\.\d+\.|\.lora_[ABE]\.|\.base_layer\.")
 
 
 class WeightsError(ValueError):
@@ -87,12 +91,37 @@ def load_encoder_weights(
     blocks = any(name.startswith("blocks.") for name in wanted)
     if not any(name.startswith("blocks.") for name in done["loaded"]) if blocks else not done["loaded"]:
         raise WeightsError(f"no block of the encoder is in these weights ({len(weights)} tensors, none loaded)")
-    left_out = {name for name in source if name in of_head and not head}
+    of_other_heads = tuple(f"{place}." for place in ("head", "head_dist"))  # a probe's
+    left_out = {
+        name for name in source
+        if not head and (name in of_head or (name not in wanted and name.startswith(of_other_heads)))
+    }  # fmt: skip
     unexpected = source.keys() - wanted.keys() - left_out
+    if added := sorted(name for name in unexpected if _OF_TUNING.search(name)):
+        raise WeightsError(
+            f"{added[0]}: the weights are of a network with adapters, prompts or unmerged low-rank layers, which this "
+            "one has not; name the run that trained them, or the model that it was tuned from"
+        )
     of_encoder = {word: tuple(names) for word, names in done.items()}
     return LoadReport(
         **of_encoder, unexpected=tuple(sorted(unexpected)), left_out=tuple(sorted(left_out)), notes=tuple(notes)
     )
+
+
+@torch.no_grad()
+def load_beside_encoder(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Copy what an objective's `module` trains beside its encoder, a decoder for example, from weights of the same
+    objective, where all of it has the same shapes; none of it elsewhere. What was done, in words.
+
+    Fixed tables of positions are those of the module's own grid.
+    """
+    own = {n: p for n, p in module.named_parameters() if p.requires_grad and not n.startswith("encoder.")}
+    other = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    if other:
+        return f"what learns beside the encoder begins anew: {len(other)} of {len(own)} tensors are others ({other[0]})"
+    for name, parameter in own.items():
+        parameter.copy_(weights[name])
+    return f"{len(own)} tensors beside the encoder loaded"
 
 
 def _square_grid(source: Mapping[str, Tensor]) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.checkpoints.files import FROZEN_FILE, StoredFragments, rank_file, read_weights, write_parts
+from pipeline.checkpoints.files import FROZEN_FILE, StoredFragments, rank_file, read_model, write_parts
 from pipeline.checkpoints.fragments import TrainingState
 from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.errors import FaultError
@@ -129,7 +129,7 @@ def write_weights(checkpoint: Checkpoint, directory: Path) -> None:
     path = directory / "model.safetensors"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_file(path, safetensors.torch.save(read_weights(checkpoint)))
+        write_file(path, safetensors.torch.save(read_model(checkpoint)))
     except OSError as error:
         raise FaultError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.tuning.config import AdaLoRATuning, LoRATuning, TuningConfig
+from models.tuning.low_rank import merged
 from pipeline.checkpoints.checksums import CHECKSUM, checksum
 from pipeline.errors import FaultError
 from pipeline.run_directory import Checkpoint
@@ -144,6 +147,13 @@ def _places(file: io.FileIO) -> dict[str, tuple[int, int]]:
             begin, end = entry["data_offsets"]
             places[key] = (8 + size + begin, (end - begin) // 4)
     return places
+
+
+def read_model(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Whole fp32 tensors as of a network without peft's layers: what low-rank tuning learned is merged."""
+    weights, raw = read_weights(checkpoint), checkpoint.manifest.get("config", {}).get("tuning")
+    tuning = TypeAdapter(TuningConfig).validate_python(raw) if raw else None
+    return merged(weights, tuning) if isinstance(tuning, LoRATuning | AdaLoRATuning) else weights
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

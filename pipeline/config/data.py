@@ -27,6 +27,8 @@ class DataConfig(Config):
     """The split that is trained on."""
     label_fraction: Share = 1.0
     """Share of each class's samples that is used, chosen by the samples' keys: 0.1 trains on a tenth. 1 is all."""
+    max_samples: Count | None = None
+    """At most so many samples of each dataset, chosen by their keys' hashes whatever their classes. None: all."""
     lanes: Count | None = None
     """Parallel reading lanes, a divisor of global_batch_size, fixed per run. None: the largest divisor up to 64."""
     window_shards: Count | None = None

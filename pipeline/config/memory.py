@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from models.encoders.timm_config import TimmEncoderConfig
+from models.tuning.size import new_tokens
 from pipeline.config.deepspeed import REDUCE_BUCKET_ELEMENTS
 from pipeline.config.optimizer import OptimizerConfig
 from pipeline.config.plan import BatchPlan
@@ -23,9 +24,11 @@ class RankMemory(NamedTuple):
 
 
 def rank_memory(
-    config: TrainingConfig, batches: BatchPlan, parameters: int, *, stage: int, precision: str
+    config: TrainingConfig, batches: BatchPlan, parameters: int, *, stage: int, precision: str, frozen: int = 0
 ) -> RankMemory:
     """Of a run under a ZeRO `stage`, whatever the config says; the batch plan is that of this placement.
+
+    `parameters` are those that train, `frozen` those beside them that do not.
 
     A step is at its peak in forward and backward: the fused optimizer makes no copies. Counted against the tensors of
     real steps under DeepSpeed 0.19.8, within 15 %.
@@ -34,7 +37,7 @@ def rank_memory(
     world, accumulates = batches.world_size, batches.gradient_accumulation_steps > 1
     state = (4 + moment_bytes(config.optimizer) + 4 * config.keeps_average) * parameters
     compute = 4 if precision == "fp32" else 2
-    teacher = compute * _teacher_parameters(config)
+    teacher = compute * _teacher_parameters(config) + _frozen_bytes(frozen, world, stage, compute)
     if stage == 0:
         return RankMemory(teacher + _replicated(state, parameters, activations, world, accumulates, precision), 0)
     own = state // world
@@ -52,6 +55,15 @@ def _teacher_parameters(config: TrainingConfig) -> int:
     if isinstance(config.encoder, TimmEncoderConfig):
         return 0
     return config.objective.size(config.encoder, num_classes=0).teacher_parameters
+
+
+def _frozen_bytes(frozen: int, world: int, stage: int, compute: int) -> int:
+    """Weights that no gradient changes: in fp32 and cast by autocast without ZeRO, in the compute dtype with it."""
+    if stage == 0:
+        return (4 if compute == 4 else 4 + compute) * frozen
+    if stage == 3:
+        return compute * (frozen // world + min(frozen, GATHERED_ELEMENTS))
+    return compute * frozen
 
 
 def _replicated(
@@ -97,7 +109,9 @@ def activation_bytes(config: TrainingConfig, micro_batch_size: int, precision: s
     if isinstance(config.encoder, TimmEncoderConfig):  # recomputing saves some of it; how much, nobody has counted
         return micro_batch_size * size * int(timm_size(config.encoder, config.objective)["kept"])
     objective = config.objective.size(config.encoder, num_classes=0)  # a head's scores are too few to count
-    parts = objective.stacks
+    parts = [stack._replace(tokens=stack.tokens + new_tokens(config.tuning)) for stack in objective.stacks]
+    if config.tuning.kind == "head":  # kept for no backward: one block after the other
+        parts = [stack._replace(depth=1) for stack in parts]
     of_block = ACTIVATIONS_PER_TOKEN * size // 2
     if config.encoder.dropout:  # what was dropped: behind attention and the MLP, and inside it
         of_block += round(size * (2 + config.encoder.mlp_ratio))
@@ -113,6 +127,6 @@ def moment_bytes(optimizer: OptimizerConfig) -> int:
     return 4 if optimizer.kind in ("sgd", "lars") else 8
 
 
-def checkpoint_bytes(config: TrainingConfig, parameters: int) -> int:
-    """Bytes of one checkpoint: fp32 weight, moments and the average."""
-    return (4 + moment_bytes(config.optimizer) + 4 * config.keeps_average) * parameters
+def checkpoint_bytes(config: TrainingConfig, parameters: int, frozen: int = 0) -> int:
+    """Bytes of one checkpoint: fp32 weight, moments and average of what trains, and the `frozen` weights."""
+    return (4 + moment_bytes(config.optimizer) + 4 * config.keeps_average) * parameters + 4 * frozen

@@ -3,11 +3,16 @@
 from typing import NamedTuple
 
 from models.encoders.config import EncoderConfig
+from models.encoders.size import encoder_macs, encoder_parameters
 from models.encoders.timm_config import TimmEncoderConfig
 from models.objectives.config import ObjectiveConfig
+from models.tuning.config import FullTuning, TuningConfig
+from models.tuning.size import new_constants, new_macs, new_parameters
 from pipeline.config.timm_size import timm_size
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
+
+FULL = FullTuning()
 
 
 class BatchPlan(NamedTuple):
@@ -77,21 +82,47 @@ def require_traced_steps(config: TrainingConfig, plan: StepPlan, first_step: int
 
 
 def count_parameters(
-    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int
+    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int,
+    tuning: TuningConfig = FULL,
 ) -> int:  # fmt: skip
-    """Parameters of the training module: encoder, and head or decoder. Of a network of timm's, another process says."""
+    """Parameters of the training module: encoder, what tuning adds, and head or decoder.
+
+    Of a network of timm's, another process says.
+    """
     if isinstance(encoder, TimmEncoderConfig):
         size = timm_size(encoder, objective)
         return int(size["parameters"] + num_classes * size["parameters_per_class"])
-    return objective.size(encoder, num_classes).parameters
+    added = new_parameters(tuning, encoder) + new_constants(tuning, encoder)
+    return objective.size(encoder, num_classes).parameters + added
+
+
+def count_trained(
+    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int, tuning: TuningConfig
+) -> int:
+    """Those of them that tuning trains; a fixed table of positions counts as trained where all else is."""
+    if not tuning.freezes:
+        return count_parameters(encoder, objective, num_classes)
+    if isinstance(encoder, TimmEncoderConfig):
+        return int(num_classes * timm_size(encoder, objective)["parameters_per_class"])
+    of_head = objective.size(encoder, num_classes).parameters - encoder_parameters(encoder)
+    return new_parameters(tuning, encoder) + of_head
 
 
 def training_flops(
-    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int
+    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int,
+    tuning: TuningConfig = FULL,
 ) -> float:  # fmt: skip
-    """Floating-point operations per training image: forward 1, backward 2; matrix products only, 2 per multiply-add."""
+    """Floating-point operations per training image: forward 1, backward 2; matrix products only, 2 per multiply-add.
+
+    Of a frozen encoder the backward is 1, to its inputs alone, and none where only the head trains.
+    """
     if isinstance(encoder, TimmEncoderConfig):
         size = timm_size(encoder, objective)
-        return size["flops"] + num_classes * size["flops_per_class"]
+        of_encoder = size["flops"] / 3 if tuning.freezes else size["flops"]
+        return of_encoder + num_classes * size["flops_per_class"]
     size = objective.size(encoder, num_classes)
+    if tuning.freezes:
+        frozen, new = encoder_macs(encoder), new_macs(tuning, encoder)
+        of_frozen = (2.0 if tuning.kind == "head" else 4.0) * frozen
+        return 6.0 * (size.macs - frozen + new) + of_frozen + 2.0 * size.teacher_macs
     return 6.0 * size.macs + 2.0 * size.teacher_macs

@@ -2,35 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from models.schema import Config, Fraction, Size, Text
+from pipeline.config.embed import EmbedConfig
+from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.recipe import read_yaml, validate
 from pipeline.config.training import FinetuneConfig, PretrainConfig
 from pipeline.errors import InputError
-
-Protocol = Literal["classify-v1", "knn-20-v1", "linear-cached-v1"]
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
-
-
-class EvaluateConfig(Config):
-    """Evaluation of one or more models on a dataset under named protocols."""
-
-    stage: Literal["evaluate"] = "evaluate"
-    models: Annotated[dict[Text, Text], Field(min_length=1)]
-    """MODELs by the name they get in the table."""
-    data: Text
-    """The dataset directory, absolute."""
-    dataset: Text
-    """The dataset's name in the metrics."""
-    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
-    """What is measured; see pipeline/evaluation/protocols."""
-    split: Text = "test"
-    """The split that is scored; features of `train` are what k-NN and linear probes learn from."""
-    batch_size: Size = 64
-    """Images per rank per forward."""
 
 
 class RegisterConfig(Config):
@@ -44,9 +25,13 @@ class RegisterConfig(Config):
     tracking_uri: Text
     """The MLflow tracking store."""
     evaluations: tuple[Text, ...] = ()
-    """Run directories of evaluations of this model; the first protocol of the newest decides the champion."""
+    """Run directories of evaluations of this model, newest first; the first protocol of the newest that the champion
+    was scored by on the same data, too, decides who is champion."""
     promotion_margin: Fraction = 0.005
-    """How much better than the champion's top-1, on the same data and protocol, a version must be to replace it."""
+    """How much better than the champion's top-1, on the same data and protocol, a version must be to replace it where
+    the two have no predictions of the same images. Where they have, an exact McNemar test decides (p < 0.05)."""
+    licence: Text | None = None
+    """The licence of the weights, for the model card. null: the dataset's, where its index names one."""
 
     @field_validator("name")
     @classmethod
@@ -84,13 +69,16 @@ class SequenceConfig(Config):
     """Run directories, absolute, in order."""
 
 
-StageConfig = PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | InspectConfig | SequenceConfig
+StageConfig = (
+    PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | InspectConfig | EmbedConfig | SequenceConfig
+)
 STAGES: dict[str, type[Config]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "register": RegisterConfig,
     "inspect": InspectConfig,
+    "embed": EmbedConfig,
     "sequence": SequenceConfig,
 }
 

@@ -1,12 +1,13 @@
 """Typed configs of pretraining and fine-tuning: what to train. Where it runs stands in a profile, never here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from models.encoders.timm_config import AnyEncoderConfig, TimmEncoderConfig
-from models.objectives.config import ObjectiveConfig, SupervisedConfig
+from models.objectives.config import FinetuneObjectiveConfig, ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
+from models.tuning.config import FullTuning, TuningConfig
 from pipeline.config.augmentation import AugmentationConfig
 from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
@@ -129,18 +130,8 @@ class TrainingConfig(Config):
             )
         return self
 
-
-class PretrainConfig(TrainingConfig):
-    """Pretraining: an encoder learns from images, with labels or without."""
-
-    stage: Literal["pretrain"] = "pretrain"
-    objective: ObjectiveConfig
-    """What the encoder learns from."""
-    initialise_from: Text | None = None
-    """A MODEL whose weights the encoder starts from. None: random weights."""
-
     @model_validator(mode="after")
-    def _objective_can_train_the_encoder(self) -> "PretrainConfig":
+    def _objective_can_train_the_encoder(self) -> "TrainingConfig":
         objective, encoder = self.objective, self.encoder
         if isinstance(encoder, TimmEncoderConfig):
             if objective.other_networks == "none" or (objective.other_networks == "swin" and not encoder.is_swin):
@@ -167,12 +158,75 @@ class PretrainConfig(TrainingConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _labels_are_there_to_be_mixed(self) -> "TrainingConfig":
+        keys = [key for key in ("mixup_alpha", "cutmix_alpha") if getattr(self.augmentation, key)]
+        if keys and not (self.objective.reads_labels or self.objective.kind == "distill"):
+            raise ValueError(
+                f"augmentation.{', '.join(keys)}: mixes images with their labels, and objective.kind "
+                f"{self.objective.kind} reads none; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_batch_has_a_variance(self) -> "TrainingConfig":
+        head = getattr(self.objective, "head", None)
+        if head is not None and head.kind == "linear_batchnorm" and self.micro_batch_size == 1:
+            raise ValueError("micro_batch_size 1: a BatchNorm (objective.head) needs at least 2 images per rank")
+        return self
+
+
+class PretrainConfig(TrainingConfig):
+    """Pretraining: an encoder learns from images, with labels or without."""
+
+    tuning: ClassVar[TuningConfig] = FullTuning()
+    """All parameters train."""
+    stage: Literal["pretrain"] = "pretrain"
+    objective: ObjectiveConfig
+    """What the encoder learns from."""
+    initialise_from: Text | None = None
+    """A MODEL whose weights the encoder starts from. None: random weights."""
+
 
 class FinetuneConfig(TrainingConfig):
     """Fine-tuning: a pretrained encoder with a fresh head learns the labels of a downstream dataset."""
 
     stage: Literal["finetune"] = "finetune"
-    objective: SupervisedConfig = SupervisedConfig()
-    """Always supervised."""
+    objective: FinetuneObjectiveConfig = SupervisedConfig()
+    """Supervised, or from labels and a teacher (`kind: distill`)."""
+    tuning: TuningConfig = FullTuning()
+    """Which parameters train."""
     initialise_from: Text
     """The MODEL that is fine-tuned."""
+
+    @model_validator(mode="after")
+    def _learns_labels(self) -> "FinetuneConfig":
+        if not self.objective.reads_labels:
+            raise ValueError(
+                "objective.label_weight 0: fine-tuning learns the labels of a dataset; learn from a teacher alone by "
+                "a recipe pretrain_distill_<encoder>"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_tuned(self) -> "FinetuneConfig":
+        tuning, encoder = self.tuning, self.encoder
+        if isinstance(encoder, TimmEncoderConfig):
+            if tuning.plain_only:
+                raise ValueError(
+                    f"tuning.kind {tuning.kind} knows the layers of plain ViTs alone, and encoder.name {encoder.name} "
+                    "is another network; set tuning.kind to full or head"
+                )
+        elif (problem := tuning.problem(encoder)) is not None:
+            raise ValueError(problem)
+        if tuning.whole_tensors and self.zero.stage:
+            raise ValueError(
+                f"tuning.kind {tuning.kind} weighs whole gradients, and zero.stage {self.zero.stage} cuts them into "
+                "parts; set zero.stage to 0 (what trains is small), or tuning.kind to lora"
+            )
+        if tuning.kind == "head" and self.activation_checkpointing:
+            raise ValueError(
+                "activation_checkpointing: tuning.kind head keeps no activations that could be computed again; set it "
+                "to false"
+            )
+        return self

@@ -1,11 +1,11 @@
-"""Pooled features, labels and the model's own predictions for every sample of a split, exactly once each."""
+"""Pooled features, labels and the model's own scores for every sample of a split, exactly once each."""
 
-import logging
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from models.encoders.timm_config import read_encoder
 from models.encoders.vit import Encoder
-from pipeline.errors import DataError
+from pipeline.config.plan import BatchPlan
+from pipeline.loading.evaluation_stream import Alteration, EvaluationStream
+from pipeline.loading.loader import Loader, to_device
 from pipeline.registry.locate import ModelSource
-from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.reader import Sample, ShardReader, node_reader
-from pipeline.views.evaluation import evaluation_view
+from pipeline.views.evaluation import EvaluationInput
 
-log = logging.getLogger(__name__)
+TOLD_EVERY_SECONDS = 10.0
 
 
 class SplitFeatures(NamedTuple):
@@ -29,6 +29,28 @@ class SplitFeatures(NamedTuple):
     features: Tensor  # (S, D) float32
     logits: Tensor  # (S, V) float32; V is 0 for a model without a head
     labels: Tensor  # (S,) int64
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Where and how features are made: this rank's part of the work, the same on all ranks but for `rank`."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    batch_size: int  # images per rank per forward
+    workers: int  # processes that decode, per rank
+    precision: str  # fp32 | bf16
+    folder: Path  # on a file system of all ranks: their parts, until rank 0 has put them together
+    tell: object = print  # told how far it is
+
+
+def evaluation_input_of(source: ModelSource) -> EvaluationInput:
+    """How images become inputs of a located model."""
+    encoder = read_encoder(source.encoder)
+    return EvaluationInput(
+        encoder.input_size, encoder.channels, source.evaluation_crop or 0.875, source.evaluation_crop_mode, source.mean
+    )  # fmt: skip
 
 
 def pooled_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,71 +71,68 @@ def pooled_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return features, logits
 
 
-@torch.inference_mode()
 def extract_features(
-    model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, *, batch_size: int,
-    rank: int, world_size: int, folder: Path,
+    model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, how: Extraction,
+    alter: Alteration | None = None,
 ) -> SplitFeatures | None:  # fmt: skip
     """All rows on rank 0, None elsewhere. Collective: every rank must call it.
 
-    Ranks take contiguous, unequal parts and never pad; rank 0 asserts that the rows are as many as the index says.
+    Batches are padded to be as many on every rank, and what is padding is left out; rank 0 asserts that there are as
+    many rows as the index says.
     """
-    reader = node_reader(index, split)
-    places = [(shard, sample) for shard, size in enumerate(reader.shard_sizes) for sample in range(int(size))]
-    mine = np.array_split(np.arange(len(places)), world_size)[rank]
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    started = time.monotonic()
-    for start in range(0, len(mine), batch_size):
-        chosen = [places[i] for i in mine[start : start + batch_size]]
-        images, labels = _read(reader, chosen, source)
-        features, logits = pooled_features(model, images.to(next(model.parameters()).device))
-        rows.append((features.float().cpu(), logits.float().cpu(), labels))
-        if time.monotonic() - started > 10:
-            started = time.monotonic()
-            log.info("%s: %d of %d images", split, start + len(chosen), len(mine))
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{split}-rank-{{:05d}}.safetensors"
-    save_file(_columns(rows, model), folder / name.format(rank))
-    if world_size > 1:
-        dist.barrier()
-    if rank != 0:
+    rows = [
+        (positions, features, logits, labels)
+        for positions, labels, (features, logits) in each_batch(model, source, index, split, how, alter)
+    ]
+    columns = [torch.cat(column).contiguous() for column in zip(*rows, strict=True)]
+    names = ("positions", *SplitFeatures._fields[:2], "labels")
+    merged = _gathered(dict(zip(names, columns, strict=True)), f"{split}", how)
+    if merged is None:
         return None
-    parts = [load_file(folder / name.format(other)) for other in range(world_size)]
-    merged = SplitFeatures(*(torch.cat([part[key] for part in parts]) for key in SplitFeatures._fields))
-    if len(merged.labels) != index.num_samples(split):
-        counts = f"{len(merged.labels):,} samples were evaluated, the index says {index.num_samples(split):,}"
+    if len(merged["labels"]) != index.num_samples(split):
+        counts = f"{len(merged['labels']):,} samples were evaluated, the index says {index.num_samples(split):,}"
         raise RuntimeError(f"{index.directory}: {split}: {counts}; this is a defect of the program")
-    return merged
+    return SplitFeatures(merged["features"], merged["logits"], merged["labels"])
 
 
-def _read(reader: ShardReader, chosen: list[tuple[int, int]], source: ModelSource) -> tuple[Tensor, Tensor]:
-    samples = [reader.read(shard, sample) for shard, sample in chosen]
-    images = torch.stack([unit_view(sample, source) for sample in samples]).permute(0, 3, 1, 2)
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (source.mean, source.std))
-    return (images - mean) / std, torch.tensor([sample.label for sample in samples])
+@torch.inference_mode()
+def each_batch(
+    model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, how: Extraction,
+    alter: Alteration | None = None,
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]:  # fmt: skip
+    """(positions, labels, pooled features and logits in float32) of this rank's samples, on the host."""
+    stream = EvaluationStream(
+        [index], split, how.batch_size * how.world_size, evaluation_input_of(source), index.classes, alter
+    )  # fmt: skip
+    plan = BatchPlan(how.batch_size * how.world_size, how.batch_size, how.world_size, 1)
+    told = time.monotonic()
+    with Loader(stream, plan, rank=how.rank, first_step=0, last_step=stream.batches, workers=how.workers) as loader:
+        for number, raw in enumerate(loader):
+            batch = to_device(raw, how.device, source.mean, source.std, torch.float32)
+            with torch.autocast(how.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+                made = pooled_features(model, batch.images)
+            real = raw.positions < stream.num_samples
+            yield raw.positions[real], raw.labels[real], tuple(one.float().cpu()[real] for one in made)
+            if time.monotonic() - told > TOLD_EVERY_SECONDS:
+                told = time.monotonic()
+                how.tell(f"{split}: {min((number + 1) * plan.global_batch_size, stream.num_samples):,} of "
+                         f"{stream.num_samples:,} images")  # fmt: skip
 
 
-def unit_view(sample: Sample, source: ModelSource) -> Tensor:
-    """(H, W, C) float32 in 0..1, each sample at its own depth; DataError where it cannot be decoded."""
-    encoder = read_encoder(source.encoder)
-    crop, crop_mode = source.evaluation_crop or 0.875, source.evaluation_crop_mode
-    for dtype in (np.uint8, np.float32):
-        out = np.empty((*encoder.input_size, encoder.channels), dtype)
-        try:
-            evaluation_view(sample.image, sample.extension, out, crop=crop, crop_mode=crop_mode, mean=source.mean)
-        except ImageFault as fault:
-            if dtype == np.uint8 and fault.reason == "unsupported_mode":
-                continue  # deeper than eight bits, perhaps
-            detail = f"{sample.shard}: sample `{sample.key}`: cannot be evaluated ({fault.detail})"
-            raise DataError(detail, cause="undecodable", shard=sample.shard, key=sample.key) from None
-        view = torch.from_numpy(out).float()
-        return view / 255 if dtype == np.uint8 else view
-
-
-def _columns(rows: list[tuple[Tensor, Tensor, Tensor]], model: nn.Module) -> dict[str, Tensor]:
-    """The rows as one tensor per column; a rank without samples writes empty ones."""
-    if not rows:
-        width = model.head_hidden_size
-        empty = (torch.zeros(0, width), torch.zeros(0, model.num_classes), torch.zeros(0, dtype=torch.int64))
-        rows = [empty]
-    return {key: torch.cat([row[i] for row in rows]).contiguous() for i, key in enumerate(SplitFeatures._fields)}
+def _gathered(columns: dict[str, Tensor], name: str, how: Extraction) -> dict[str, Tensor] | None:
+    """The rows of all ranks in the order of their positions, on rank 0; None elsewhere. Collective."""
+    if how.world_size > 1:
+        how.folder.mkdir(parents=True, exist_ok=True)
+        files = [how.folder / f"{name}-rank-{rank:05d}.safetensors" for rank in range(how.world_size)]
+        save_file(columns, files[how.rank])
+        dist.barrier()
+        if how.rank == 0:
+            parts = [load_file(file) for file in files]
+            columns = {key: torch.cat([part[key] for part in parts]) for key in columns}
+            for file in files:
+                file.unlink()
+        dist.barrier()
+    if how.rank != 0:
+        return None
+    order = columns["positions"].argsort()
+    return {key: column[order] for key, column in columns.items()}

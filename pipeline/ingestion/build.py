@@ -152,11 +152,12 @@ def _index(
         totals.merge(summary.totals)
     return DatasetIndex(
         directory=destination,
-        fingerprint=dataset_fingerprint(contents, plan.classes),
+        fingerprint=dataset_fingerprint(contents, plan.classes, plan.label_sets),
         splits=splits,
         classes=plan.classes,
         statistics=totals.divided(),
         provenance={"made_from": dict(plan.identity), "rejected": rejected, "pillow": PIL.__version__},
+        label_sets=plan.label_sets,
     )
 
 

@@ -20,6 +20,7 @@ from pipeline.ingestion.sources import DIGITS, Listing, Source, SourceFile, open
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.tars import expand_tars, label_rule, names_tars, split_of_tar, survey_tar
 from pipeline.shards.index import SPLITS
+from pipeline.shards.label_sets import LabelSets, names_of
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.shards.table import NO_LABEL
 
@@ -32,6 +33,7 @@ class IngestPlan:
     jobs: Sequence[ShardJob]
     rejected: Sequence[Rejected]
     classes: tuple[str, ...] | None
+    label_sets: LabelSets | None = None
 
     @cached_property
     def num_files(self) -> int:
@@ -69,7 +71,7 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
         for number, candidates in enumerate(_shards_of(split, listing.images, splits, labels, config.samples_per_shard))
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
-    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes)
+    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets)
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -95,10 +97,17 @@ def _shards_of(
     for file in files:
         if splits.get(file.path) == split:
             label = labels.by_path.get(file.path, NO_LABEL)
-            name = labels.classes[label] if labels.classes and label != NO_LABEL else None
-            candidates.append(Candidate(*file, label, name))
+            candidates.append(Candidate(*file, label, _class_name(labels, label)))
     starts = range(0, len(candidates), samples_per_shard)
     return [tuple(candidates[start : start + samples_per_shard]) for start in starts]
+
+
+def _class_name(labels: Labels, label: int) -> str | tuple[str, ...] | None:
+    if label == NO_LABEL or not labels.classes:
+        return None
+    if labels.label_sets is not None:
+        return tuple(names_of(label, labels.label_sets, labels.classes))
+    return labels.classes[label]
 
 
 def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:

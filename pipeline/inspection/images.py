@@ -11,8 +11,8 @@ from torch import Tensor
 
 from models.encoders.config import EncoderConfig
 from pipeline.errors import DataError, InputError
-from pipeline.evaluation.features import unit_view
-from pipeline.ingestion.images import decode_image, image_size, prepare_image
+from pipeline.evaluation.single_images import channels_rule, normalised_views
+from pipeline.ingestion.images import decode_image, image_size
 from pipeline.inspection.sources import spread
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.decoding import ImageFault, open_image
@@ -30,32 +30,12 @@ def dataset_samples(index: DatasetIndex, split: str, count: int) -> list[Sample]
     return [reader.read(*place) for place in spread(places, count)]
 
 
-def file_samples(paths: Sequence[str], channels: int) -> list[Sample]:
-    """Image files as samples, upright and decodable as ingestion makes them. InputError names the one that is not."""
-    samples = []
-    for path in paths:
-        try:
-            prepared = prepare_image(Path(path).read_bytes(), _kept(channels))
-        except ImageFault as fault:
-            raise InputError(f"IMAGES `{path}`: cannot be read as an image: {fault.detail}; leave it out") from None
-        except OSError as error:
-            raise InputError(f"IMAGES `{path}`: cannot be read: {error.strerror}; leave it out") from None
-        samples.append(Sample(Path(path).name, prepared.content, prepared.extension, -1, path))
-    return samples
-
-
-def _kept(channels: int) -> str:
-    return "rgb" if channels in (1, 3) else "keep"
-
-
 def model_views(samples: Sequence[Sample], source: ModelSource) -> Tensor:
     """(B, C, H, W) float32, normalised as the model's training did. InputError names what has other channels."""
     try:
-        views = torch.stack([unit_view(sample, source) for sample in samples]).permute(0, 3, 1, 2)
+        return normalised_views(samples, source)
     except DataError as error:
         raise InputError(f"IMAGES: {error}") from None
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (source.mean, source.std))
-    return (views - mean) / std
 
 
 def read_mask(path: str) -> Image.Image:
@@ -75,7 +55,7 @@ def read_mask(path: str) -> Image.Image:
 def covered_pixels(mask: Image.Image, sample: Sample, source: ModelSource) -> Tensor:
     """(H, W) bool: the model's input pixels that the mask covers, stretched over the image and cropped with it."""
     encoder = EncoderConfig.model_validate(source.encoder)
-    size = image_size(decode_image(sample.image, _kept(encoder.channels)).pixels)
+    size = image_size(decode_image(sample.image, channels_rule(encoder.channels)).pixels)
     buffer = io.BytesIO()
     mask.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG")
     out = np.empty((*encoder.input_size, 1), np.uint8)

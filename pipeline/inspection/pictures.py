@@ -28,8 +28,9 @@ from models.inspection.reconstructions import fill_in, image_table, patches_touc
 from models.objectives.mae import MaskedAutoencoder
 from pipeline.config.stages import InspectConfig, read_run_config
 from pipeline.errors import InputError
+from pipeline.evaluation.single_images import file_samples
 from pipeline.inspection.artifacts import log_pictures
-from pipeline.inspection.images import covered_pixels, dataset_samples, file_samples, model_views, read_mask
+from pipeline.inspection.images import covered_pixels, dataset_samples, model_views, read_mask
 from pipeline.inspection.page import PAGE, NotShown, Shown, page
 from pipeline.rank import Rank
 from pipeline.registry.locate import ModelSource, source_from_dict
@@ -152,7 +153,7 @@ def _subject(config: InspectConfig, plan: dict) -> Subject:
     if "data" in plan:
         samples = dataset_samples(read_index(plan["data"]["path"]), plan["split"], config.images)
     else:
-        samples = file_samples(plan["images"], EncoderConfig.model_validate(source.encoder).channels)
+        samples = file_samples(plan["images"], EncoderConfig.model_validate(source.encoder).channels, named="IMAGES")
     objective = None if objective is None else objective.to(device)
     return Subject(encoder, objective, source, samples, model_views(samples, source).to(device))
 

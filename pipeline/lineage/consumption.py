@@ -44,7 +44,7 @@ class Consumption:
         self.indexes = indexes
         data = self.config.data
         self.readers, _ = node_readers(indexes, data.split)
-        self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
+        self.selections = [Selection.of(reader, data.label_fraction, data.max_samples) for reader in self.readers]
         self.mixture = planned_mixture(self.config, [selection.shard_sizes for selection in self.selections])
         self.batch = self.config.global_batch_size
         self.end = int(pass_over(np.array([self.step * self.batch - 1]), self.skipped)[0]) + 1 if self.step else 0

@@ -4,32 +4,36 @@ Samples on the tombstone list are left out and not counted.
 Position p is row p mod `rows` of a pass; rows beyond the last sample pad the pass to whole batches on every rank.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from models.objectives.batch import NO_LABEL
-from pipeline.config.training import TrainingConfig
 from pipeline.errors import DataError, InputError
 from pipeline.loading.left_out import all_but_left_out
-from pipeline.loading.sources import Sources, label_map
+from pipeline.loading.sources import label_map
 from pipeline.loading.staging import Stager
 from pipeline.loading.stream import Damaged, dtype_of
 from pipeline.shards.decoding import ImageFault
+from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import node_readers
-from pipeline.views.evaluation import evaluation_view
+from pipeline.views.evaluation import EvaluationInput
+
+Alteration = Callable[[np.ndarray, int], None]  # of a view in place, from its position: (H, W, C) uint8
 
 
 class EvaluationStream:
     """Fills rows of a batch as SampleStream does; rows of padding are black and have no label."""
 
-    def __init__(self, config: TrainingConfig, sources: Sources, split: str, rows_per_batch: int):
-        """`rows_per_batch` counts those of all ranks."""
-        self.config = config
-        indexes = [index for index in sources.indexes if split in index.splits and index.num_samples(split)]
-        if not indexes:
-            raise InputError(f"validation.every_steps: {sources.path} has no samples in a split `{split}`; set it to 0")
+    def __init__(
+        self, indexes: Sequence[DatasetIndex], split: str, rows_per_batch: int, inputs: EvaluationInput,
+        classes: Sequence[str] | None, alter: Alteration | None = None,
+    ):  # fmt: skip
+        """`rows_per_batch` counts those of all ranks; labels are numbers among `classes`. `alter` spoils the views."""
+        self.inputs, self.alter = inputs, alter
         self.readers, _ = node_readers(indexes, split)
-        self.dtype = np.result_type(*(dtype_of(reader, config.encoder.channels) for reader in self.readers))
-        self.label_maps = [label_map(index, sources.classes) for index in indexes]
+        self.dtype = np.result_type(*(dtype_of(reader, inputs.channels) for reader in self.readers))
+        self.label_maps = [label_map(index, classes) for index in indexes]
         self.selections = [all_but_left_out(reader) for reader in self.readers]
         sizes = [(source, int(size)) for source, s in enumerate(self.selections) for size in s.shard_sizes]
         self.sources = np.array([source for source, _ in sizes])
@@ -37,14 +41,16 @@ class EvaluationStream:
         self.starts = np.cumsum([0, *(size for _, size in sizes)])
         self.num_samples = int(self.starts[-1])
         if not self.num_samples:
-            raise InputError(f"{sources.path}: every sample of split `{split}` is on its tombstone list; none is left")
+            raise InputError(
+                f"{indexes[0].directory}: every sample of split `{split}` is on its tombstone list; none is left"
+            )
         self.batches = -(-self.num_samples // rows_per_batch)  # of one pass
         self.rows = self.batches * rows_per_batch
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of a row."""
-        return *self.config.encoder.input_size, self.config.encoder.channels
+        return *self.inputs.size, self.inputs.channels
 
     def fill(self, positions: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[list[str], list[Damaged]]:
         """Write the views and labels of `positions` in place; their keys. DataError for a damaged sample.
@@ -64,16 +70,15 @@ class EvaluationStream:
             source = int(self.sources[place])
             shard = place - int(self.first_shards[source])
             labels[row], key = self._view(source, shard, position - int(self.starts[place]), images[row])
+            if self.alter is not None:
+                self.alter(images[row], position)
             keys.append(key)
         return keys, []
 
     def _view(self, source: int, shard: int, number: int, image: np.ndarray) -> tuple[int, str]:
-        data, sample = self.config.data, self.readers[source].read(shard, self.selections[source].sample(shard, number))
+        sample = self.readers[source].read(shard, self.selections[source].sample(shard, number))
         try:
-            evaluation_view(
-                sample.image, sample.extension, image,
-                crop=data.evaluation_crop, crop_mode=data.evaluation_crop_mode, mean=data.mean,
-            )  # fmt: skip
+            self.inputs.write(sample.image, sample.extension, image)
         except ImageFault as fault:
             detail = f"{sample.shard}: sample `{sample.key}`: cannot be evaluated ({fault.detail})"
             raise DataError(detail, cause="undecodable", shard=sample.shard, key=sample.key) from None

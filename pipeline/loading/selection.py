@@ -1,4 +1,4 @@
-"""A share of a split's samples, chosen per class by their keys: the same samples whatever the seed or the world."""
+"""Some of a split's samples, chosen by their keys: the same samples whatever the seed or the world."""
 
 import hashlib
 from dataclasses import dataclass
@@ -27,19 +27,24 @@ class Selection:
         return place if place < len(self.chosen[shard]) and self.chosen[shard][place] == sample else None
 
     @classmethod
-    def of(cls, reader: ShardReader, fraction: float) -> "Selection":
-        """Round(fraction * class size) samples of each class, at least one, lowest hash of the key first."""
-        if fraction == 1.0:
+    def of(cls, reader: ShardReader, fraction: float, most: int | None = None) -> "Selection":
+        """Round(fraction * class size) samples of each class, at least one, lowest hash of the key first; and of those
+        the `most` of lowest hash, whatever their classes.
+
+        Where images have several classes, all labelled ones are one class: most sets of classes are of few images.
+        """
+        if fraction == 1.0 and (most is None or most >= reader.shard_sizes.sum()):
             return cls(reader.shard_sizes)
         places: dict[int, list[tuple[bytes, int, int]]] = {}
         for shard in range(len(reader.shard_sizes)):
             keys, labels = reader.keys(shard), reader.labels(shard)
             for sample, (key, label) in enumerate(zip(keys, labels, strict=True)):
                 digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-                places.setdefault(int(label), []).append((digest, shard, sample))
+                of_class = min(int(label), 0) if reader.has_label_sets else int(label)
+                places.setdefault(of_class, []).append((digest, shard, sample))
+        shares = [sorted(of_class)[: max(1, round(fraction * len(of_class)))] for of_class in places.values()]
         taken: list[list[int]] = [[] for _ in reader.shard_sizes]
-        for candidates in places.values():
-            for _, shard, sample in sorted(candidates)[: max(1, round(fraction * len(candidates)))]:
-                taken[shard].append(sample)
+        for _, shard, sample in sorted(one for share in shares for one in share)[:most]:
+            taken[shard].append(sample)
         chosen = tuple(np.array(sorted(samples), np.int64) for samples in taken)
         return cls(np.array([len(samples) for samples in chosen], np.int64), chosen)

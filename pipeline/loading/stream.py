@@ -49,7 +49,7 @@ class SampleStream:
         self.config = config
         self.readers, self.cache = node_readers(indexes, data.split)
         self.dtype = np.result_type(*(dtype_of(reader, config.encoder.channels) for reader in self.readers))
-        self.selections = [Selection.of(reader, data.label_fraction) for reader in self.readers]
+        self.selections = [Selection.of(reader, data.label_fraction, data.max_samples) for reader in self.readers]
         self.left_out = [
             LeftOut(selection, reader.left_out(), index.directory)
             for selection, reader, index in zip(self.selections, self.readers, indexes, strict=True)

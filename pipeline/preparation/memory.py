@@ -75,12 +75,14 @@ def needed_bytes(prepared: PreparedRun, placement: Placement, changes: Mapping[s
     """
     config, plan = changed(prepared.config, changes), prepared.plan
     batches = plan_batches(config.global_batch_size, config.micro_batch_size, placement.world_size)
+    trained = plan["trained_parameters"]
+    frozen = plan["parameters"] - trained
     memory = rank_memory(
-        config, batches, plan["parameters"], stage=config.zero.stage, precision=plan["precision"]
+        config, batches, trained, stage=config.zero.stage, precision=plan["precision"], frozen=frozen
     )  # fmt: skip
     if placement.accelerators_per_node:
         return memory.device
-    return sum(memory) + PROCESS_BYTES + checkpoint_bytes(config, plan["parameters"]) // placement.world_size
+    return sum(memory) + PROCESS_BYTES + checkpoint_bytes(config, trained, frozen) // placement.world_size
 
 
 def changed(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
@@ -145,16 +147,18 @@ def _words(changes: Mapping[str, Any]) -> str:
 
 def _encoder_that_fits(prepared: PreparedRun, placement: Placement, available: int) -> str:
     """The largest smaller one, with all else as it is."""
-    if isinstance(prepared.config.encoder, TimmEncoderConfig):
-        return f"a smaller network than {prepared.config.encoder.name}, or smaller images, may"
-    own, of_size = prepared.config.encoder, {"name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
+    config = prepared.config
+    if isinstance(config.encoder, TimmEncoderConfig):
+        return f"a smaller network than {config.encoder.name}, or smaller images, may"
+    own, of_size = config.encoder, {"name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"}
     kept = own.model_dump(exclude=of_size)
     beside_blocks = prepared.plan["parameters"] - _block_parameters(own)  # as many, or fewer, in a smaller one
     for letter in reversed(SIZES):
         name = f"vit_{letter}{own.patch_size}"
         encoder = EncoderConfig.model_validate({"name": name} | kept)
         parameters = beside_blocks + _block_parameters(encoder)
-        smaller = replace(prepared, plan=prepared.plan | {"parameters": parameters})
+        trained = prepared.plan["trained_parameters"] if config.tuning.freezes else parameters  # or fewer
+        smaller = replace(prepared, plan=prepared.plan | {"parameters": parameters, "trained_parameters": trained})
         fits = needed_bytes(smaller, placement, {"encoder": encoder}) <= available
         if parameters < prepared.plan["parameters"] and fits:
             return f"the nearest that fits is encoder.name={name}"

@@ -14,7 +14,7 @@ import yaml
 from models.encoders.config import EncoderConfig, inexpressible
 from models.encoders.timm_config import PREFIX, TimmEncoderConfig, encoder_of_timm, read_encoder
 from pipeline.config.memory import checkpoint_bytes, rank_memory
-from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
+from pipeline.config.plan import count_parameters, count_trained, plan_batches, plan_steps, training_flops
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.config.validation import SPLIT
@@ -22,7 +22,8 @@ from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
 from pipeline.preparation.placement import Placement
-from pipeline.registry.locate import ModelSource, different_classes
+from pipeline.registry.locate import ModelSource, different_classes, probe_head
+from pipeline.registry.timm_facts import with_timm_facts
 from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
 from pipeline.shards.order import default_lanes, default_window_shards
@@ -75,6 +76,7 @@ def prepare_training(
     _require_stage(raw, stage, path)
     notes: list[str] = []
     if model is not None:
+        model = with_timm_facts(model)
         raw = _start_from(raw, model, settings, path, notes)
     raw, by_hand = _replace_length(raw, settings)
     if given := [key for key in settings if key.startswith("data.sources")]:
@@ -88,6 +90,7 @@ def prepare_training(
     config = _filled_in(config, sources, model, path)
     if teacher is not None:
         config = _taught_by(teacher, config, sources, path, notes)
+    _require_loss_of_label_sets(config, sources, path)
     samples_per_epoch = _samples_per_epoch(config, sources)
     if by_hand:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
@@ -96,8 +99,13 @@ def prepare_training(
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
-    if _trains_but_is_not_registered(config.encoder) and (reason := inexpressible(config.encoder)):
+    if reason := _trains_but_is_not_registered(config):
         notes.append(f"what is trained cannot be registered: {reason}")
+    if not config.tuning.expressible:
+        notes.append(
+            f"what is trained can be evaluated and not registered: timm has no network with what tuning.kind "
+            f"{config.tuning.kind} adds; lora and adalora are merged into the weights"
+        )
     plan["teacher"] = teacher.as_dict() if teacher else None
     if caution := config.objective.caution(config.micro_batch_size * placement.world_size):
         notes.append(caution)
@@ -121,6 +129,11 @@ def _start_from(
     Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2), and reads a distilled model's two
     tokens whatever the recipe pools (DeiT, arXiv:2012.12877, section 4).
     """
+    if model.tuning is not None:
+        raise InputError(
+            f"MODEL `{model.reference}`: has what tuning.kind {model.tuning['kind']} added, which would be lost; start "
+            f"from the model that it was tuned from: {model.lineage.get('parent')}"
+        )
     encoder = model.settings | (model.encoder or {}) | (raw.get("encoder") or {})
     if raw["stage"] == "finetune" and encoder.get("representation"):
         encoder["representation"] = False
@@ -158,9 +171,13 @@ def _without_keys_of_a_plain_vit(
     return raw | {"encoder": {key: value for key, value in encoder.items() if key not in left_out}}
 
 
-def _trains_but_is_not_registered(encoder: EncoderConfig | TimmEncoderConfig) -> bool:
-    """Whether somebody may learn too late that the model is not one of timm's: of a representation it is no news."""
-    return isinstance(encoder, EncoderConfig) and not encoder.representation
+def _trains_but_is_not_registered(config: TrainingConfig) -> str | None:
+    """Why somebody may learn too late that the model is not one of timm's: of a representation it is no news."""
+    head = getattr(config.objective, "head", None)
+    if head is not None and not head.registrable:
+        return probe_head(head.kind)
+    plain = isinstance(config.encoder, EncoderConfig) and not config.encoder.representation
+    return inexpressible(config.encoder) if plain else None
 
 
 def _replace_length(raw: dict[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -287,6 +304,19 @@ def _note_small_cache(config: TrainingConfig, sources: Sources, placement: Place
         notes.append(shortage)
 
 
+def _require_loss_of_label_sets(config: TrainingConfig, sources: Sources, path: Path) -> None:
+    """InputError where images have several classes each and the loss is of one."""
+    objective = config.objective
+    if not objective.reads_labels or sources.label_sets is None:
+        return
+    if objective.kind != "supervised" or objective.loss != "sigmoid":
+        raise InputError(
+            f"{path.name}: objective: the images of {sources.path} have several classes each, and "
+            f"{'a softmax' if objective.kind == 'supervised' else objective.kind} learns one; set "
+            f"{'' if objective.kind == 'supervised' else 'objective.kind=supervised and '}objective.loss=sigmoid"
+        )
+
+
 def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:
     """Samples of all sources together: an epoch of a mixture is as many draws."""
     split = config.data.split
@@ -297,10 +327,11 @@ def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:
                 f"{index.num_samples(split):,} samples of `{split}` have none; learn without labels by a recipe "
                 "pretrain_mae_<encoder> (objective=mae of the pretrain flow)"
             )
-    if config.data.label_fraction == 1.0:
+    fraction, most = config.data.label_fraction, config.data.max_samples
+    if fraction == 1.0 and most is None:
         return sources.num_samples(split)
     readers, _ = node_readers(sources.indexes, split)
-    return sum(int(Selection.of(reader, config.data.label_fraction).shard_sizes.sum()) for reader in readers)
+    return sum(int(Selection.of(reader, fraction, most).shard_sizes.sum()) for reader in readers)
 
 
 def _shortened_ramps(
@@ -352,9 +383,13 @@ def training_plan(
     steps = plan_steps(config, samples_per_epoch)
     num_classes = len(sources.classes or ()) if config.objective.reads_labels else 0
     precision = placement.precision(config.precision)
-    parameters = count_parameters(config.encoder, config.objective, num_classes)
-    memory = [rank_memory(config, batches, parameters, stage=stage, precision=precision) for stage in range(4)]
-    checkpoint = checkpoint_bytes(config, parameters)
+    network = (config.encoder, config.objective, num_classes, config.tuning)
+    parameters, trained = count_parameters(*network), count_trained(*network)
+    frozen = parameters - trained
+    memory = [
+        rank_memory(config, batches, trained, stage=stage, precision=precision, frozen=frozen) for stage in range(4)
+    ]
+    checkpoint = checkpoint_bytes(config, trained, frozen)
     return {
         "format_version": 1,
         "stage": config.stage,
@@ -369,7 +404,8 @@ def training_plan(
         "initialise_from": model.as_dict() if model else None,
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "parameters": parameters,
-        "training_flops_per_image": training_flops(config.encoder, config.objective, num_classes),
+        "trained_parameters": trained,
+        "training_flops_per_image": training_flops(*network),
         "memory_bytes_per_rank": {f"stage {stage}": one.device for stage, one in enumerate(memory)},
         "host_bytes_per_rank": PROCESS_BYTES + checkpoint // placement.world_size + memory[config.zero.stage].host,
         "checkpoint_bytes": checkpoint,

@@ -142,7 +142,7 @@ def write_deepspeed(run: RunDirectory, config: Any, plan: dict[str, Any]) -> Non
         config,
         BatchPlan(**plan["batches"]),
         precision=plan["precision"],
-        parameters=plan["parameters"],
+        parameters=plan.get("trained_parameters", plan["parameters"]),
         cuda=plan["accelerators_per_node"] > 0,
     )
     write_json(path, dictionary)

@@ -1,26 +1,38 @@
 """What a MODEL reference stands for, found without torch: where its weights are and what network they fit.
 
 MODEL is one of: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a run directory, a checkpoint directory, a
-`.safetensors`/`.pth` file, Google's `.npz`, `timm:NAME`, `hf:DIR` (as transformers writes it), or a directory in timm's
-own layout (config.json + model.safetensors).
+`.safetensors`/`.pth` file, Google's `.npz`, `timm:NAME`, `hf:DIR` (as transformers writes it), a directory in timm's
+own layout (config.json + model.safetensors), or `random:MODEL`, the same network with weights that learned nothing:
+what a pretrained model is held against.
 """
 
+import contextlib
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from pydantic import TypeAdapter
+
 from models.encoders.config import EncoderConfig, inexpressible
 from models.encoders.timm_config import PREFIX, encoder_of_timm, read_encoder
+from models.tuning.config import TuningConfig
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches
 from pipeline.registry.foreign import google_facts, hugging_face_facts, layout_settings
+from pipeline.registry.integrity import require_intact
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
+RANDOM = "random:"
+_NOT_TIMM = {"adapter": "adapters", "visual_prompt": "prompts"}
+LINEAGE = ("run", "step", "data_fingerprint", "config_sha256", "parent", "teacher")  # tags of a version, after `vit.`
+HF_DIRECTORY = "artifacts/hf"  # timm's own layout, within a registered model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -29,7 +41,7 @@ class ModelSource:
     """A located model. `encoder` is None where the weights do not say what network they fit."""
 
     reference: str
-    kind: str  # checkpoint | timm_directory | file | timm | hf | npz
+    kind: str  # checkpoint | timm_directory | file | timm | hf | npz | random
     path: str
     encoder: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # of an encoder, which the layout of bare weights says
@@ -40,7 +52,10 @@ class ModelSource:
     evaluation_crop: float | None = None
     evaluation_crop_mode: str = "center"
     objective: str | None = None
+    tuning: dict[str, Any] | None = None  # what else is in the network, of what cannot be merged: adapters, prompts
+    outputs: str = "softmax"  # what makes probabilities of logits: softmax, or a sigmoid for each class
     lineage: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] | None = None  # of a run whose head is a probe's; None: linear, or none
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,9 +83,11 @@ def source_from_dict(raw: dict[str, Any]) -> ModelSource:
 def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSource:
     """The model that `reference` stands for; InputError names what is missing and what there is instead."""
     if reference.startswith("models:/"):
-        return _registered(reference, tracking_uri)
+        return _registered(reference, tracking_uri, home)
     if reference.startswith("timm:"):
         return ModelSource(reference, "timm", reference.removeprefix("timm:"))
+    if reference.startswith(RANDOM):
+        return _random_weights(reference, tracking_uri=tracking_uri, home=home)
     path = Path(reference.removeprefix("hf:")).expanduser()
     if not path.exists() and (home / "runs" / reference).is_dir():
         path = home / "runs" / reference
@@ -93,6 +110,17 @@ def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSourc
     models = {path.parent.parent.name for path in (home / "runs").glob("*/checkpoints/step-*")}
     hint = near_matches(Path(reference).name, models)
     raise InputError(f"MODEL `{reference}` does not exist{'; ' + hint if hint else ''}")
+
+
+def _random_weights(reference: str, *, tracking_uri: str, home: Path) -> ModelSource:
+    """The network of another model, without its head, its weights and its past."""
+    same = locate_model(reference.removeprefix(RANDOM), tracking_uri=tracking_uri, home=home)
+    if same.encoder is None:
+        raise InputError(f"MODEL `{reference}`: weights alone do not say which network they fit; name a run")
+    return replace(
+        same, reference=RANDOM + same.reference, kind="random", path="", num_classes=0, classes=(), objective=None,
+        tuning=None, head=None, lineage={},
+    )  # fmt: skip
 
 
 def _of_run(reference: str, run: RunDirectory) -> ModelSource:
@@ -121,14 +149,19 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
         evaluation_crop=config.data.evaluation_crop,
         evaluation_crop_mode=config.data.evaluation_crop_mode,
         objective=config.objective.kind,
+        head=_head(config.objective.model_dump()),
+        tuning=None if config.tuning.expressible else config.tuning.model_dump(mode="json"),
+        outputs=outputs_of(config.objective.model_dump()),
         lineage={
             "run": str(run.path),
             "step": checkpoint.step,
             "data_fingerprint": plan["data"]["fingerprint"],
             "data_tombstones": _tombstones(checkpoint.manifest),
+            "datasets": _datasets(plan["data"]),
             "config_sha256": plan["config_sha256"],
             "parent": (plan.get("initialise_from") or {}).get("reference"),
             "teacher": (plan.get("teacher") or {}).get("reference"),
+            "tuning": config.tuning.kind,
         },
     )
 
@@ -137,6 +170,21 @@ def _tombstones(manifest: dict[str, Any]) -> str | None:
     """Hashes of the tombstone lists that held last: what tells apart runs on one fingerprint before and after."""
     lists = (manifest.get("tombstones") or [{"sources": []}])[-1]["sources"]
     return "+".join(one["sha256"] or "none" for one in lists) if any(one["count"] for one in lists) else None
+
+
+def _datasets(data: dict[str, Any]) -> list[dict[str, str]]:
+    """Of a plan's data: path and fingerprint of every dataset."""
+    return [{key: source[key] for key in ("path", "fingerprint")} for source in data.get("sources", [data])]
+
+
+def _head(objective: dict[str, Any]) -> dict[str, Any] | None:
+    head = objective.get("head")
+    return head if head and head["kind"] != "linear" else None
+
+
+def outputs_of(objective: dict[str, Any]) -> str:
+    """What makes probabilities of the logits of a head that learned by this objective."""
+    return "sigmoid" if objective.get("loss") == "sigmoid" else "softmax"
 
 
 def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
@@ -148,9 +196,15 @@ def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
         return _of_checkpoint(reference, run, Checkpoint(path, manifest))
     return ModelSource(
         reference, "checkpoint", str(path), encoder=manifest["encoder"], objective=manifest["objective"]["kind"],
-        num_classes=manifest["num_classes"],
+        num_classes=manifest["num_classes"], tuning=_tuning_of(manifest), head=_head(manifest["objective"]),
+        outputs=outputs_of(manifest["objective"]),
         lineage={"data_fingerprint": manifest["data_fingerprint"], "step": manifest["step"]},
     )  # fmt: skip
+
+
+def _tuning_of(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    raw = manifest.get("config", {}).get("tuning")
+    return raw if raw and not TypeAdapter(TuningConfig).validate_python(raw).expressible else None
 
 
 def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | None = None) -> ModelSource:
@@ -167,7 +221,8 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
         classes=tuple(raw.get("label_names", ())), mean=tuple(data["mean"]) if "mean" in data else None,
         std=tuple(data["std"]) if "std" in data else None, evaluation_crop=data.get("crop_pct"),
         evaluation_crop_mode=data.get("crop_mode") or "center",
-        objective=ours.get("objective"), lineage=(lineage or {}) | ours.get("lineage", {}),
+        objective=ours.get("objective"), outputs=ours.get("outputs", "softmax"),
+        lineage=(lineage or {}) | ours.get("lineage", {}),
     )  # fmt: skip
 
 
@@ -190,12 +245,42 @@ def _encoder_of_timm_directory(raw: dict[str, Any]) -> dict[str, Any]:
 
 def unregistrable(source: ModelSource) -> str | None:
     """Why a located model cannot be registered, which needs timm alone to load; None where it can."""
+    if source.head is not None:
+        return probe_head(source.head["kind"])
+    if source.tuning is not None:
+        return (
+            f"tuning.kind {source.tuning['kind']}: timm's networks have no {_NOT_TIMM[source.tuning['kind']]}; tune by "
+            "lora or adalora, which are merged into the weights"
+        )
     encoder = read_encoder(source.encoder)
     return inexpressible(encoder) if isinstance(encoder, EncoderConfig) else None
 
 
+def unknown_classes(source: ModelSource, classes: Sequence[str] | None) -> str | None:
+    """Which of a dataset's classes a model's head does not know; None where it knows all."""
+    theirs = set(source.classes)
+    missing = [name for name in classes or () if name not in theirs]
+    if not missing:
+        return None
+    said, known = (
+        f"{len(names):,} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        for names in (missing, list(source.classes))
+    )
+    return f"its head does not know {said} of the dataset's {len(classes):,} classes; it knows {known}"
+
+
+def probe_head(kind: str) -> str:
+    """Why a model with a probe's head cannot be registered."""
+    return (
+        f"objective.head.kind {kind} is a probe's: timm's architectures have a linear head or none; evaluate the run, "
+        "and register a model fine-tuned with objective.head.kind linear"
+    )
+
+
 def undrawable(source: ModelSource) -> str | None:
     """Why there are no pictures of what a located model learned; None where there are."""
+    if (source.tuning or {}).get("kind") == "visual_prompt":
+        return "the pictures are of a sequence of patches, and prompts stand among them (tuning.kind visual_prompt)"
     encoder = read_encoder(source.encoder)
     if isinstance(encoder, EncoderConfig):
         return None
@@ -219,28 +304,85 @@ def require_tracking_server(uri: str, timeout_seconds: float = 5.0) -> None:
         ) from None
 
 
-def _registered(reference: str, tracking_uri: str) -> ModelSource:
-    """A registered version, its artifacts on this machine. Aliases and versions that do not exist are named."""
+def connected(tracking_uri: str) -> Any:
+    """A client of the registry at `tracking_uri`, which it asks from now on; InputError where nobody answers."""
     require_tracking_server(tracking_uri)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)
+    return mlflow.MlflowClient()
+
+
+def registered_version(client: Any, reference: str, tracking_uri: str) -> Any:
+    """The model version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names; InputError with the near ones."""
+    from mlflow.exceptions import MlflowException
+
+    name, at, choice = reference.removeprefix("models:/").partition("@")
+    if not at:
+        name, _, choice = name.partition("/")
+    if not name or not choice:
+        raise InputError(f"MODEL `{reference}`: say models:/NAME@ALIAS or models:/NAME/VERSION")
+    try:
+        found = client.get_model_version_by_alias if at else client.get_model_version
+        return found(name, choice)
+    except MlflowException as error:
+        words = _what_there_is(client, name, choice, alias=bool(at)) or str(error).splitlines()[0]
+        raise InputError(f"MODEL `{reference}` is not registered at {tracking_uri}; {words}") from None
+
+
+def _what_there_is(client: Any, name: str, choice: str, *, alias: bool) -> str:
+    """What a reference that is not there may have meant: another name, alias or version."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        known = [model.name for model in client.search_registered_models(max_results=200)]
+        return near_matches(name, known) or "nothing is"
+    versions = {str(version.version) for version in client.search_model_versions(f"name='{name}'", max_results=200)}
+    if alias:
+        hint = near_matches(choice, model.aliases) or "it has no alias"
+        return f"no alias `{choice}`; {hint}" + (f"; say models:/{name}/{choice}" if choice in versions else "")
+    if choice in model.aliases:
+        return f"no version `{choice}`; say models:/{name}@{choice}"
+    return f"no version `{choice}`; there are: {', '.join(sorted(versions, key=int)[-10:]) or 'none'}"
+
+
+def artifacts_of(client: Any, version: Any, home: Path) -> Path:
+    """The files of a model version on this machine, for reading alone: where the store has them, if it is a folder
+    here; else in `home/registered`, fetched once. InputError where they cannot be had."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(tracking_uri)
-    client = mlflow.MlflowClient()
-    name, _, choice = reference.removeprefix("models:/").partition("@")
+    uri = f"models:/{version.name}/{version.version}"
+    cached = (
+        home / "registered" / f"{version.name}-{version.version}-{version.tags.get('vit.artifact_sha256', '')[:16]}"
+    )
     try:
-        if choice:
-            version = client.get_model_version_by_alias(name, choice)
-        else:
-            name, _, number = name.partition("/")
-            version = client.get_model_version(name, number)
-        local = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}")
-    except MlflowException as error:
-        known = [model.name for model in client.search_registered_models(max_results=200)]
-        hint = near_matches(name, known) if name not in known else str(error).splitlines()[0]
-        raise InputError(f"MODEL `{reference}` is not registered at {tracking_uri}; {hint or 'nothing is'}") from None
-    lineage = {"registered": f"models:/{name}/{version.version}"} | {
-        key.removeprefix("vit."): value for key, value in version.tags.items() if key.startswith("vit.")
-    }
-    return _of_timm_directory(reference, Path(local) / "artifacts" / "hf", lineage)
+        if urlparse(client.get_model_version_download_uri(version.name, version.version)).scheme in ("", "file"):
+            return Path(mlflow.artifacts.download_artifacts(uri))
+        if not cached.is_dir():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".tmp-") as partial:
+                fetched = Path(mlflow.artifacts.download_artifacts(uri, dst_path=partial))
+                with contextlib.suppress(OSError):  # another process was quicker
+                    fetched.rename(cached)
+    except (MlflowException, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"MODEL `{uri}`: its artifacts cannot be read: {reason}") from None
+    return cached
+
+
+def _registered(reference: str, tracking_uri: str, home: Path) -> ModelSource:
+    """A registered version, its artifacts on this machine and held to the hashes that the registry has of them."""
+    client = connected(tracking_uri)
+    version = registered_version(client, reference, tracking_uri)
+    uri = f"models:/{version.name}/{version.version}"
+    directory = artifacts_of(client, version, home) / HF_DIRECTORY
+    if not (directory / "config.json").is_file():
+        raise InputError(f"MODEL `{reference}`: {uri} was not registered by `vit register`: it has no artifacts/hf")
+    require_intact(f"MODEL `{reference}`", directory, version.tags.get("vit.artifact_sha256"))
+    lineage = {"registered": uri} | {key: version.tags[f"vit.{key}"] for key in LINEAGE if f"vit.{key}" in version.tags}
+    return _of_timm_directory(reference, directory, lineage)

@@ -4,18 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.build import build_network, build_objective
 from models.encoders.config import EncoderConfig
+from models.encoders.head_config import read_head
 from models.encoders.timm_config import read_encoder
 from models.encoders.vit import build_encoder
 from models.objectives.config import MaskedAutoencoderConfig
 from models.objectives.mae import MaskedAutoencoder
 from models.objectives.teacher import Teacher
+from models.tuning.config import TuningConfig
+from models.tuning.place import place_parts
 from models.weights.loading import WeightsError, load_encoder_weights
-from pipeline.checkpoints.files import read_weights
+from pipeline.checkpoints.files import read_model, read_weights
 from pipeline.errors import InputError
 from pipeline.registry.foreign import hugging_face_weights
 from pipeline.registry.locate import ModelSource, source_from_dict
@@ -29,17 +33,25 @@ def source_weights(source: ModelSource | dict) -> dict[str, Tensor]:
     path = Path(source.path)
     match source.kind:
         case "checkpoint":
-            return read_weights(_checkpoint(path))
+            return read_model(_checkpoint(path))
         case "timm_directory":
             return load_file(path / "model.safetensors")
         case "timm":
             return _timm_weights(source.path)
         case "hf":
             return _file_weights(hugging_face_weights(path))
+        case "random":
+            return random_weights(source)
         case "npz":
             return _google_weights(path, EncoderConfig.model_validate(source.encoder), source.num_classes)
         case _:
             return _file_weights(path)
+
+
+def random_weights(source: ModelSource) -> dict[str, Tensor]:
+    """The weights that training of the located network begins with, by seed 0."""
+    torch.manual_seed(0)
+    return build_network(read_encoder(source.encoder), source.num_classes).state_dict()
 
 
 def _checkpoint(path: Path) -> Checkpoint:
@@ -96,7 +108,9 @@ def load_model(source: ModelSource) -> nn.Module:
     """The encoder with its head, where it has one, in evaluation mode."""
     if source.encoder is None:
         raise InputError(f"MODEL `{source.reference}`: weights alone do not say which encoder they fit")
-    encoder = build_network(read_encoder(source.encoder), source.num_classes)
+    encoder = build_network(read_encoder(source.encoder), source.num_classes, read_head(source.head))
+    if source.tuning is not None:
+        place_parts(encoder, TypeAdapter(TuningConfig).validate_python(source.tuning))
     try:
         report = load_encoder_weights(encoder, source_weights(source), head=source.num_classes > 0)
     except WeightsError as error:

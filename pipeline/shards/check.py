@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipeline.errors import DataError, InputError
 from pipeline.shards.decoding import ImageFault, open_all_channels, open_array
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
 from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
+from pipeline.shards.label_sets import names_of
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.table import ShardTable, read_table
@@ -80,6 +82,12 @@ def _matching_table(index: DatasetIndex, shard: Shard) -> ShardTable:
     if len(table) != shard.samples:
         samples = f"{len(table)} samples, the index says {shard.samples}"
         raise DataError(f"{path}: {samples}; ingest the dataset again", cause="changed")
+    if len(table) and (most := int(table.records["label"].max())) >= index.num_labels:
+        what = "classes" if index.label_sets is None else "label sets"
+        raise DataError(
+            f"{path}: holds label {most}, the index has {index.num_labels} {what}; ingest the dataset again",
+            cause="changed",
+        )
     return table
 
 
@@ -102,21 +110,20 @@ def _full_check(index: DatasetIndex) -> list[str]:
     faults: dict[str, list[str]] = {}
     contents = {split: 0 for split in index.splits}
     pool = len(tasks) > 1 and sum(shard.bytes for _, shard in tasks) > POOL_FROM_BYTES
-    check = partial(_full_shard_check, index.directory)
+    check = partial(_full_shard_check, replace(index, splits={}, statistics=None, provenance={}))
     for split, shard, shard_faults, content in in_processes(check, tasks, available_cores() if pool else 1):
         faults[shard.name] = shard_faults
         contents[split] += content
     found = [fault for _, shard in tasks for fault in faults[shard.name]]
     splits = {split: (contents[split], index.num_samples(split)) for split in index.splits}
-    if not found and dataset_fingerprint(splits, index.classes) != index.fingerprint:
+    if not found and dataset_fingerprint(splits, index.classes, index.label_sets) != index.fingerprint:
         found = [f"{index.directory}: the fingerprint in the index is not that of its samples and labels; ingest again"]
     return found
 
 
-def _full_shard_check(directory: Location, task: tuple[str, Shard]) -> tuple[str, Shard, list[str], int]:
+def _full_shard_check(index: DatasetIndex, task: tuple[str, Shard]) -> tuple[str, Shard, list[str], int]:
     """(split, shard, faults, content sum)"""
     split, shard = task
-    index = DatasetIndex(directory, "", {}, None, None)
     path = index.shard_path(shard)
     try:
         table = _matching_table(index, shard)
@@ -126,7 +133,7 @@ def _full_shard_check(directory: Location, task: tuple[str, Shard]) -> tuple[str
             if sha256 != shard.sha256:
                 fault = f"{path}: its bytes have changed: sha256 {sha256}, the index says {shard.sha256}"
                 return split, shard, [fault], 0
-            faults, digests = _member_faults(path, copy, table)
+            faults, digests = _member_faults(index, path, copy, table)
     except (DataError, OSError, tarfile.TarError) as error:
         named = str(path) in str(error) or str(index.table_path(shard)) in str(error)
         return split, shard, [str(error) if named else f"{path}: {error}"], 0
@@ -145,7 +152,7 @@ def _local_copy(path: Location, shard: Shard) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _member_faults(path: Location, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
+def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
     """Faults and sample digests of one shard, from the members that the tar itself lists, in its local copy."""
     faults, digests = [], []
     with tarfile.open(copy, "r:") as tar, open(copy, "rb") as file:
@@ -157,20 +164,26 @@ def _member_faults(path: Location, copy: Path, table: ShardTable) -> tuple[list[
                 continue
             image = os.pread(file.fileno(), int(row["image_bytes"]), int(row["image_offset"]))
             sha256 = hashlib.sha256(image)
-            digests.append(sample_digest(sha256.digest(), int(row["label"])))
+            label = int(row["label"])
+            digests.append(sample_digest(sha256.digest(), label))
             record = os.pread(file.fileno(), int(row["json_bytes"]), int(row["json_offset"]))
-            if fault := _sample_fault(name, image, sha256.hexdigest(), record):
+            named = None if index.label_sets is None or label < 0 else names_of(label, index.label_sets, index.classes)
+            if fault := _sample_fault(name, image, sha256.hexdigest(), record, named):
                 faults.append(f"{path}: sample `{name}`: {fault}")
     return faults, digests
 
 
-def _sample_fault(name: str, image: bytes, sha256: str, record: bytes) -> str | None:
+def _sample_fault(name: str, image: bytes, sha256: str, record: bytes, classes: list[str] | None) -> str | None:
+    """`classes` are those that the sample's label stands for; None where it is a class itself, or there is none."""
     try:
         open_array(image) if name.lower().endswith(".npy") else open_all_channels(image)
     except ImageFault as fault:
         return f"does not decode: {fault.detail}"
     try:
-        expected = json.loads(record).get("sha256", sha256) if record else sha256
+        said = json.loads(record) if record else {}
+        expected = said.get("sha256", sha256)
     except (ValueError, AttributeError):
         return "its .json is not a valid record"
+    if classes is not None and said.get("classes") != classes:
+        return f"its .json says classes {said.get('classes')}, its label in the index {classes}"
     return None if expected == sha256 else f"sha256 {sha256}, its .json says {expected}"

@@ -11,12 +11,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import InputError
 from pipeline.shards.atomic import write_file
+from pipeline.shards.label_sets import LabelSets, label_matrix, read_label_sets, write_label_sets
 from pipeline.shards.tombstones import Tombstone, read_tombstones
 from pipeline.storage.location import Location, Url, exists, joined, location, read_bytes, size_of, sizes_in
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with label sets; a dataset without any is still written as 1
+READABLE_VERSIONS = (1, 2)
 INDEX_NAME = "index.json"
 SPLITS = ("train", "validation", "test")
 MAX_PROBLEMS = 8  # lines a person reads; the rest is a count
@@ -63,6 +67,7 @@ class DatasetIndex:
     statistics: ImageStatistics | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tombstones: tuple[Tombstone, ...] = ()
+    label_sets: LabelSets | None = None  # by label: the classes it stands for; None: a label is a class
 
     def num_samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.shards(split))
@@ -73,6 +78,15 @@ class DatasetIndex:
 
     def num_unlabelled(self, split: str) -> int:
         return sum(shard.samples - shard.labelled for shard in self.shards(split))
+
+    @property
+    def num_labels(self) -> int:
+        """A sample's label is below it."""
+        return self.num_classes if self.label_sets is None else len(self.label_sets)
+
+    def label_matrix(self) -> np.ndarray:
+        """(labels, classes) bool: the classes that each label stands for."""
+        return label_matrix(self.label_sets, self.num_classes)
 
     @property
     def labelled(self) -> bool:
@@ -98,13 +112,15 @@ def table_name(shard_name: str) -> str:
 def write_index(index: DatasetIndex) -> None:
     """Publish the dataset: from here on it can be read. The same index gives the same bytes."""
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1 if index.label_sets is None else FORMAT_VERSION,
         "fingerprint": index.fingerprint,
         "splits": {split: [_shard_content(shard) for shard in shards] for split, shards in index.splits.items()},
         "classes": None if index.classes is None else list(index.classes),
         "statistics": None if index.statistics is None else asdict(index.statistics),
         "provenance": dict(index.provenance),
     }
+    if index.label_sets is not None:
+        content["label_sets"] = write_label_sets(index.directory, index.label_sets)
     write_file(index.directory / INDEX_NAME, json.dumps(content, indent=1).encode() + b"\n")
 
 
@@ -144,19 +160,22 @@ def _parse_index(directory: Location, path: Location, content: Any) -> DatasetIn
             f"{path}: format_version {version} is newer than {FORMAT_VERSION}, the newest this program reads; update it"
         )
     try:
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             raise TypeError(f"format_version {version!r}")
         statistics = content["statistics"]
+        classes = None if content["classes"] is None else tuple(content["classes"])
+        said = content.get("label_sets")
         return DatasetIndex(
             directory=directory,
             fingerprint=content["fingerprint"],
             splits={
                 split: tuple(_parse_shard(shard) for shard in shards) for split, shards in content["splits"].items()
             },
-            classes=None if content["classes"] is None else tuple(content["classes"]),
+            classes=classes,
             statistics=None if statistics is None else ImageStatistics(**_tuples(statistics)),
             provenance=content["provenance"],
             tombstones=read_tombstones(directory),
+            label_sets=None if said is None else read_label_sets(directory, said, len(classes)),
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a dataset index ({error!r}); ingest the dataset again") from None

@@ -73,6 +73,11 @@ class ShardReader:
         """Samples per shard, for `SampleOrder`."""
         return np.array([shard.samples for shard in self._shards], dtype=np.int64)
 
+    @property
+    def has_label_sets(self) -> bool:
+        """Whether a label stands for several classes, or none."""
+        return self._index.label_sets is not None
+
     def read(self, shard: int, sample: int, *, verify: bool = True) -> Sample:
         """One sample, its size checked, and its checksum with `verify`.
 

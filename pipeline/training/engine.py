@@ -126,7 +126,7 @@ class Engine:
 
         `counts()`, asked for behind the last batch, are this rank's numbers to be added up over all ranks, like the
         objective's sums and with them; the names must be the same on every rank. `progress` is that of the run with
-        this step, for an objective whose teacher is the moving average of the weights.
+        this step, for an objective whose teacher is the moving average of the weights, and for adalora.
         """
         self.state.set_learning_rate(learning_rate)
         if not self.module.training:  # DeepSpeed's engine says that it is, also after `eval`; and `train` visits all
@@ -147,7 +147,7 @@ class Engine:
             _add({LOSS: outcome.loss} | outcome.sums, totals)
             self.clock.begin("update")
             if last:
-                norm = self._update()
+                norm = self._update(progress)
             self.clock.begin("data")
         self.clock.begin("update")
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
@@ -216,7 +216,7 @@ class Engine:
             loss = self.accelerator.scaler.scale(loss)
         loss.backward(share)
 
-    def _update(self) -> float:
+    def _update(self, progress: Progress | None) -> float:
         """Clip, and update the weights unless the gradient is not finite. Its norm before clipping.
 
         DeepSpeed does both by its own configuration, and the scaler of fp16 skips by itself.
@@ -230,8 +230,13 @@ class Engine:
         limit = self.config.optimizer.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf).item()
         self.before_change()
+        ranks = getattr(self.module, "ranks", None) if math.isfinite(norm) else None  # of adalora
+        if ranks is not None:
+            ranks.observe(progress.seen)
         if self.accelerator.scaler or math.isfinite(norm):
             self.optimizer.step()
+        if ranks is not None:
+            ranks.allocate(progress.seen)
         self.optimizer.zero_grad()
         return norm
 

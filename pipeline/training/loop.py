@@ -10,7 +10,8 @@ from models.build import build_objective
 from models.encoders.timm_config import read_encoder
 from models.objectives.batch import Batch, Progress
 from models.objectives.teacher import Teacher
-from models.weights.loading import WeightsError, load_encoder_weights
+from models.tuning.place import tune
+from models.weights.loading import WeightsError, load_beside_encoder, load_encoder_weights
 from pipeline.budget import Budget
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
 from pipeline.checkpoints.resuming import newest_intact_checkpoint
@@ -26,6 +27,8 @@ from pipeline.rank import Rank, Stopped
 from pipeline.registry.locate import different_classes
 from pipeline.registry.weights import load_teacher, source_weights
 from pipeline.run_directory import write_json
+from pipeline.shards.index import read_index
+from pipeline.shards.label_sets import LabelSets
 from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.telemetry.profiling import StepTrace
 from pipeline.training.agreement import open_agreed_sources
@@ -182,9 +185,11 @@ def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False)
     module = build_objective(
         config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed,
         mean=config.data.mean, std=config.data.std, teacher=_teacher(config, plan),
+        label_sets=_label_sets(config, plan),
     )  # fmt: skip
     if not resumes and config.initialise_from is not None:
         _initialise(module, config, plan)
+    tune(module, config.tuning, config.seed)
     return module
 
 
@@ -199,11 +204,21 @@ def _teacher(config: TrainingConfig, plan: dict) -> Teacher | None:
     return teacher
 
 
+def _label_sets(config: TrainingConfig, plan: dict) -> LabelSets | None:
+    """By label, the classes that it stands for, where the run learns several of an image."""
+    if not (config.objective.reads_labels and plan["data"].get("has_label_sets")):
+        return None
+    return read_index(config.data.sources[0].path).label_sets
+
+
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:
     source = plan["initialise_from"]
     try:
         grid = getattr(read_encoder(source["encoder"]), "grid", None) if source["encoder"] else None
-        report = load_encoder_weights(module.encoder, source_weights(source), head=False, grid=grid)
+        weights = source_weights(source)
+        report = load_encoder_weights(module.encoder, weights, head=False, grid=grid)
     except WeightsError as error:
         raise InputError(f"initialise_from {config.initialise_from}: {error}") from error
     log.info("initialised from %s: %s", config.initialise_from, report)
+    if (source["kind"], source["objective"]) == ("checkpoint", config.objective.kind) and config.stage == "pretrain":
+        log.info("%s", load_beside_encoder(module, weights))

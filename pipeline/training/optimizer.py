@@ -18,12 +18,14 @@ from pipeline.config.optimizer import (
     SGDConfig,
 )
 
-_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
+_BLOCK = re.compile(r"encoder\.(?:blocks|prompts)\.(\d+)\.")
 _STEM = (
     "encoder.patch_embed", "encoder.pos_embed", "encoder.parametrizations.pos_embed", "encoder.cls_token",
     "encoder.reg_token", "encoder.dist_token", "encoder.norm_pre", "encoder.shared_rel_pos",
 )  # fmt: skip
-_NEVER_DECAYED = re.compile(r"(pos_embed|cls_token|reg_token|dist_token|mask_token|relative_position_bias_table)\b")
+_NEVER_DECAYED = re.compile(
+    r"(pos_embed|cls_token|reg_token|dist_token|mask_token|head\.query|relative_position_bias_table|prompts|lora_E)\b"
+)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -40,6 +42,8 @@ def layer_of(name: str, depth: int) -> int:
 
 def parameter_groups(model: nn.Module, config: ScheduledOptimizerConfig, depth: int) -> list[dict]:
     """Every trainable parameter in exactly one group, with the group's `weight_decay` and `learning_rate_scale`.
+
+    Steps of LAMB and LARS follow the norms of matrices alone (You et al., arXiv:1708.03888; MoCo v3's LARS).
 
     A model may say by `optimizer_factors(name)` what is multiplied in for a parameter. That is also how a method with
     two optimizers is trained by one: none of ours but LAMB and LARS looks beyond the number that it updates, so groups
@@ -66,7 +70,12 @@ def parameter_groups(model: nn.Module, config: ScheduledOptimizerConfig, depth: 
             decay = factors.weight_decay
         group = groups.setdefault(
             (decay, scale),
-            {"params": [], "weight_decay": config.weight_decay * decay, "learning_rate_scale": scale},
+            {
+                "params": [],
+                "weight_decay": config.weight_decay * decay,
+                "learning_rate_scale": scale,
+                "always_adapt": decay > 0,  # LAMB and LARS of timm: else a decay of 0 turns them into Adam and momentum
+            },
         )
         group["params"].append(parameter)
     return list(groups.values())

@@ -13,6 +13,7 @@ def start_table(config: TrainingConfig, plan: dict) -> list[str]:
     return [
         f"model       {config.encoder.name}, {config.objective.kind}: {plan['parameters'] / 1e6:.4g} M parameters, "
         f"{plan['training_flops_per_image'] / 1e9:.4g} GFLOP per image",
+        f"trained     {trained_in_words(config, plan)}",
         f"images      {plan['samples_per_epoch']:,} of {data['name']}{classes}, "
         f"{' x '.join(map(str, config.encoder.input_size))} pixels",
         f"batch       {batches['global_batch_size']:,} = {batches['world_size']} ranks x "
@@ -28,6 +29,14 @@ def start_table(config: TrainingConfig, plan: dict) -> list[str]:
         f"guard       {_guard_in_words(config)}",
         *([f"budget      {config.budget_gpu_hours:g} GPU-hours"] if config.budget_gpu_hours else []),
     ]
+
+
+def trained_in_words(config: TrainingConfig, plan: dict) -> str:
+    """How many of the parameters train, and by what tuning."""
+    total = plan["parameters"]
+    trained = plan.get("trained_parameters", total)
+    share = f"trained parameters {trained:,} of {total:,} ({100 * trained / total:.3g} %)"
+    return f"{share}, tuning {config.tuning.kind}" if config.tuning.freezes else share
 
 
 def _average_in_words(config: TrainingConfig) -> str:

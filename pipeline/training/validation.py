@@ -12,11 +12,14 @@ from pipeline.checkpoints.retention import BestSoFar
 from pipeline.config.plan import BatchPlan
 from pipeline.config.training import TrainingConfig
 from pipeline.config.validation import SPLIT
+from pipeline.errors import InputError
 from pipeline.loading.evaluation_stream import EvaluationStream
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.sources import Sources
 from pipeline.rank import Rank
+from pipeline.shards.index import DatasetIndex
 from pipeline.training.engine import Engine
+from pipeline.views.evaluation import EvaluationInput
 
 ENDLESS = 1 << 40  # batches: pass after pass, as many as the run asks for
 log = logging.getLogger(__name__)
@@ -37,7 +40,9 @@ class Validation:
             return
         micro, ranks = config.micro_batch_size, plan["batches"]["world_size"]
         self.best = BestSoFar(me.run.committed_checkpoints(), config.validation.best_metric)
-        self.stream = EvaluationStream(config, sources, SPLIT, micro * ranks)
+        self.stream = EvaluationStream(
+            _with_samples(sources), SPLIT, micro * ranks, evaluation_input(config), sources.classes
+        )  # fmt: skip
         self.loader = Loader(
             self.stream, BatchPlan(micro * ranks, micro, ranks, 1), rank=me.rank, first_step=0,
             last_step=ENDLESS, workers=plan["loader_workers"],
@@ -88,3 +93,18 @@ class Validation:
                 raw._replace(positions=rows), engine.device, data.mean, data.std, engine.compute_dtype
             )  # fmt: skip
             yield batch, batch.positions < self.stream.num_samples
+
+
+def evaluation_input(config: TrainingConfig) -> EvaluationInput:
+    """How the images that a training is scored on become inputs."""
+    encoder, data = config.encoder, config.data
+    return EvaluationInput(
+        encoder.input_size, encoder.channels, data.evaluation_crop, data.evaluation_crop_mode, data.mean
+    )  # fmt: skip
+
+
+def _with_samples(sources: Sources) -> list[DatasetIndex]:
+    found = [index for index in sources.indexes if SPLIT in index.splits and index.num_samples(SPLIT)]
+    if not found:
+        raise InputError(f"validation.every_steps: {sources.path} has no samples in a split `{SPLIT}`; set it to 0")
+    return found

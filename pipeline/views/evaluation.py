@@ -6,12 +6,32 @@ Hence Pillow's resize for grey and RGB; timm has no say in other channels and de
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from pipeline.views.geometry import fitting_size, without_far_ends
 from pipeline.views.pixels import decode_pixels, resize_into, unit_values
+
+
+@dataclass(frozen=True)
+class EvaluationInput:
+    """How an image becomes an input of a model; see `evaluation_view`. `mean` is per channel, 0..1."""
+
+    size: tuple[int, int]  # (height, width)
+    channels: int
+    crop: float
+    crop_mode: str
+    mean: tuple[float, ...]
+
+    def write(self, content: bytes, extension: str, out: np.ndarray) -> None:
+        """`evaluation_view` of this input.
+
+        Shape:
+            out: (height, width, channels)
+        """
+        evaluation_view(content, extension, out, crop=self.crop, crop_mode=self.crop_mode, mean=self.mean)
 
 
 def evaluation_view(

@@ -11,8 +11,9 @@ from models.encoders.config import EncoderConfig
 from models.encoders.vit import build_encoder
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
+from pipeline.evaluation.single_images import file_samples
 from pipeline.ingestion.build import ingest
-from pipeline.inspection.images import covered_pixels, file_samples, read_mask
+from pipeline.inspection.images import covered_pixels, read_mask
 from pipeline.inspection.pictures import WORDS, inspect
 from pipeline.inspection.sources import image_files, spread
 from pipeline.rank import Rank
@@ -137,7 +138,7 @@ def test_a_model_that_does_not_say_how_its_images_were_normalised_is_refused(req
 
 def test_an_image_that_cannot_be_read_or_has_other_channels_is_named(photos):
     with pytest.raises(InputError, match="notes.txt`: cannot be read as an image"):
-        file_samples([str(photos / "notes.txt")], 3)
+        file_samples([str(photos / "notes.txt")], 3, named="IMAGES")
 
 
 def test_folders_globs_and_files_name_each_image_once_in_order(photos):
@@ -154,7 +155,7 @@ def test_a_mask_is_stretched_over_the_image_and_cropped_with_it(photos, tmp_path
     pixels = np.zeros((10, 10), np.uint8)
     pixels[:, 5:] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    sample = file_samples([str(photos / "a.png")], 3)[0]  # 30 x 20, as the input's 24 x 16
+    sample = file_samples([str(photos / "a.png")], 3, named="IMAGES")[0]  # 30 x 20, as the input's 24 x 16
     covered = covered_pixels(read_mask(str(tmp_path / "mask.png")), sample, source_of())
     assert covered.shape == (16, 24) and covered[:, 13:].all() and not covered[:, :11].any()
     square = covered_pixels(read_mask(str(tmp_path / "mask.png")), sample, source_of(image_size=16))

@@ -10,6 +10,7 @@ from models.encoders.config import EncoderConfig
 from models.encoders.patches import patchify, unpatchify
 from models.encoders.positions import resample_position_embedding, sincos_position_embedding
 from models.encoders.vit import build_encoder, encode_visible, timm_architecture
+from models.masked.counts import patches_of_share
 from models.masked.masking import num_visible_patches, random_patch_mask
 from models.objectives.config import SupervisedConfig
 from models.randomness import position_bits, position_uniform
@@ -26,6 +27,12 @@ def test_unpatchify_undoes_patchify_also_on_images_that_are_not_square(height, w
     assert patches.shape == (2, height * width // patch**2, patch * patch * 3)
     assert torch.equal(unpatchify(patches, patch, (height // patch, width // patch)), images)
     assert torch.equal(patches[0, 1], images[0, :, :patch, patch : 2 * patch].permute(1, 2, 0).flatten())
+
+
+def test_a_share_of_patches_is_what_its_digits_say():
+    for patches in range(1, 300):
+        for hundredths in range(1, 100):
+            assert patches_of_share(patches, hundredths / 100) == patches * hundredths // 100
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 0.9])

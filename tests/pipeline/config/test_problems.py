@@ -8,11 +8,12 @@ import yaml
 from pydantic import BaseModel
 
 from cluster.profile import LocalProfile
+from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.plan import count_parameters, plan_batches, plan_steps, training_flops
 from pipeline.config.problems import config_classes, kind_of
 from pipeline.config.recipe import read_yaml, recipe_path, resolve, validate
-from pipeline.config.stages import EvaluateConfig, RegisterConfig, SequenceConfig
+from pipeline.config.stages import RegisterConfig, SequenceConfig
 from pipeline.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.errors import InputError
 
@@ -39,7 +40,10 @@ CONFIGS = {
         recipe("pretrain_supervised_debug", optimizer={"kind": "lars", "learning_rate": 1}, zero={"stage": 0}),
     ),
     "finetune": (FinetuneConfig, recipe("finetune_vit", encoder={"name": "vit_b16"}, initialise_from="a")),
-    "evaluate": (EvaluateConfig, {"models": {"a": "b"}, "data": "c", "dataset": "d", "protocols": ["classify-v1"]}),
+    "evaluate": (
+        EvaluateConfig,
+        {"models": {"a": "b"}, "datasets": {"d": {"path": "c", "protocols": ["classify-v1"]}}},
+    ),
     "register": (RegisterConfig, {"model": "a", "name": "b", "tracking_uri": "c"}),
     "sequence": (SequenceConfig, {"runs": ["a"]}),
     "ingest": (IngestConfig, {}),

@@ -117,6 +117,16 @@ def test_mixing_needs_pairs_and_lanes_divide_the_batch():
     assert "does not divide" in problems("data.lanes=7")
 
 
+def test_mixing_without_labels_is_refused():
+    for key in ("mixup_alpha", "cutmix_alpha"):
+        with pytest.raises(
+            InputError, match=f"augmentation.{key}: mixes images with their labels, and objective.kind mae"
+        ):
+            load_recipe(PretrainConfig, "pretrain_mae_debug", [f"augmentation.{key}=0.5"])
+    taught = ["objective.label_weight=0", "objective.teacher=timm:x", "augmentation.mixup_alpha=0.5"]
+    load_recipe(PretrainConfig, "pretrain_distill_debug", taught)  # the teacher sees the mixed images
+
+
 def test_overrides_do_not_change_what_they_are_applied_to():
     raw = {"a": {"b": 1}}
     assert apply_overrides(raw, parse_overrides(["a.b=2", "c.d=[1, 2]"])) == {"a": {"b": 2}, "c": {"d": [1, 2]}}

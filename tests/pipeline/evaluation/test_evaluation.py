@@ -9,10 +9,11 @@ import torch
 from models.encoders.config import EncoderConfig
 from models.encoders.vit import build_encoder
 from pipeline.errors import DataError
-from pipeline.evaluation.features import extract_features, unit_view
-from pipeline.evaluation.knn import knn_scores
-from pipeline.evaluation.linear import linear_scores
+from pipeline.evaluation.features import Extraction, extract_features
+from pipeline.evaluation.frozen.knn import knn_scores
+from pipeline.evaluation.frozen.linear import linear_scores
 from pipeline.evaluation.scores import classification_scores
+from pipeline.evaluation.single_images import unit_view
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import Sample
@@ -55,7 +56,7 @@ def test_nearest_neighbours_vote_as_a_literal_loop_does():
         assert torch.allclose(votes[row], expected, rtol=1e-3)
 
 
-def features_of_test_split(data: str, folder: str) -> list | None:
+def features_of_test_split(data: str, folder: str, workers: int) -> list | None:
     import torch.distributed as dist
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -68,9 +69,8 @@ def features_of_test_split(data: str, folder: str) -> list | None:
     source = ModelSource(
         "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=10, mean=(0.3,) * 3, std=(0.4,) * 3
     )
-    rows = extract_features(
-        model, source, read_index(data), "test", batch_size=16, rank=rank, world_size=world_size, folder=Path(folder)
-    )
+    how = Extraction(rank, world_size, torch.device("cpu"), 16, workers, "fp32", Path(folder))
+    rows = extract_features(model, source, read_index(data), "test", how)
     if rows is None:
         return None
     return [rows.features.double().sum().item(), (rows.logits.argmax(1) == rows.labels).sum().item(), len(rows.labels)]
@@ -79,7 +79,8 @@ def features_of_test_split(data: str, folder: str) -> list | None:
 @pytest.mark.slow
 def test_every_sample_is_seen_once_and_decided_alike_at_any_number_of_ranks(digits, tmp_path):
     answers = [
-        run_on_ranks(features_of_test_split, ranks, str(digits), str(tmp_path / str(ranks)))[0] for ranks in (1, 2, 3)
+        run_on_ranks(features_of_test_split, ranks, str(digits), str(tmp_path / str(ranks)), ranks % 2)[0]
+        for ranks in (1, 2, 3)
     ]
     assert answers[0][1:] == answers[1][1:] == answers[2][1:] and answers[0][2] == 355
     assert answers[1][0] == pytest.approx(answers[0][0], rel=1e-6)

@@ -7,40 +7,25 @@ import timm
 import torch
 from timm.models._hub import save_for_hf
 
-from flows.requests.training import training_run
 from models.encoders.config import EncoderConfig
-from models.encoders.vit import build_encoder
 from pipeline.config.stages import read_run_config
 from pipeline.errors import InputError
-from pipeline.registry.export import export_timm_directory
 from pipeline.registry.locate import ModelSource, locate_model
 from pipeline.registry.weights import load_model, load_teacher
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
 from pipeline.training.loop import initial_module
 from tests.pipeline.pictures import small_dataset
+from tests.pipeline.training.finetuned import exported, fine_tuning
 from tests.pipeline.training.runs import new_run, train_until
 from tests.ranks import run_on_ranks
 
-SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
 STUDENT = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return small_dataset(tmp_path_factory.mktemp("pictures"))
-
-
-def exported(directory, classes: tuple[str, ...], **encoder) -> str:
-    """A plain ViT with a head, in timm's layout."""
-    torch.manual_seed(0)
-    config = EncoderConfig(**SMALL | encoder)
-    source = ModelSource(
-        "x", "checkpoint", "x", encoder=config.model_dump(), num_classes=len(classes), classes=classes,
-        mean=(0.5,) * config.channels, std=(0.25,) * config.channels, evaluation_crop=1.0, objective="supervised",
-    )  # fmt: skip
-    export_timm_directory(build_encoder(config, len(classes)), source, directory, {})
-    return str(directory)
 
 
 def located(reference: str, tmp_path) -> ModelSource:
@@ -109,17 +94,9 @@ def test_an_encoder_with_a_distillation_token_is_registered_as_timm_has_it_and_l
     assert load_teacher(located(directory, tmp_path), **STUDENT).num_classes == 2
 
 
-def fine_tuning(folder, pictures, model: str, *settings: str) -> RunDirectory:
-    return training_run(
-        "finetune", "finetune_vit", data=str(pictures.directory), profile="local", model=model,
-        overrides=["steps=3", "global_batch_size=6", "micro_batch_size=6", "profile.ranks_per_node=1", *settings],
-        run_dir=str(folder), home=folder.parent,
-    )  # fmt: skip
-
-
 def test_images_of_other_channels_than_the_models_are_normalised_by_their_own_statistics(tmp_path, pictures):
     model = exported(tmp_path / "grey", ("a", "b"), channels=1)
-    data = read_run_config(fine_tuning(tmp_path / "run", pictures, model, "encoder.channels=3").path).data
+    data = read_run_config(fine_tuning(tmp_path / "run", pictures.directory, model, "encoder.channels=3").path).data
     own = read_index(pictures.directory).statistics
     assert (data.mean, data.std) == (own.mean, own.std)
 
@@ -128,7 +105,7 @@ def test_a_distilled_model_is_fine_tuned_by_both_its_tokens_whatever_the_recipe_
     directory = exported(tmp_path / "distilled", ("a", "b"), distillation_token=True)
 
     def fine_tuned(number: int, *more: str) -> EncoderConfig:
-        run = fine_tuning(tmp_path / f"run-{number}", pictures, directory, *more)
+        run = fine_tuning(tmp_path / f"run-{number}", pictures.directory, directory, *more)
         return read_run_config(run.path).encoder
 
     encoder = fine_tuned(1)

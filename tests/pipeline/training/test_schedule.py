@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from pipeline.config.optimizer import AdamWConfig
+from pipeline.config.optimizer import AdamWConfig, LarsConfig
 from pipeline.config.plan import StepPlan, plan_steps
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import InputError
-from pipeline.training.optimizer import parameter_groups
+from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.schedule import learning_rate
 from tests.recipes import load_recipe
 
@@ -69,3 +69,32 @@ def test_norms_biases_tokens_and_positions_do_not_decay():
     names = ("pos_embed", "blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight", "head.weight")
     scales = [grouped[id(by_name[f"encoder.{name}"])]["learning_rate_scale"] for name in names]
     assert scales == [0.125, 0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_steps_by_the_norms_of_matrices_with_and_without_weight_decay(decay):
+    """Literally (arXiv:1708.03888, equation 6, as in MAE's linear probe): of biases it is momentum."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3)
+    config = LarsConfig(learning_rate=0.5, weight_decay=decay, momentum=0.9)
+    optimizer = build_optimizer(parameter_groups(module, config, depth=1), config)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    moving = {name: torch.zeros_like(p) for name, p in expected.items()}
+    for step in range(3):
+        optimizer.zero_grad()
+        module(torch.randn(8, 4, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+        for name, parameter in module.named_parameters():
+            update = parameter.grad.clone()
+            if parameter.ndim > 1:
+                update += decay * expected[name]
+                update *= 0.001 * expected[name].norm() / update.norm()
+            moving[name] = 0.9 * moving[name] + update
+            expected[name] -= 0.5 * moving[name]
+        optimizer.step()
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-6)

@@ -1,5 +1,7 @@
 """A linear probe on frozen, cached features."""
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -35,4 +37,6 @@ def linear_scores(train: Tensor, train_labels: Tensor, test: Tensor, num_classes
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=500).fit(features, labels)
+    with warnings.catch_warnings():  # an unconverged probe in the sweep is scored like any other
+        warnings.simplefilter("ignore")
+        return LogisticRegression(C=strength, max_iter=500).fit(features, labels)

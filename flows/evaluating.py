@@ -1,0 +1,130 @@
+"""Evaluations from what was asked to a table: what protocols train first, one training after the other, then scores."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.control.jobs import Conclusion
+from flows.home import tracking_uri
+from flows.requests.evaluation import Evaluation
+from pipeline.errors import EXIT_DONE, InputError
+from pipeline.registry.test_reads import read_key, record_test_read
+from pipeline.run_directory import RunDirectory, read_json
+
+HEADLINES = ("top1", "map", "ece", "top1_5shot", "top1_1shot", "mean_iou")  # what stands in the table, the first found
+Report = Callable[[str], None]
+Bring = Callable[[RunDirectory, Report], Conclusion]
+
+
+def carry_out(evaluation: Evaluation, report: Report, bring: Bring) -> Conclusion:
+    """Bring every training and then the evaluation to its end; the first conclusion that is no success, else the last.
+
+    The same request once more finds the trainings that are done. `bring` controls one run.
+    """
+    for name, reason in evaluation.raw["unavailable"].items():
+        report(f"{name} is left out: {reason}")
+    runs = evaluation.train()
+    for number, (one, run) in enumerate(zip(evaluation.trainings, runs, strict=True), start=1):
+        report(f"training {number} of {len(runs)}: {one.name} of {one.model} on {one.dataset}")
+        conclusion = bring(run, report)
+        if conclusion.code != EXIT_DONE:
+            return conclusion
+    conclusion = bring(evaluation.write(), report)
+    if conclusion.code == EXIT_DONE and not conclusion.left:
+        count_test_reads(conclusion.run, evaluation.home, report)
+    return conclusion
+
+
+def count_test_reads(run: RunDirectory, home: Path, report: Report) -> None:
+    """Keep each reading of a test split with the registered versions that a finished evaluation scored.
+
+    Told where it is not the first. The scores are there whatever the registry answers.
+    """
+    result, sources = read_json(run.result_file) or {}, run.plan().get("sources", {})
+    for model, metrics in result.get("metrics", {}).items():
+        version = sources[model]["lineage"].get("registered")
+        for column in {key.rpartition("/")[0] for key in metrics} if version else ():
+            _, protocol, name = column.split("/")
+            facts = result["datasets"][name]
+            if facts["split"] != "test":
+                continue
+            key = read_key(protocol, name, facts["fingerprint"])
+            try:
+                times = record_test_read(version, key, tracking_uri=tracking_uri(home))
+            except InputError as error:
+                report(f"not counted: {'; '.join(error.problems)}")
+                return
+            if times > 1:
+                report(f"the test split of {name} was now read {times} times by {protocol} for {version}: choose by "
+                       "validation, and report the first")  # fmt: skip
+
+
+def difference_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Of every model but the first, how far it is from the first on the same images, and whether that may be chance."""
+    for model, columns in result.get("differences", {}).items():
+        for column, one in columns.items():
+            _, protocol, name = column.split("/")
+            yield (f"{model} - {one['against']}, {protocol} on {name}: {one['difference']:+.4f} "
+                   f"[{one['low']:+.4f}, {one['high']:+.4f}], McNemar p = {one['p']:.2g}")  # fmt: skip
+
+
+def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """One line per protocol and dataset, one column per model, with the 95 % interval where there is one.
+
+    The mean of a group is that of its datasets' test splits; the mean of groups weighs each group alike, as VTAB does.
+    """
+    models = list(result["metrics"])
+    columns = list(dict.fromkeys(key.rpartition("/")[0] for metrics in result["metrics"].values() for key in metrics))
+    lines = [["protocol", "dataset", "metric", *models]]
+    for column in columns:
+        _, protocol, name = column.split("/")
+        headline = _headline(column, result["metrics"])
+        cells = [
+            _cell(f"{column}/{headline}", result["metrics"][one], result["intervals"].get(one, {})) for one in models
+        ]  # fmt: skip
+        lines.append([protocol, name, headline, *cells])
+    means = group_means(result)
+    for key in dict.fromkeys(key for one in means.values() for key in one):
+        _, protocol, group, metric = key.split("/")
+        lines.append([protocol, group, metric, *(f"{means[one][key]:.4f}" if key in means[one] else "-"
+                                                 for one in models)])  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    for name, reason in result.get("unavailable", {}).items():
+        yield f"{name}: left out: {reason}"
+
+
+def group_means(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Model -> `eval/PROTOCOL/GROUP/mean`, and `eval/PROTOCOL/all groups/mean` where there are several."""
+    means: dict[str, dict[str, float]] = {}
+    for model, metrics in result["metrics"].items():
+        found: dict[str, dict[str, list[float]]] = {}
+        for key, value in metrics.items():
+            column, _, metric = key.rpartition("/")
+            _, protocol, name = column.split("/")
+            facts = result["datasets"][name]
+            if facts.get("group") and facts["split"] == "test" and metric == _headline(column, result["metrics"]):
+                found.setdefault(protocol, {}).setdefault(facts["group"], []).append(value)
+        of_model = means.setdefault(model, {})
+        for protocol, groups in found.items():
+            of_groups = {group: sum(values) / len(values) for group, values in groups.items()}
+            of_model |= {f"eval/{protocol}/{group}/mean": value for group, value in of_groups.items()}
+            if len(of_groups) > 1:
+                of_model[f"eval/{protocol}/all groups/mean"] = sum(of_groups.values()) / len(of_groups)
+    return means
+
+
+def _headline(column: str, metrics: Mapping[str, Mapping[str, float]]) -> str:
+    there = {key.rpartition("/")[2] for one in metrics.values() for key in one if key.rpartition("/")[0] == column}
+    return next((name for name in HEADLINES if name in there), min(there))
+
+
+def _cell(key: str, metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> str:
+    if key not in metrics:
+        return "-"
+    words = f"{metrics[key]:.4f}"
+    if interval := intervals.get(key):
+        return f"{words} [{interval[0]:.4f}, {interval[1]:.4f}]"
+    deviation = metrics.get(f"{key}_deviation")
+    return words if deviation is None else f"{words} ± {deviation:.4f}"
