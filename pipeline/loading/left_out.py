@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
+from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import ShardReader
 
 
@@ -36,6 +37,12 @@ def following(sizes: list[int], shard: int, place: int) -> Iterator[tuple[int, i
         this = (shard + further) % len(sizes)
         for step in range(1 if further == 0 else 0, sizes[this]):
             yield this, (place + step) % sizes[this]
+
+
+def num_scored(index: DatasetIndex, split: str) -> int:
+    """How many samples of a split are scored."""
+    left_out = ShardReader(index, split).left_out() if index.tombstones else ()
+    return index.num_samples(split) - len(left_out)
 
 
 def all_but_left_out(reader: ShardReader) -> Selection:

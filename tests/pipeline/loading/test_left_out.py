@@ -10,6 +10,7 @@ from pipeline.config.data import DataConfig, Source
 from pipeline.config.stages import read_run_config
 from pipeline.errors import InputError
 from pipeline.loading.evaluation_stream import EvaluationStream
+from pipeline.loading.left_out import num_scored
 from pipeline.loading.sources import Sources, open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.preparation.write import run_path
@@ -18,6 +19,7 @@ from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.tombstones import TOMBSTONES_NAME, Tombstone, add_tombstone
+from pipeline.training.validation import evaluation_input
 from tests.pipeline.pictures import small_dataset
 from tests.pipeline.training.runs import STEPS, new_run, recorded, train_until
 from tests.ranks import run_on_ranks
@@ -71,9 +73,15 @@ def test_validation_leaves_them_out_and_counts_the_others(tmp_path):
     directory = small_dataset(tmp_path, splits="hash", split_fractions={"train": 0.5, "validation": 0.5}).directory
     run = new_run(tmp_path, str(directory), "validation.every_steps=0", ranks=1)
     config, sources = read_run_config(run.path), Sources((read_index(directory),), (1.0,))
-    whole = EvaluationStream(config, sources, "validation", 4)
+
+    def stream_of_split(index):
+        return EvaluationStream([index], "validation", 4, evaluation_input(config), sources.classes)
+
+    whole = stream_of_split(read_index(directory))
     gone = take_down(directory, (0, 0), (0, 3), split="validation")
-    scored = EvaluationStream(config, Sources((read_index(directory),), (1.0,)), "validation", 4)
+    scored = stream_of_split(read_index(directory))
+    assert num_scored(read_index(directory), "validation") == scored.num_samples
+    assert read_index(directory).remaining_fingerprint != sources.indexes[0].remaining_fingerprint
     assert scored.num_samples == whole.num_samples - 2
 
     def keys(stream):
