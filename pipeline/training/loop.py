@@ -65,8 +65,9 @@ def train(me: Rank) -> None:
     checkpoint = newest_intact_checkpoint(me, store, config.checkpoint.mirror)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     supply = Supply(
-        config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()]
-    )
+        config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()],
+        sources.tombstones,
+    )  # fmt: skip
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
