@@ -224,7 +224,8 @@ def _require_heads(protocols: Sequence[str], sources: Mapping[str, ModelSource],
     if not asked:
         return
     instead = "score it without its head: --protocol knn-20-v1 --protocol linear-cached-v1"
-    for name, source in sources.items():
+    with_heads = {name: source for name, source in sources.items() if source.num_classes}
+    for name, source in (with_heads or sources).items():  # of several models those without one are left out
         if not source.num_classes:
             raise InputError(f"protocol {asked[0]} scores a model's own head, and {name} has none; {instead}")
         if reason := unknown_classes(source, index.classes if source.classes else ()):
