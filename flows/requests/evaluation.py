@@ -59,7 +59,8 @@ class Evaluation:
 
     def path_of(self, training: Training) -> Path:
         """A MODEL may stand for another checkpoint tomorrow, and its probes are then others."""
-        checkpoint = hashlib.sha256(self.sources[training.model].path.encode()).hexdigest()[:6]
+        source = self.sources[training.model]
+        checkpoint = hashlib.sha256(f"{source.reference}\n{source.path}".encode()).hexdigest()[:6]
         path = run_path(training.prepared, self.home, None)
         return path.with_name(f"{path.name}-{checkpoint}")
 
