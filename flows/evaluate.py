@@ -3,12 +3,13 @@
 from prefect import flow
 from prefect.states import State
 
-from flows.evaluating import carry_out
+from flows.evaluating import carry_out, count_test_reads
 from flows.home import home_directory
 from flows.orchestration.own_state import own_state
 from flows.orchestration.reporting import concluded, controlled, refused, reporter, settled, state_of, stop_job
 from flows.requests.evaluation import requested_evaluation
 from pipeline.errors import InputError
+from pipeline.run_directory import RunDirectory
 
 
 @flow(name="evaluate", on_cancellation=[stop_job])
@@ -43,7 +44,10 @@ def evaluate(
     except InputError as error:
         return refused(error)
     if not trains:
-        return concluded(lambda home: requested(home).write())
+        state = concluded(lambda home: requested(home).write())
+        if state.is_completed():
+            count_test_reads(RunDirectory(state.data), home, report)
+        return state
     with own_state(home, single=False) as watch:
         try:
             conclusion = carry_out(requested(home), report, lambda run, told: controlled(run, home, told))

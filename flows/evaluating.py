@@ -1,12 +1,15 @@
-"""Evaluations from what was asked to a table: what protocols train first, one training after the other, then scores."""
+"""Evaluations from what was asked to a table: what protocols train first, in one set of processes, then the scores."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flows.control.jobs import Conclusion
+from flows.home import tracking_uri
 from flows.requests.evaluation import Evaluation
-from pipeline.errors import EXIT_DONE
-from pipeline.run_directory import RunDirectory
+from pipeline.errors import EXIT_DONE, InputError
+from pipeline.registry.test_reads import read_key, record_test_read
+from pipeline.run_directory import RunDirectory, read_json
 
 # What stands in the table, the first found.
 HEADLINES = ("top1", "map", "ece", "top1_5shot", "top1_1shot", "mean_iou", "ap50")
@@ -15,19 +18,56 @@ Bring = Callable[[RunDirectory, Report], Conclusion]
 
 
 def carry_out(evaluation: Evaluation, report: Report, bring: Bring) -> Conclusion:
-    """Bring every training and then the evaluation to its end; the first conclusion that is no success, else the last.
+    """Bring the trainings and then the evaluation to their end; the first conclusion that is no success, else the last.
 
     The same request once more finds the trainings that are done. `bring` controls one run.
     """
     for name, reason in evaluation.raw["unavailable"].items():
         report(f"{name} is left out: {reason}")
-    runs = evaluation.train()
-    for number, (one, run) in enumerate(zip(evaluation.trainings, runs, strict=True), start=1):
-        report(f"training {number} of {len(runs)}: {one.name} of {one.model} on {one.dataset}")
-        conclusion = bring(run, report)
-        if conclusion.code != EXIT_DONE:
-            return conclusion
-    return bring(evaluation.write(), report)
+    todo = [run for run in evaluation.train() if not run.result_file.is_file()]
+    for one in evaluation.trainings:
+        report(f"{one.name} of {one.model} on {one.dataset}: {evaluation.path_of(one).name}")
+    if todo:
+        trained = bring(todo[0] if len(todo) == 1 else evaluation.sequence(todo), report)
+        if trained.code != EXIT_DONE:
+            return trained
+    conclusion = bring(evaluation.write(), report)
+    if conclusion.code == EXIT_DONE and not conclusion.left:
+        count_test_reads(conclusion.run, evaluation.home, report)
+    return conclusion
+
+
+def count_test_reads(run: RunDirectory, home: Path, report: Report) -> None:
+    """Keep each reading of a test split with the registered versions that a finished evaluation scored.
+
+    Told where it is not the first. The scores are there whatever the registry answers.
+    """
+    result, sources = read_json(run.result_file) or {}, run.plan().get("sources", {})
+    for model, metrics in result.get("metrics", {}).items():
+        version = sources[model]["lineage"].get("registered")
+        for column in {key.rpartition("/")[0] for key in metrics} if version else ():
+            _, protocol, name = column.split("/")
+            facts = result["datasets"][name]
+            if facts["split"] != "test":
+                continue
+            key = read_key(protocol, name, facts["fingerprint"])
+            try:
+                times = record_test_read(version, key, tracking_uri=tracking_uri(home))
+            except InputError as error:
+                report(f"not counted: {'; '.join(error.problems)}")
+                return
+            if times > 1:
+                report(f"the test split of {name} was now read {times} times by {protocol} for {version}: choose by "
+                       "validation, and report the first")  # fmt: skip
+
+
+def difference_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Of every model but the first, how far it is from the first on the same images, and whether that may be chance."""
+    for model, columns in result.get("differences", {}).items():
+        for column, one in columns.items():
+            _, protocol, name = column.split("/")
+            yield (f"{model} - {one['against']}, {protocol} on {name}: {one['difference']:+.4f} "
+                   f"[{one['low']:+.4f}, {one['high']:+.4f}], McNemar p = {one['p']:.2g}")  # fmt: skip
 
 
 def table_lines(result: Mapping[str, Any]) -> Iterator[str]:

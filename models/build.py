@@ -46,17 +46,20 @@ def build_network(
 def build_objective(
     objective: ObjectiveConfig, encoder: EncoderConfig | TimmEncoderConfig, *, num_classes: int, seed: int,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None, teacher: Teacher | None = None,
+    label_sets: Sequence[Sequence[int]] | None = None,
 ) -> nn.Module:  # fmt: skip
     """The module that maps a batch to a loss, freshly initialised from `seed`: equal on every rank.
 
     It holds the encoder as `.encoder`; everything else in it is thrown away after pretraining. `mean` and `std`, one
     per channel, are what the batch's images were normalised by, for targets made of pixels in 0..1; None: by nothing.
-    `teacher` is what a distillation learns from, and what says its classes where no labels are read.
+    `teacher` is what a distillation learns from, and what says its classes where no labels are read. `label_sets` are,
+    by label, the numbers of the classes that it stands for; None: a label is a class.
     """
     torch.manual_seed(seed)
     match objective:
         case SupervisedConfig():
-            return SupervisedObjective(objective, build_network(encoder, num_classes, objective.head), seed)
+            network = build_network(encoder, num_classes, objective.head)
+            return SupervisedObjective(objective, network, seed, label_sets)
         case MaskedAutoencoderConfig():
             return MaskedAutoencoder(objective, build_encoder(encoder), seed)
         case PatchColourConfig():

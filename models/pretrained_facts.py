@@ -11,12 +11,14 @@ from timm.models import get_pretrained_cfg
 
 
 def pretrained_facts(name: str) -> dict[str, Any]:
-    """mean, std, crop_pct and crop_mode of a network by timm's name, with a tag of weights or the default one's."""
+    """mean, std, crop_pct, crop_mode, input_size and num_classes of a network by timm's name, with a tag of weights or
+    the default one's."""
     config = get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.mean:
         return {}
     return {
         "mean": list(config.mean), "std": list(config.std), "crop_pct": config.crop_pct, "crop_mode": config.crop_mode,
+        "input_size": list(config.input_size), "num_classes": config.num_classes,
     }  # fmt: skip
 
 

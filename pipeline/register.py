@@ -5,4 +5,4 @@ import sys
 from pipeline.rank import run_rank
 
 if __name__ == "__main__":
-    run_rank(sys.argv[1], "pipeline.registry.publish:register", stops_at_steps=False)
+    run_rank(sys.argv[1], "pipeline.registration.publish:register", stops_at_steps=False)

@@ -32,6 +32,8 @@ from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
+from pipeline.shards.index import read_index
+from pipeline.storage.location import location
 
 Say = Callable[..., None]
 
@@ -53,6 +55,10 @@ def check_command(dataset: str, full: bool, say: Say) -> int:
         say(fault)
     if not faults:
         say(f"{dataset}: sound{'' if full else ' (sizes and tables; --full also reads every image)'}")
+        index = read_index(location(dataset))
+        say(f"fingerprint {index.fingerprint}")
+        if index.tombstones:
+            say(f"on its tombstone list: {len(index.tombstones)} samples, which training and validation leave out")
     return EXIT_FAILED if faults else EXIT_DONE
 
 
@@ -125,7 +131,7 @@ def evaluate_command(
     model: str, data: str | None, protocols: list[str], suite: str | None, profile: str, overrides: list[str],
     run_dir: str | None, directory: str | None, say: Say,
 ) -> int:  # fmt: skip
-    from flows.evaluating import carry_out, table_lines
+    from flows.evaluating import carry_out, difference_lines, table_lines
 
     home = home_directory(directory)
     evaluation = requested_evaluation(
@@ -138,7 +144,7 @@ def evaluate_command(
         for key, value in next(iter(metrics.values())).items():
             say(f"{key:<50} {value:.4f}")
     elif metrics:
-        for line in table_lines(conclusion.result):
+        for line in [*table_lines(conclusion.result), *difference_lines(conclusion.result)]:
             say(line)
     if metrics:
         say(f"the same with intervals: {conclusion.run.path / 'table.csv'}; per class, confusions, worst images: "
@@ -165,9 +171,9 @@ def embed_command(
     return finished(conclusion, say)
 
 
-def register_command(model: str, name: str, directory: str | None, say: Say) -> int:
+def register_command(model: str, name: str, overrides: list[str], directory: str | None, say: Say) -> int:
     home = home_directory(directory)
-    conclusion = controlled(registration_run(model, name, home=home), home, say)
+    conclusion = controlled(registration_run(model, name, home=home, overrides=overrides), home, say)
     if conclusion.code == EXIT_DONE:
         say(conclusion.result["summary"])
     return finished(conclusion, say)

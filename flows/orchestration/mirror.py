@@ -69,6 +69,7 @@ def _as_flow_run(run: RunDirectory, home: Path, work: Work, cancelled: threading
     from prefect.states import Cancelled, State
 
     from flows.orchestration.artifacts import run_artifacts
+    from flows.orchestration.events import announce_registration
     from flows.orchestration.own_state import own_state
     from flows.orchestration.reporting import state_of
 
@@ -83,6 +84,7 @@ def _as_flow_run(run: RunDirectory, home: Path, work: Work, cancelled: threading
             watch.note.add(run)
             conclusion = work(artifacts.observe)
             if not conclusion.left:
+                announce_registration(conclusion.result)
                 artifacts.finish(conclusion)
         watch.note.remove()
         if conclusion.left:

@@ -20,6 +20,7 @@ from flows.control.jobs import Conclusion, control
 from flows.control.submission import launcher_of
 from flows.home import home_directory
 from flows.orchestration.artifacts import run_artifacts
+from flows.orchestration.events import announce_registration
 from flows.orchestration.limits import slot_of
 from flows.orchestration.own_state import OwnState, own_state, this_watch
 from flows.orchestration.watchers import WatcherNote
@@ -77,6 +78,7 @@ def controlled(
             return Conclusion(EXIT_STOPPED, "cancelled before anything was submitted", run, {})
         conclusion = control(run, home, report, cancelled=watch.cancelled, observe=artifacts.observe,
                              introduced=introduced)  # fmt: skip
+    announce_registration(conclusion.result)
     if not artifacts.finish(conclusion):
         watch.untold.append(partial(artifacts.finish, conclusion))
     return conclusion

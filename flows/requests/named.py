@@ -9,6 +9,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion.build import ingest
 from pipeline.loading.sources import Sources
 from pipeline.registry.locate import ModelSource, locate_model
+from pipeline.registry.timm_facts import described_by_timm
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.storage.location import is_url
 
@@ -71,7 +72,7 @@ def named_model(reference: str | None, home: Path) -> ModelSource | None:
 def described_model(reference: str, home: Path, *, instead: str) -> ModelSource:
     """The located MODEL; InputError, ending in what to do `instead`, where it does not say what network it is and how
     its images were normalised."""
-    source = locate_model(reference, tracking_uri=tracking_uri(home), home=home)
+    source = described_by_timm(locate_model(reference, tracking_uri=tracking_uri(home), home=home))
     if source.encoder is None:
         raise InputError(f"MODEL `{reference}`: weights alone do not say which encoder they fit; {instead}")
     if source.mean is None or source.std is None:

@@ -108,6 +108,22 @@ def load_encoder_weights(
     )
 
 
+@torch.no_grad()
+def load_beside_encoder(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Copy what an objective's `module` trains beside its encoder, a decoder for example, from weights of the same
+    objective, where all of it has the same shapes; none of it elsewhere. What was done, in words.
+
+    Fixed tables of positions are those of the module's own grid.
+    """
+    own = {n: p for n, p in module.named_parameters() if p.requires_grad and not n.startswith("encoder.")}
+    other = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    if other:
+        return f"what learns beside the encoder begins anew: {len(other)} of {len(own)} tensors are others ({other[0]})"
+    for name, parameter in own.items():
+        parameter.copy_(weights[name])
+    return f"{len(own)} tensors beside the encoder loaded"
+
+
 def _square_grid(source: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """The (rows, columns) that a table of positions is of, where a square is left behind the source's own tokens."""
     if (table := source.get("pos_embed")) is None or table.ndim != 3:

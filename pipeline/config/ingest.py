@@ -17,7 +17,9 @@ class IngestConfig(Config):
     """A .csv, .tsv or .jsonl file with one row per image: a column `path`, `file`, `filename`, `file_name`, `image`,
     `id` or `key` (a path in the source, or a name that only one file has, with or without its extension) and a column
     `class` or `label`. Integers below 100,000 stay what they are; anything else is a class name, and the sorted names
-    are numbered. Null: the folder of an image, below the split's, is its class, where there are at least two."""
+    are numbered. A column `classes` or `labels` in its place gives several per image: lists in .jsonl ([]: none of the
+    classes, null: no label), values joined by `;` elsewhere (an empty cell: no label). Null: the folder of an image,
+    below the split's, is its class, where there are at least two."""
 
     masks: Path | None = None
     """A folder with one mask per image, for segmentation: a .png of the image's path or name, grey or palette of 8

@@ -17,6 +17,9 @@ attentive-v1          an attentive probe on patch tokens, trained likewise: reci
 finetune-transfer-v1  short fine-tuning of all weights: recipe finetune_transfer_v1
 vtab1k-v1             VTAB's 1,000 examples and 2,500 steps: recipe finetune_vtab1k_v1
 
+`forgetting-v1` stands for knn-20-v1 and linear-cached-v1 of a model and of the one that it was initialised from, on the
+data that this one learned from: the old protocols, before and after.
+
 Preprocessing of all that are not trained: shorter side to image_size / evaluation_crop, centre crop, the model's own
 mean and deviation. Features are the mean of the patch tokens after the last norm, in float32.
 """
@@ -62,5 +65,7 @@ NEEDS: dict[str, Needs] = {
     "vtab1k-v1": Needs(recipe="finetune_vtab1k_v1"),
 }
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
+FORGETTING = "forgetting-v1"  # of a model that was pretrained further: these, of its parent too, on the parent's data
+OF_FORGETTING = ("knn-20-v1", "linear-cached-v1")
 BY_DEFAULT = ("classify-v1", "knn-20-v1", "linear-cached-v1")
 assert set(NEEDS) == set(PROTOCOLS)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from models.encoders.timm_config import AnyEncoderConfig, TimmEncoderConfig
-from models.objectives.config import FinetuneObjectiveConfig, ObjectiveConfig, SupervisedConfig
+from models.objectives.config import FinetuneObjective, ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
 from models.tuning.config import FullTuning, TuningConfig
 from pipeline.config.augmentation import AugmentationConfig
@@ -192,7 +192,7 @@ class FinetuneConfig(TrainingConfig):
     """Fine-tuning: a pretrained encoder with a fresh head learns the labels of a downstream dataset."""
 
     stage: Literal["finetune"] = "finetune"
-    objective: FinetuneObjectiveConfig = SupervisedConfig()
+    objective: FinetuneObjective = SupervisedConfig()
     """Supervised, or from labels and a teacher (`kind: distill`)."""
     tuning: TuningConfig = FullTuning()
     """Which parameters train."""

@@ -17,6 +17,7 @@ from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.protocols import NEEDS
 from pipeline.config.stages import read_run_config
 from pipeline.evaluation.dense.scoring import dense_scores
+from pipeline.evaluation.differences import differences_from_first
 from pipeline.evaluation.feature_cache import feature_key, keep_features, read_features
 from pipeline.evaluation.features import Extraction, SplitFeatures, extract_features
 from pipeline.evaluation.robustness import robustness
@@ -24,6 +25,7 @@ from pipeline.evaluation.scores import Scored
 from pipeline.evaluation.scoring import head_of, scored_by_features, scored_by_head
 from pipeline.evaluation.tables import folder_name, write_details, write_per_class, write_table
 from pipeline.loading.evaluation_stream import Alteration
+from pipeline.loading.left_out import num_scored
 from pipeline.rank import Rank
 from pipeline.registry.locate import ModelSource, source_from_dict, unknown_classes
 from pipeline.registry.weights import load_model
@@ -43,6 +45,8 @@ def evaluate(me: Rank) -> None:
         for dataset in config.datasets:
             work.score(model, dataset)
     if me.is_first:
+        samples = config.bootstrap_samples
+        work.result["differences"] = differences_from_first(work.correct, bootstrap_samples=samples)
         write_table(me.run.path / "table.csv", work.result)
         write_json(me.run.result_file, work.result)
     if me.world_size > 1:
@@ -68,10 +72,11 @@ class Evaluation:
         self.cache = Path(plan["home"]) / "cache" / "features" if config.reuse_features else None
         self.indexes = {name: read_index(dataset.path) for name, dataset in config.datasets.items()}
         self.loaded: tuple[str, nn.Module] | None = None
-        fingerprints = {index.fingerprint for index in self.indexes.values()}
+        self.correct: dict[str, dict[str, Tensor]] = {}  # by model and eval/PROTOCOL/DATASET
+        fingerprints = {index.remaining_fingerprint for index in self.indexes.values()}
         self.result: dict[str, Any] = {
             "format_version": 2, "stage": "evaluate", "metrics": {}, "intervals": {}, "predictions": {},
-            "datasets": {}, "unavailable": dict(config.unavailable),
+            "datasets": {}, "unavailable": dict(config.unavailable), "differences": {},
             "data_fingerprint": fingerprints.pop() if len(fingerprints) == 1 else None,
         }  # fmt: skip
 
@@ -104,7 +109,8 @@ class Evaluation:
         if any(NEEDS[kind].features for kind in protocols.values()):
             rows[TRAIN] = self._features(network, source, index, TRAIN)
         for split in splits:
-            rows[split] = rows.get(split) or self._features(network, source, index, split)
+            if split not in rows:
+                rows[split] = self._features(network, source, index, split)
         for name, kind in protocols.items():
             self.me.phase = f"evaluate {model}: {name} on {dataset}"
             if kind == "corruptions-v1":
@@ -185,8 +191,9 @@ class Evaluation:
         index = self.indexes[dataset]
         name = dataset if split == "test" else f"{dataset}.{split}"
         self.result["datasets"][name] = {
-            "path": str(index.directory), "fingerprint": index.fingerprint, "split": split,
-            "count": index.num_samples(split), "group": self.config.datasets[dataset].group,
+            "path": str(index.directory), "fingerprint": index.remaining_fingerprint, "split": split,
+            "count": num_scored(index, split), "left_out": index.num_samples(split) - num_scored(index, split),
+            "group": self.config.datasets[dataset].group,
         }  # fmt: skip
         prefix = f"eval/{protocol}/{name}"
         for kind, values in (("metrics", scored.metrics), ("intervals", scored.intervals)):
@@ -198,6 +205,7 @@ class Evaluation:
             write_per_class(folder, scored.per_class)
         if scored.predictions is None:
             return
+        self.correct.setdefault(model, {})[prefix] = scored.predictions["correct"]
         write_details(folder, scored, index, split, self.config.worst_images)
         file = folder / "predictions.safetensors"
         save_file({key: value.contiguous() for key, value in scored.predictions.items()}, file)

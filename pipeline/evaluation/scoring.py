@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.evaluation import EvaluateConfig
@@ -14,6 +15,7 @@ from pipeline.evaluation.frozen.few_shot import few_shot_scores
 from pipeline.evaluation.frozen.knn import knn_scores
 from pipeline.evaluation.frozen.linear import linear_scores
 from pipeline.evaluation.frozen.retrieval import retrieval_values
+from pipeline.evaluation.multilabel import multilabel_scores, targets_of
 from pipeline.evaluation.scores import Scored, classified, mean_of
 from pipeline.registry.locate import ModelSource, unknown_classes
 from pipeline.shards.index import DatasetIndex
@@ -27,7 +29,11 @@ def scored_by_head(
 ) -> Scored:  # fmt: skip
     """The scores of a model's own head. `selection`: the rows of the split that a temperature is fitted on."""
     logits = head_of(source, rows, index)
+    if source.outputs == "sigmoid" and index.label_sets is None:
+        logits = F.logsigmoid(logits)  # of one class an image: the sigmoids, made to add up to 1
     match protocol:
+        case "classify-v1" if index.label_sets is not None:
+            return Scored(multilabel_scores(logits, targets_of(rows.labels, index.label_matrix())))
         case "classify-v1":
             return classified(logits, rows.labels, bootstrap_samples=config.bootstrap_samples)
         case "calibration-v1":

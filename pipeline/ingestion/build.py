@@ -161,12 +161,13 @@ def _index(
         totals.merge(summary.totals)
     return DatasetIndex(
         directory=destination,
-        fingerprint=dataset_fingerprint(contents, plan.classes, **annotated),
+        fingerprint=dataset_fingerprint(contents, plan.classes, plan.label_sets, **annotated),
         splits=splits,
         classes=plan.classes,
         statistics=totals.divided(),
         provenance={"made_from": dict(plan.identity), "rejected": rejected, "pillow": PIL.__version__},
         **annotated,
+        label_sets=plan.label_sets,
     )
 
 

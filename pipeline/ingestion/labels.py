@@ -11,9 +11,12 @@ from typing import NamedTuple, TypeVar
 
 from pipeline.errors import InputError
 from pipeline.shards.index import shortened
+from pipeline.shards.label_sets import LabelSets
 
 FILE_COLUMNS = ("path", "file", "filename", "file_name", "image", "id", "key")
 LABEL_COLUMNS = ("class", "label")
+SET_COLUMNS = ("classes", "labels")
+SET_SEPARATOR = ";"  # of a cell; a .jsonl has lists
 MAX_INTEGER_LABEL = 100_000  # a larger integer is an identifier that serves as a name
 NO_CLASS = re.compile(r"-\d+|-?\d+\.\d*")  # a mark for "none", or what a spreadsheet makes of integers and empty cells
 
@@ -25,6 +28,7 @@ class Labels(NamedTuple):
 
     by_path: Mapping[str, int]
     classes: tuple[str, ...] | None
+    label_sets: LabelSets | None = None  # where images have several classes: those that each label stands for
 
 
 def number_classes(names: Mapping[str, str]) -> Labels:
@@ -36,6 +40,16 @@ def number_classes(names: Mapping[str, str]) -> Labels:
         by_path = {path: int(name) for path, name in names.items()}
         return Labels(by_path, tuple(map(str, range(max(by_path.values()) + 1))))
     return Labels(*_sorted_classes(names))
+
+
+def number_sets(names: Mapping[str, tuple[str, ...]]) -> Labels:
+    """Path -> class names as numbers of sets, which are sorted by their classes' numbers; classes as in
+    `number_classes`."""
+    known = number_classes({name: name for several in names.values() for name in several})
+    by_path = {path: tuple(sorted({known.by_path[name] for name in several})) for path, several in names.items()}
+    sets = tuple(sorted(set(by_path.values())))
+    numbers = {numbered: number for number, numbered in enumerate(sets)}
+    return Labels({path: numbers[numbered] for path, numbered in by_path.items()}, known.classes, sets)
 
 
 def number_folders(folders: Mapping[str, str]) -> Labels:
@@ -51,7 +65,13 @@ def _sorted_classes(names: Mapping[str, str]) -> tuple[dict[str, int], tuple[str
 
 def read_labels(path: Path, files: Sequence[str], others: Sequence[str] = ()) -> Labels:
     """The labels that `path` gives to `files`; a row that names none of them, nor of `others`, is an InputError."""
-    rows = _labels_of_rows(path, table_rows(path))
+    table = table_rows(path)
+    if any(column in row for _, row in table for column in SET_COLUMNS):
+        sets = match_files(sets_of_rows(path, table), files, path, others)
+        if not any(sets.values()):
+            raise InputError(f"{path}: {' or '.join(SET_COLUMNS)}: no row of a file in the source names a class")
+        return number_sets({file: names for file, names in sets.items() if names is not None})
+    rows = _labels_of_rows(path, table)
     return number_classes({file: name for file, name in match_files(rows, files, path, others).items() if name})
 
 
@@ -131,6 +151,43 @@ def _labels_of_rows(path: Path, rows: Iterable[tuple[int, Mapping[str, object]]]
     if not labels:
         raise InputError(f"{path}: holds no rows")
     return labels
+
+
+def sets_of_rows(
+    path: Path, rows: Iterable[tuple[int, Mapping[str, object]]]
+) -> dict[str, tuple[str, ...] | None]:  # fmt: skip
+    """File -> the names of its classes, sorted; () for none of them, None where it has no label."""
+    sets: dict[str, tuple[str, ...] | None] = {}
+    problems = []
+    for line, row in rows:
+        file_column = next((column for column in FILE_COLUMNS if column in row), None)
+        columns = [column for column in (*SET_COLUMNS, *LABEL_COLUMNS) if column in row]
+        if file_column is None or len(columns) != 1 or columns[0] not in SET_COLUMNS:
+            rule = f"a row has one of {', '.join(FILE_COLUMNS)}, and one of {' and '.join(SET_COLUMNS)} alone"
+            raise InputError(f"{path}:{line}: {rule}; it has: {', '.join(map(str, row))}")
+        value = row[columns[0]]
+        name = str(row[file_column] or "").strip().removeprefix("./")
+        names, rule = _names_of_set(value)
+        if not name or rule:
+            problems.append(f"{path}:{line}: {columns[0]} {value!r}: {rule or 'the row names no file'}")
+        elif sets.setdefault(name, names) != names:
+            problems.append(f"{path}:{line}: {name}: {columns[0]} {value!r}, but {sets[name]!r} in an earlier row")
+    if problems:
+        raise InputError(*shortened(problems))
+    return sets
+
+
+def _names_of_set(value: object) -> tuple[tuple[str, ...] | None, str | None]:
+    """(names, what is wrong with the value)."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None, None
+    parts = value.split(SET_SEPARATOR) if isinstance(value, str) else value
+    rule = f"expected integers from 0 or class names, in a list or joined by `{SET_SEPARATOR}`, each once"
+    if not isinstance(parts, list) or any(isinstance(part, bool) or not isinstance(part, str | int) for part in parts):
+        return None, rule
+    names = [str(part).strip() for part in parts]
+    wrong = any(not name or NO_CLASS.fullmatch(name) for name in names) or len(set(names)) < len(names)
+    return (None, rule) if wrong else (tuple(sorted(names)), None)
 
 
 def table_rows(path: Path, key: str = "labels") -> list[tuple[int, Mapping[str, object]]]:

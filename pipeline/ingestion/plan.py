@@ -21,6 +21,7 @@ from pipeline.ingestion.sources import DIGITS, Listing, Source, SourceFile, open
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.tars import expand_tars, label_rule, names_tars, split_of_tar, survey_tar
 from pipeline.shards.index import SPLITS
+from pipeline.shards.label_sets import LabelSets, names_of
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.shards.table import NO_LABEL
 
@@ -33,6 +34,7 @@ class IngestPlan:
     jobs: Sequence[ShardJob]
     rejected: Sequence[Rejected]
     classes: tuple[str, ...] | None
+    label_sets: LabelSets | None = None
     annotations: FoundAnnotations = FoundAnnotations()
 
     @cached_property
@@ -76,7 +78,7 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
         )
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
-    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, annotations)
+    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets, annotations)
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -103,11 +105,18 @@ def _shards_of(
     for file in files:
         if splits.get(file.path) == split:
             label = labels.by_path.get(file.path, NO_LABEL)
-            name = labels.classes[label] if labels.classes and label != NO_LABEL else None
             mask, boxes = annotations.masks.get(file.path), annotations.boxes.get(file.path, ())
-            candidates.append(Candidate(*file, label, name, mask, boxes))
+            candidates.append(Candidate(*file, label, _class_name(labels, label), mask, boxes))
     starts = range(0, len(candidates), samples_per_shard)
     return [tuple(candidates[start : start + samples_per_shard]) for start in starts]
+
+
+def _class_name(labels: Labels, label: int) -> str | tuple[str, ...] | None:
+    if label == NO_LABEL or not labels.classes:
+        return None
+    if labels.label_sets is not None:
+        return tuple(names_of(label, labels.label_sets, labels.classes))
+    return labels.classes[label]
 
 
 def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:

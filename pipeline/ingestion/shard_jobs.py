@@ -62,7 +62,7 @@ class Candidate(NamedTuple):
     bytes: int
     stamp: int
     label: int = NO_LABEL
-    class_name: str | None = None
+    class_name: str | tuple[str, ...] | None = None  # several of a dataset with label sets
     mask: MaskFile | None = None
     boxes: tuple[Box, ...] = ()
 
@@ -148,7 +148,9 @@ def _record(
         "sha256": sha256,
     }
     if candidate.label != NO_LABEL:
-        record |= {"label": candidate.label, "class": candidate.class_name}
+        several = isinstance(candidate.class_name, tuple)
+        record |= {"label": candidate.label}
+        record |= {"classes": list(candidate.class_name)} if several else {"class": candidate.class_name}
     if image.changes:
         record["changes"] = list(image.changes)
     if annotations.mask is not None:

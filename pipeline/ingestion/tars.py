@@ -170,6 +170,11 @@ def survey_tar(path: Path) -> TarSurvey:
     with open(path, "rb") as tar:
         for sample in samples:
             survey.labels.add(*stated_label(sample, tar))
+            if survey.fault is None and _states_several(sample, tar):
+                survey.fault = (
+                    f"{path}: sample `{sample.key}`: its .json lists `classes`, and tars whose images have several "
+                    "are not adopted; ingest the images with a labels file"
+                )
             text = _text(sample.members.get("txt"), tar)
             survey.captions |= len(text.split()) > 1
             survey.texts.add(*_integer_or_name(text))
@@ -230,6 +235,19 @@ def stated_label(sample: TarSample, tar: BinaryIO) -> tuple[int | None, str | No
     if isinstance(label, int) and not isinstance(label, bool):
         return label, name
     return _integer_or_name(label) if isinstance(label, str) and label else (None, name)
+
+
+def _states_several(sample: TarSample, tar: BinaryIO) -> bool:
+    if "json" not in sample.members or "cls" in sample.members:  # which says the one label
+        return False
+    content = sample.members["json"].read(tar)
+    if b'"classes"' not in content:
+        return False
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and isinstance(record.get("classes"), list)
 
 
 def _integer_or_name(text: str) -> tuple[int | None, str | None]:

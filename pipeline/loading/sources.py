@@ -10,6 +10,8 @@ import numpy as np
 from pipeline.config.data import DataConfig
 from pipeline.errors import InputError
 from pipeline.shards.index import DatasetIndex, Shard, read_index
+from pipeline.shards.label_sets import LabelSets
+from pipeline.shards.tombstones import tombstones_sha256
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,25 @@ class Sources:
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
     @property
+    def tombstones(self) -> list[dict]:
+        """Per dataset, how many samples its tombstone list leaves out, and the list's hash; see `tombstones_sha256`."""
+        stones = [index.tombstones for index in self.indexes]
+        return [{"count": len(of_one), "sha256": tombstones_sha256(of_one)} for of_one in stones]
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         return union_of_classes(self.indexes)
+
+    @property
+    def label_sets(self) -> LabelSets | None:
+        """By label, the classes it stands for; None where each label is a class. InputError for a mixture of such."""
+        of_sets = [index for index in self.indexes if index.label_sets is not None]
+        if of_sets and len(self.indexes) > 1:
+            raise InputError(
+                f"--data {of_sets[0].directory}: its images have several classes each, and such a dataset is not "
+                "mixed with others to learn labels from; train on it alone"
+            )
+        return of_sets[0].label_sets if of_sets else None
 
     def require_split(self, split: str, where: str) -> None:
         for index in self.indexes:
@@ -87,6 +106,10 @@ class Sources:
             "shards_sha256": self.shards_sha256,
             "classes": list(self.classes) if self.classes else None,
         }
+        if any(index.tombstones for index in self.indexes):
+            plan["tombstones"] = self.tombstones
+        if any(index.label_sets is not None for index in self.indexes):
+            plan["has_label_sets"] = True
         if len(self.indexes) > 1:
             plan["sources"] = [
                 {"path": str(index.directory), "fingerprint": index.fingerprint, "weight": weight}
@@ -108,6 +131,11 @@ def union_of_classes(indexes: Sequence[DatasetIndex]) -> tuple[str, ...] | None:
 
 
 def label_map(index: DatasetIndex, classes: Sequence[str] | None) -> np.ndarray:
-    """(classes of the dataset + 1,) int64: its labels among `classes`; the last entry keeps -1, no label, as it is."""
+    """(labels of the dataset + 1,) int64: its labels among `classes`; the last entry keeps -1, no label, as it is.
+
+    Label sets keep their numbers: they are of the only dataset, or nobody learns from labels.
+    """
+    if index.label_sets is not None:
+        return np.array([*range(index.num_labels), -1], dtype=np.int64)
     places = {name: place for place, name in enumerate(classes or ())}
     return np.array([*(places[name] for name in index.classes or ()), -1], dtype=np.int64)

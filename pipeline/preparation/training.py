@@ -90,6 +90,7 @@ def prepare_training(
     config = _filled_in(config, sources, model, path)
     if teacher is not None:
         config = _taught_by(teacher, config, sources, path, notes)
+    _require_loss_of_label_sets(config, sources, path)
     samples_per_epoch = _samples_per_epoch(config, sources)
     if by_hand:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
@@ -100,6 +101,11 @@ def prepare_training(
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
     if reason := _trains_but_is_not_registered(config):
         notes.append(f"what is trained cannot be registered: {reason}")
+    if config.tuning.freezes and config.tuning.kind != "head" and config.optimizer.layer_decay < 1:
+        notes.append(
+            f"optimizer.layer_decay {config.optimizer.layer_decay:g} slows what tuning.kind {config.tuning.kind} adds "
+            "to lower blocks too, which knows nothing yet; try 1"
+        )
     if not config.tuning.expressible:
         notes.append(
             f"what is trained can be evaluated and not registered: timm has no network with what tuning.kind "
@@ -301,6 +307,19 @@ def _note_small_cache(config: TrainingConfig, sources: Sources, placement: Place
     windows = [source.window_shards or config.data.window_shards for source in config.data.sources]
     if (shortage := cache_shortage(readers, windows, config.data.lanes, cache)) is not None:
         notes.append(shortage)
+
+
+def _require_loss_of_label_sets(config: TrainingConfig, sources: Sources, path: Path) -> None:
+    """InputError where images have several classes each and the loss is of one."""
+    objective = config.objective
+    if not objective.reads_labels or sources.label_sets is None:
+        return
+    if objective.kind != "supervised" or objective.loss != "sigmoid":
+        raise InputError(
+            f"{path.name}: objective: the images of {sources.path} have several classes each, and "
+            f"{'a softmax' if objective.kind == 'supervised' else objective.kind} learns one; set "
+            f"{'' if objective.kind == 'supervised' else 'objective.kind=supervised and '}objective.loss=sigmoid"
+        )
 
 
 def _samples_per_epoch(config: TrainingConfig, sources: Sources) -> int:

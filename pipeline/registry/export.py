@@ -9,12 +9,17 @@ from timm.models._hub import save_for_hf
 from torch import nn
 
 from models.encoders.positions import write_out_axes
-from models.encoders.timm_config import TimmEncoderConfig, read_encoder
+from models.encoders.timm_config import read_encoder
+from pipeline.lineage.trail import Trail
+from pipeline.registry.integrity import write_sums
 from pipeline.registry.locate import ModelSource
 
 
-def export_timm_directory(model: nn.Module, source: ModelSource, directory: Path, evaluations: dict) -> None:
-    """Write config.json, model.safetensors, README.md, provenance.json and evaluation.json.
+def export_timm_directory(
+    model: nn.Module, source: ModelSource, directory: Path, evaluations: dict[str, float], card: str = ""
+) -> str:
+    """Write config.json, model.safetensors, README.md (the `card`), provenance.json, evaluation.json and SHA256SUMS of
+    them all, whose own hash it returns.
 
     `timm.create_model("local-dir:DIRECTORY", pretrained=True)` gives the same module. A table of positions that two
     learned axes make is written out, as timm has it.
@@ -34,46 +39,21 @@ def export_timm_directory(model: nn.Module, source: ModelSource, directory: Path
     }
     own: dict[str, Any] = {
         "pretrained_cfg": data,
-        "vit": {"encoder": source.encoder, "objective": source.objective, "lineage": source.lineage},
-    }
+        "vit": {"encoder": source.encoder, "objective": source.objective, "lineage": source.lineage,
+                "outputs": source.outputs},
+    }  # fmt: skip
     if source.classes:
         own["label_names"] = list(source.classes)
     save_for_hf(model, str(directory), model_config=own, safe_serialization=True)
     (directory / "evaluation.json").write_text(json.dumps(evaluations, indent=2) + "\n")
     (directory / "provenance.json").write_text(json.dumps(_provenance(source), indent=2) + "\n")
-    (directory / "README.md").write_text(model_card(source, evaluations))
+    (directory / "README.md").write_text(card or f"# {encoder.name}\n")
+    return write_sums(directory)
 
 
 def _provenance(source: ModelSource) -> dict[str, Any]:
     run = source.lineage.get("run")
     path = Path(run) / "provenance.json" if run else None
     recorded = json.loads(path.read_text()) if path and path.is_file() else {}
-    return {"lineage": source.lineage, "run": recorded}
-
-
-def model_card(source: ModelSource, evaluations: dict[str, float]) -> str:
-    """The README.md of a registered model."""
-    encoder = source.encoder
-    height, width = read_encoder(encoder).input_size
-    kind, size = "Image model", ""
-    if not isinstance(read_encoder(encoder), TimmEncoderConfig):
-        kind = "Vision Transformer"
-        size = f"{encoder['depth']} blocks, width {encoder['embed_dim']}, patch {encoder['patch_size']},\n"
-    pixels = f"{height}" if height == width else f"{height} x {width} (height x width)"
-    rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in sorted(evaluations.items())) or "| none recorded | |"
-    classes = f"{source.num_classes} classes" if source.num_classes else "no head: it gives pooled features"
-    return f"""# {kind} {encoder["name"]}
-
-{size}{pixels} pixels, {classes}.
-Learned by: {source.objective}. Parent: {source.lineage.get("parent") or "none"}.
-Training data: fingerprint `{source.lineage.get("data_fingerprint")}`.
-Config: sha256 `{source.lineage.get("config_sha256")}`.
-
-| metric | value |
-|---|---|
-{rows}
-
-```python
-timm.create_model("local-dir:PATH_OF_THIS_DIRECTORY", pretrained=True)
-```
-"""
+    # What `vit explain` tells when the run, its parents or their datasets are gone, or on another machine.
+    return {"lineage": source.lineage, "run": recorded, "trail": Trail().of(source)}

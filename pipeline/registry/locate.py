@@ -6,9 +6,11 @@ own layout (config.json + model.safetensors), or `random:MODEL`, the same networ
 what a pretrained model is held against.
 """
 
+import contextlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,10 +26,13 @@ from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError, near_matches
 from pipeline.registry.foreign import google_facts, hugging_face_facts, layout_settings
+from pipeline.registry.integrity import require_intact
 from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 
 RANDOM = "random:"
 _NOT_TIMM = {"adapter": "adapters", "visual_prompt": "prompts"}
+LINEAGE = ("run", "step", "data_fingerprint", "config_sha256", "parent", "teacher")  # tags of a version, after `vit.`
+HF_DIRECTORY = "artifacts/hf"  # timm's own layout, within a registered model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -48,6 +53,7 @@ class ModelSource:
     evaluation_crop_mode: str = "center"
     objective: str | None = None
     tuning: dict[str, Any] | None = None  # what else is in the network, of what cannot be merged: adapters, prompts
+    outputs: str = "softmax"  # what makes probabilities of logits: softmax, or a sigmoid for each class
     lineage: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] | None = None  # of a run whose head is a probe's; None: linear, or none
 
@@ -82,7 +88,7 @@ def source_from_dict(raw: dict[str, Any]) -> ModelSource:
 def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSource:
     """The model that `reference` stands for; InputError names what is missing and what there is instead."""
     if reference.startswith("models:/"):
-        return _registered(reference, tracking_uri)
+        return _registered(reference, tracking_uri, home)
     if reference.startswith("timm:"):
         return ModelSource(reference, "timm", reference.removeprefix("timm:"))
     if reference.startswith(RANDOM):
@@ -150,10 +156,13 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
         objective=config.objective.kind,
         head=_head(config.objective.model_dump()),
         tuning=None if config.tuning.expressible else config.tuning.model_dump(mode="json"),
+        outputs=outputs_of(config.objective.model_dump()),
         lineage={
             "run": str(run.path),
             "step": checkpoint.step,
             "data_fingerprint": plan["data"]["fingerprint"],
+            "data_tombstones": _tombstones(checkpoint.manifest),
+            "datasets": _datasets(plan["data"]),
             "config_sha256": plan["config_sha256"],
             "parent": (plan.get("initialise_from") or {}).get("reference"),
             "teacher": (plan.get("teacher") or {}).get("reference"),
@@ -162,9 +171,25 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
     )
 
 
+def _tombstones(manifest: dict[str, Any]) -> str | None:
+    """Hashes of the tombstone lists that held last: what tells apart runs on one fingerprint before and after."""
+    lists = (manifest.get("tombstones") or [{"sources": []}])[-1]["sources"]
+    return "+".join(one["sha256"] or "none" for one in lists) if any(one["count"] for one in lists) else None
+
+
+def _datasets(data: dict[str, Any]) -> list[dict[str, str]]:
+    """Of a plan's data: path and fingerprint of every dataset."""
+    return [{key: source[key] for key in ("path", "fingerprint")} for source in data.get("sources", [data])]
+
+
 def _head(objective: dict[str, Any]) -> dict[str, Any] | None:
     head = objective.get("head")
     return head if head and head["kind"] != "linear" else None
+
+
+def outputs_of(objective: dict[str, Any]) -> str:
+    """What makes probabilities of the logits of a head that learned by this objective."""
+    return "sigmoid" if objective.get("loss") == "sigmoid" else "softmax"
 
 
 def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
@@ -177,6 +202,7 @@ def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
     return ModelSource(
         reference, "checkpoint", str(path), encoder=manifest["encoder"], objective=manifest["objective"]["kind"],
         num_classes=manifest["num_classes"], tuning=_tuning_of(manifest), head=_head(manifest["objective"]),
+        outputs=outputs_of(manifest["objective"]),
         lineage={"data_fingerprint": manifest["data_fingerprint"], "step": manifest["step"]},
     )  # fmt: skip
 
@@ -200,7 +226,8 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
         classes=tuple(raw.get("label_names", ())), mean=tuple(data["mean"]) if "mean" in data else None,
         std=tuple(data["std"]) if "std" in data else None, evaluation_crop=data.get("crop_pct"),
         evaluation_crop_mode=data.get("crop_mode") or "center",
-        objective=ours.get("objective"), lineage=(lineage or {}) | ours.get("lineage", {}),
+        objective=ours.get("objective"), outputs=ours.get("outputs", "softmax"),
+        lineage=(lineage or {}) | ours.get("lineage", {}),
     )  # fmt: skip
 
 
@@ -282,28 +309,85 @@ def require_tracking_server(uri: str, timeout_seconds: float = 5.0) -> None:
         ) from None
 
 
-def _registered(reference: str, tracking_uri: str) -> ModelSource:
-    """A registered version, its artifacts on this machine. Aliases and versions that do not exist are named."""
+def connected(tracking_uri: str) -> Any:
+    """A client of the registry at `tracking_uri`, which it asks from now on; InputError where nobody answers."""
     require_tracking_server(tracking_uri)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)
+    return mlflow.MlflowClient()
+
+
+def registered_version(client: Any, reference: str, tracking_uri: str) -> Any:
+    """The model version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names; InputError with the near ones."""
+    from mlflow.exceptions import MlflowException
+
+    name, at, choice = reference.removeprefix("models:/").partition("@")
+    if not at:
+        name, _, choice = name.partition("/")
+    if not name or not choice:
+        raise InputError(f"MODEL `{reference}`: say models:/NAME@ALIAS or models:/NAME/VERSION")
+    try:
+        found = client.get_model_version_by_alias if at else client.get_model_version
+        return found(name, choice)
+    except MlflowException as error:
+        words = _what_there_is(client, name, choice, alias=bool(at)) or str(error).splitlines()[0]
+        raise InputError(f"MODEL `{reference}` is not registered at {tracking_uri}; {words}") from None
+
+
+def _what_there_is(client: Any, name: str, choice: str, *, alias: bool) -> str:
+    """What a reference that is not there may have meant: another name, alias or version."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        known = [model.name for model in client.search_registered_models(max_results=200)]
+        return near_matches(name, known) or "nothing is"
+    versions = {str(version.version) for version in client.search_model_versions(f"name='{name}'", max_results=200)}
+    if alias:
+        hint = near_matches(choice, model.aliases) or "it has no alias"
+        return f"no alias `{choice}`; {hint}" + (f"; say models:/{name}/{choice}" if choice in versions else "")
+    if choice in model.aliases:
+        return f"no version `{choice}`; say models:/{name}@{choice}"
+    return f"no version `{choice}`; there are: {', '.join(sorted(versions, key=int)[-10:]) or 'none'}"
+
+
+def artifacts_of(client: Any, version: Any, home: Path) -> Path:
+    """The files of a model version on this machine, for reading alone: where the store has them, if it is a folder
+    here; else in `home/registered`, fetched once. InputError where they cannot be had."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(tracking_uri)
-    client = mlflow.MlflowClient()
-    name, _, choice = reference.removeprefix("models:/").partition("@")
+    uri = f"models:/{version.name}/{version.version}"
+    cached = (
+        home / "registered" / f"{version.name}-{version.version}-{version.tags.get('vit.artifact_sha256', '')[:16]}"
+    )
     try:
-        if choice:
-            version = client.get_model_version_by_alias(name, choice)
-        else:
-            name, _, number = name.partition("/")
-            version = client.get_model_version(name, number)
-        local = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}")
-    except MlflowException as error:
-        known = [model.name for model in client.search_registered_models(max_results=200)]
-        hint = near_matches(name, known) if name not in known else str(error).splitlines()[0]
-        raise InputError(f"MODEL `{reference}` is not registered at {tracking_uri}; {hint or 'nothing is'}") from None
-    lineage = {"registered": f"models:/{name}/{version.version}"} | {
-        key.removeprefix("vit."): value for key, value in version.tags.items() if key.startswith("vit.")
-    }
-    return _of_timm_directory(reference, Path(local) / "artifacts" / "hf", lineage)
+        if urlparse(client.get_model_version_download_uri(version.name, version.version)).scheme in ("", "file"):
+            return Path(mlflow.artifacts.download_artifacts(uri))
+        if not cached.is_dir():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".tmp-") as partial:
+                fetched = Path(mlflow.artifacts.download_artifacts(uri, dst_path=partial))
+                with contextlib.suppress(OSError):  # another process was quicker
+                    fetched.rename(cached)
+    except (MlflowException, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"MODEL `{uri}`: its artifacts cannot be read: {reason}") from None
+    return cached
+
+
+def _registered(reference: str, tracking_uri: str, home: Path) -> ModelSource:
+    """A registered version, its artifacts on this machine and held to the hashes that the registry has of them."""
+    client = connected(tracking_uri)
+    version = registered_version(client, reference, tracking_uri)
+    uri = f"models:/{version.name}/{version.version}"
+    directory = artifacts_of(client, version, home) / HF_DIRECTORY
+    if not (directory / "config.json").is_file():
+        raise InputError(f"MODEL `{reference}`: {uri} was not registered by `vit register`: it has no artifacts/hf")
+    require_intact(f"MODEL `{reference}`", directory, version.tags.get("vit.artifact_sha256"))
+    lineage = {"registered": uri} | {key: version.tags[f"vit.{key}"] for key in LINEAGE if f"vit.{key}" in version.tags}
+    return _of_timm_directory(reference, directory, lineage)

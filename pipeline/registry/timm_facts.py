@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from models.encoders.timm_config import PREFIX, read_encoder
 from pipeline.errors import InputError
 from pipeline.registry.locate import ModelSource
 
@@ -24,6 +25,15 @@ def with_timm_facts(source: ModelSource) -> ModelSource:
         source, mean=tuple(facts["mean"]), std=tuple(facts["std"]), evaluation_crop=facts["crop_pct"],
         evaluation_crop_mode=facts["crop_mode"],
     )  # fmt: skip
+
+
+def described_by_timm(source: ModelSource) -> ModelSource:
+    """A located `timm:NAME` as a network of its own with its head, as timm evaluates it; any other model as it is."""
+    if source.kind != "timm" or not (facts := _asked(source.path)):
+        return source
+    channels, *size = facts["input_size"]
+    encoder = read_encoder({"name": PREFIX + source.path, "image_size": tuple(size), "channels": channels})
+    return replace(with_timm_facts(source), encoder=encoder.model_dump(), num_classes=facts["num_classes"])
 
 
 @lru_cache

@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from pipeline.shards.annotations import MASK_EXTENSION, annotation_bytes, boxes_
 from pipeline.shards.decoding import ImageFault, open_all_channels, open_array
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
 from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
+from pipeline.shards.label_sets import names_of
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
+from pipeline.shards.reader import ShardReader
 from pipeline.shards.table import ShardTable, read_table
+from pipeline.shards.tombstones import TOMBSTONES_NAME
 from pipeline.storage.location import Location, Url, exists, location, read_range, stream
 
 MAX_FAULTS_PER_SHARD = 20  # a shard with more is lost anyway
@@ -42,9 +46,24 @@ def check_dataset(directory: str | Path | Url, full: bool) -> list[str]:
         return error.problems
     if faults := size_problems(index):
         return faults
+    if faults := _lost_tombstones(index):
+        return faults
     if not full:
         return [fault for shards in index.splits.values() for shard in shards for fault in _quick_faults(index, shard)]
     return _full_check(index)
+
+
+def _lost_tombstones(index: DatasetIndex) -> list[str]:
+    """Tombstones of a split that is not there, or whose sample is in none of its shards."""
+    readers = {split: ShardReader(index, split) for split in index.splits}
+    faults = []
+    for stone in index.tombstones:
+        if stone.split not in readers or not readers[stone.split].places_of_tombstone(stone):
+            faults.append(
+                f"{index.directory / TOMBSTONES_NAME}: `{stone.key}` is not in split `{stone.split}`: the list is of "
+                "another dataset, or the sample was removed; take its line out"
+            )
+    return faults
 
 
 def _quick_faults(index: DatasetIndex, shard: Shard) -> list[str]:
@@ -65,6 +84,12 @@ def _matching_table(index: DatasetIndex, shard: Shard) -> ShardTable:
     if len(table) != shard.samples:
         samples = f"{len(table)} samples, the index says {shard.samples}"
         raise DataError(f"{path}: {samples}; ingest the dataset again", cause="changed")
+    if len(table) and (most := int(table.records["label"].max())) >= index.num_labels:
+        what = "classes" if index.label_sets is None else "label sets"
+        raise DataError(
+            f"{path}: holds label {most}, the index has {index.num_labels} {what}; ingest the dataset again",
+            cause="changed",
+        )
     return table
 
 
@@ -88,23 +113,21 @@ def _full_check(index: DatasetIndex) -> list[str]:
     contents = {split: 0 for split in index.splits}
     pool = len(tasks) > 1 and sum(shard.bytes for _, shard in tasks) > POOL_FROM_BYTES
     annotated = {"mask_classes": index.mask_classes, "box_classes": index.box_classes}
-    check = partial(_full_shard_check, index.directory, annotated)
+    check = partial(_full_shard_check, replace(index, splits={}, statistics=None, provenance={}))
     for split, shard, shard_faults, content in in_processes(check, tasks, available_cores() if pool else 1):
         faults[shard.name] = shard_faults
         contents[split] += content
     found = [fault for _, shard in tasks for fault in faults[shard.name]]
     splits = {split: (contents[split], index.num_samples(split)) for split in index.splits}
-    if not found and dataset_fingerprint(splits, index.classes, **annotated) != index.fingerprint:
+    fingerprint = dataset_fingerprint(splits, index.classes, index.label_sets, **annotated)
+    if not found and fingerprint != index.fingerprint:
         found = [f"{index.directory}: the fingerprint in the index is not that of its samples and labels; ingest again"]
     return found
 
 
-def _full_shard_check(
-    directory: Location, annotated: Mapping[str, tuple[str, ...] | None], task: tuple[str, Shard]
-) -> tuple[str, Shard, list[str], int]:
+def _full_shard_check(index: DatasetIndex, task: tuple[str, Shard]) -> tuple[str, Shard, list[str], int]:
     """(split, shard, faults, content sum)"""
     split, shard = task
-    index = DatasetIndex(directory, "", {}, None, None, **annotated)
     path = index.shard_path(shard)
     try:
         table = _matching_table(index, shard)
@@ -153,8 +176,10 @@ def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: Shard
             mask = os.pread(file.fileno(), size, behind) if has_mask else None
             record, fault = _read_record(content)
             annotations, wrong = _read_annotations(index, record, mask)
-            digests.append(sample_digest(sha256.digest(), int(row["label"]), annotations))
-            if fault := fault or _image_fault(name, image, sha256.hexdigest(), record) or wrong:
+            label = int(row["label"])
+            digests.append(sample_digest(sha256.digest(), label, annotations))
+            named = None if index.label_sets is None or label < 0 else names_of(label, index.label_sets, index.classes)
+            if fault := fault or _image_fault(name, image, sha256.hexdigest(), record, named) or wrong:
                 faults.append(f"{path}: sample `{name}`: {fault}")
     return faults, digests
 
@@ -168,12 +193,17 @@ def _read_record(content: bytes) -> tuple[dict[str, Any], str | None]:
     return (record, None) if isinstance(record, dict) else ({}, "its .json is not a valid record")
 
 
-def _image_fault(name: str, image: bytes, sha256: str, record: Mapping[str, Any]) -> str | None:
+def _image_fault(
+    name: str, image: bytes, sha256: str, record: Mapping[str, Any], classes: list[str] | None
+) -> str | None:
+    """`classes` are those that the sample's label stands for; None where it is a class itself, or there is none."""
     try:
         open_array(image) if name.lower().endswith(".npy") else open_all_channels(image)
     except ImageFault as fault:
         return f"does not decode: {fault.detail}"
     expected = record.get("sha256", sha256)
+    if classes is not None and record.get("classes") != classes:
+        return f"its .json says classes {record.get('classes')}, its label in the index {classes}"
     return None if expected == sha256 else f"sha256 {sha256}, its .json says {expected}"
 
 

@@ -23,7 +23,10 @@ def content_sum(digests: Iterable[int]) -> int:
 
 
 def dataset_fingerprint(
-    splits: Mapping[str, tuple[int, int]], classes: Sequence[str] | None, **annotated: Sequence[str] | None
+    splits: Mapping[str, tuple[int, int]],
+    classes: Sequence[str] | None,
+    label_sets: Sequence[Sequence[int]] | None = None,
+    **annotated: Sequence[str] | None,
 ) -> str:
     """`splits` maps a name to (content sum, number of samples); `annotated` are `mask_classes` and `box_classes`."""
     content = {
@@ -31,4 +34,6 @@ def dataset_fingerprint(
         "splits": {split: [f"{total % MODULUS:064x}", samples] for split, (total, samples) in splits.items()},
         "classes": None if classes is None else list(classes),
     }
+    if label_sets is not None:
+        content["label_sets"] = [list(numbers) for numbers in label_sets]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

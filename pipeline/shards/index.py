@@ -5,17 +5,23 @@ not copied: its shard has a `location`, and only its table lies in the dataset's
 then it is only read.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import InputError
 from pipeline.shards.atomic import write_file
+from pipeline.shards.label_sets import LabelSets, label_matrix, read_label_sets, write_label_sets
+from pipeline.shards.tombstones import Tombstone, read_tombstones, tombstones_sha256
 from pipeline.storage.location import Location, Url, exists, joined, location, read_bytes, size_of, sizes_in
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with label sets; a dataset without any is still written as 1
+READABLE_VERSIONS = (1, 2)
 INDEX_NAME = "index.json"
 SPLITS = ("train", "validation", "test")
 MAX_PROBLEMS = 8  # lines a person reads; the rest is a count
@@ -50,7 +56,10 @@ class ImageStatistics:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What `index.json` says, and the directory it was read from."""
+    """What `index.json` says, the directory it was read from, and what its `tombstones.jsonl` leaves out.
+
+    Numbers of samples count those that are left out too.
+    """
 
     directory: Location
     fingerprint: str
@@ -58,6 +67,8 @@ class DatasetIndex:
     classes: tuple[str, ...] | None
     statistics: ImageStatistics | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tombstones: tuple[Tombstone, ...] = ()
+    label_sets: LabelSets | None = None  # by label: the classes it stands for; None: a label is a class
     mask_classes: tuple[str, ...] | None = None  # None: samples have no masks
     box_classes: tuple[str, ...] | None = None  # None: samples have no boxes
 
@@ -65,11 +76,30 @@ class DatasetIndex:
         return sum(shard.samples for shard in self.shards(split))
 
     @property
+    def remaining_fingerprint(self) -> str:
+        """The identity of what is scored: the fingerprint, or where samples were taken down, a hash of it and the list.
+
+        Scores from before and after do not pair sample by sample.
+        """
+        if not self.tombstones:
+            return self.fingerprint
+        return hashlib.sha256(f"{self.fingerprint} {tombstones_sha256(self.tombstones)}".encode()).hexdigest()
+
+    @property
     def num_classes(self) -> int:
         return len(self.classes or ())
 
     def num_unlabelled(self, split: str) -> int:
         return sum(shard.samples - shard.labelled for shard in self.shards(split))
+
+    @property
+    def num_labels(self) -> int:
+        """A sample's label is below it."""
+        return self.num_classes if self.label_sets is None else len(self.label_sets)
+
+    def label_matrix(self) -> np.ndarray:
+        """(labels, classes) bool: the classes that each label stands for."""
+        return label_matrix(self.label_sets, self.num_classes)
 
     @property
     def labelled(self) -> bool:
@@ -95,13 +125,15 @@ def table_name(shard_name: str) -> str:
 def write_index(index: DatasetIndex) -> None:
     """Publish the dataset: from here on it can be read. The same index gives the same bytes."""
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1 if index.label_sets is None else FORMAT_VERSION,
         "fingerprint": index.fingerprint,
         "splits": {split: [_shard_content(shard) for shard in shards] for split, shards in index.splits.items()},
         "classes": None if index.classes is None else list(index.classes),
         "statistics": None if index.statistics is None else asdict(index.statistics),
         "provenance": dict(index.provenance),
     }
+    if index.label_sets is not None:
+        content["label_sets"] = write_label_sets(index.directory, index.label_sets)
     annotated = {"mask_classes": index.mask_classes, "box_classes": index.box_classes}
     content |= {key: list(names) for key, names in annotated.items() if names is not None}
     write_file(index.directory / INDEX_NAME, json.dumps(content, indent=1).encode() + b"\n")
@@ -143,18 +175,22 @@ def _parse_index(directory: Location, path: Location, content: Any) -> DatasetIn
             f"{path}: format_version {version} is newer than {FORMAT_VERSION}, the newest this program reads; update it"
         )
     try:
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             raise TypeError(f"format_version {version!r}")
         statistics = content["statistics"]
+        classes = None if content["classes"] is None else tuple(content["classes"])
+        said = content.get("label_sets")
         return DatasetIndex(
             directory=directory,
             fingerprint=content["fingerprint"],
             splits={
                 split: tuple(_parse_shard(shard) for shard in shards) for split, shards in content["splits"].items()
             },
-            classes=None if content["classes"] is None else tuple(content["classes"]),
+            classes=classes,
             statistics=None if statistics is None else ImageStatistics(**_tuples(statistics)),
             provenance=content["provenance"],
+            tombstones=read_tombstones(directory),
+            label_sets=None if said is None else read_label_sets(directory, said, len(classes)),
             **{key: tuple(content[key]) for key in ("mask_classes", "box_classes") if key in content},
         )
     except (AttributeError, KeyError, TypeError) as error:

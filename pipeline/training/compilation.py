@@ -5,6 +5,8 @@ which no graph can hold: there a block is gathered whole, as a leaf, and its ins
 share it.
 """
 
+from typing import Any
+
 import torch
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
@@ -19,6 +21,16 @@ def make_leaves(module: nn.Module) -> None:
     from deepspeed.utils import set_z3_leaf_modules
 
     set_z3_leaf_modules(module, list(BLOCKS), raise_if_not_found=False)
+    blocks = [block for block in module.modules() if isinstance(block, BLOCKS)]
+    if first := [block for block in blocks if any(parameter.requires_grad for parameter in block.parameters())][:1]:
+        first[0].register_forward_pre_hook(_ask_for_gradient)
+
+
+def _ask_for_gradient(block: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Of a block's input, where all before it is frozen: else torch calls a leaf's backward hook, which reduces and
+    releases its weights, before its gradients are made."""
+    if torch.is_grad_enabled() and not arguments[0].requires_grad:
+        arguments[0].requires_grad_()
 
 
 def compile_in_place(module: nn.Module, stage: int, backend: str) -> None:

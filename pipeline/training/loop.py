@@ -11,7 +11,7 @@ from models.encoders.timm_config import read_encoder
 from models.objectives.batch import Batch, Progress
 from models.objectives.teacher import Teacher
 from models.tuning.place import tune
-from models.weights.loading import WeightsError, load_encoder_weights
+from models.weights.loading import WeightsError, load_beside_encoder, load_encoder_weights
 from pipeline.budget import Budget
 from pipeline.checkpoints.checkpoint import load_checkpoint, load_frozen
 from pipeline.checkpoints.resuming import newest_intact_checkpoint
@@ -27,6 +27,8 @@ from pipeline.rank import Rank, Stopped
 from pipeline.registry.locate import different_classes
 from pipeline.registry.weights import load_teacher, source_weights
 from pipeline.run_directory import write_json
+from pipeline.shards.index import read_index
+from pipeline.shards.label_sets import LabelSets
 from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.telemetry.profiling import StepTrace
 from pipeline.training.agreement import open_agreed_sources
@@ -63,8 +65,9 @@ def train(me: Rank) -> None:
     checkpoint = newest_intact_checkpoint(me, store, config.checkpoint.mirror)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     supply = Supply(
-        config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()]
-    )
+        config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()],
+        sources.tombstones,
+    )  # fmt: skip
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
@@ -182,6 +185,7 @@ def initial_module(config: TrainingConfig, plan: dict, *, resumes: bool = False)
     module = build_objective(
         config.objective, config.encoder, num_classes=plan["num_classes"], seed=config.seed,
         mean=config.data.mean, std=config.data.std, teacher=_teacher(config, plan),
+        label_sets=_label_sets(config, plan),
     )  # fmt: skip
     if not resumes and config.initialise_from is not None:
         _initialise(module, config, plan)
@@ -200,11 +204,34 @@ def _teacher(config: TrainingConfig, plan: dict) -> Teacher | None:
     return teacher
 
 
+def _label_sets(config: TrainingConfig, plan: dict) -> LabelSets | None:
+    """By label, the classes that it stands for, where the run learns several of an image."""
+    if not (config.objective.reads_labels and plan["data"].get("has_label_sets")):
+        return None
+    return read_index(config.data.sources[0].path).label_sets
+
+
 def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> None:
     source = plan["initialise_from"]
     try:
         grid = getattr(read_encoder(source["encoder"]), "grid", None) if source["encoder"] else None
-        report = load_encoder_weights(module.encoder, source_weights(source), head=False, grid=grid)
+        weights = source_weights(source)
+        report = load_encoder_weights(module.encoder, weights, head=False, grid=grid)
     except WeightsError as error:
         raise InputError(f"initialise_from {config.initialise_from}: {error}") from error
+    if config.tuning.freezes:
+        _require_learned(module, config, report.missing)
     log.info("initialised from %s: %s", config.initialise_from, report)
+    if (source["kind"], source["objective"]) == ("checkpoint", config.objective.kind) and config.stage == "pretrain":
+        log.info("%s", load_beside_encoder(module, weights))
+
+
+def _require_learned(module: torch.nn.Module, config: TrainingConfig, missing: tuple[str, ...]) -> None:
+    """InputError where a frozen encoder would keep what the seed drew: a norm that is fresh changes nothing."""
+    drawn = {name for name, parameter in module.encoder.named_parameters() if parameter.requires_grad}
+    if found := [name for name in missing if name in drawn and not name.startswith(("norm.", "fc_norm."))]:
+        raise InputError(
+            f"tuning.kind {config.tuning.kind}: initialise_from {config.initialise_from} lacks {len(found)} tensors of "
+            f"the encoder ({found[0]}), and frozen they would stay as the seed drew them; set encoder.* as the model "
+            "has it, or tuning.kind to full"
+        )

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.build import build_objective
 from models.encoders.config import EncoderConfig
 from models.encoders.timm_config import read_encoder
 from models.objectives.batch import NO_LABEL
@@ -72,3 +73,34 @@ def test_a_network_of_two_heads_begins_with_the_bias_on_both(encoder):
 def test_a_bias_is_refused_where_the_loss_is_blind_to_it():
     with pytest.raises(ValueError, match="head_bias -10 needs loss: sigmoid"):
         SupervisedConfig(head_bias=-10)
+
+
+SETS = ((), (0,), (1, 2), (6,), (0, 3, 4, 5), (2,), (1, 3))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mixed", [False, True], ids=["hard", "mixed"])
+def test_of_several_classes_each_is_a_yes_and_all_others_a_no(smoothing, mixed):
+    config = SupervisedConfig(loss="sigmoid", label_smoothing=smoothing)
+    encoder = EncoderConfig(**SMALL)
+    module = shake(build_objective(config, encoder, num_classes=CLASSES, seed=0, label_sets=SETS)).eval()
+    batch = batch_of(16)
+    hot = torch.zeros(len(SETS), CLASSES)
+    for label, classes in enumerate(SETS):
+        hot[label, list(classes)] = 1
+    target = (1 - smoothing) * hot + smoothing * hot.sum(dim=1, keepdim=True) / CLASSES
+    wanted = target[batch.labels]
+    if mixed:
+        weights = torch.rand(16, generator=torch.Generator().manual_seed(3))
+        batch = batch._replace(mixed_labels=batch.labels.flip(0), mix_weights=weights)
+        wanted = weights.unsqueeze(1) * wanted + (1 - weights).unsqueeze(1) * wanted.flip(0)
+    scores = module.encoder(batch.images)
+    expected = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none").sum(dim=1)
+    outcome = module(batch)
+    torch.testing.assert_close(outcome.losses, expected, rtol=1e-5, atol=1e-5)
+    first = scores.argmax(dim=1)
+    right = [bool(hot[label, choice]) if SETS[label] else bool((row < 0).all())
+             for label, choice, row in zip(batch.labels.tolist(), first.tolist(), scores, strict=True)]  # fmt: skip
+    assert outcome.sums["accuracy"] == sum(right)
+    unlabelled = module(batch._replace(labels=torch.full((16,), NO_LABEL), mixed_labels=None))
+    assert not unlabelled.losses.any() and unlabelled.sums["accuracy"] == 0

@@ -5,9 +5,10 @@ import torch
 
 from models.build import build_objective
 from models.objectives.batch import Batch, Progress
+from models.tuning.place import tune
 from pipeline.config.memory import rank_memory
 from pipeline.config.plan import plan_batches
-from pipeline.config.training import PretrainConfig
+from pipeline.config.training import FinetuneConfig, PretrainConfig
 from pipeline.training.engine import Engine
 from tests.pipeline.allocated import AllocatedBytes, living_storages
 from tests.ranks import run_on_ranks
@@ -27,6 +28,10 @@ SETTINGS = {  # micro-batch, accumulated, and what else differs
         "precision": "bf16", "ema_decay": 0.0,
     }),
     "blocks computed again": (48, 1, {"zero": {"stage": 1}, "activation_checkpointing": True}),
+    **{f"stage {stage}, {kind}": (32, 1, {"zero": {"stage": stage}, "tuning": {"kind": kind}})
+       for stage in (0, 1, 3) for kind in ("head", "lora", "adapter", "visual_prompt")},
+    "stage 0, adalora": (32, 1, {"zero": {"stage": 0}, "tuning": {"kind": "adalora"}}),
+    "stage 2, lora in bf16": (32, 1, {"zero": {"stage": 2}, "tuning": {"kind": "lora"}, "precision": "bf16"}),
     "momentum alone, no average": (8, 1, {
         "zero": {"stage": 1}, "optimizer": {"kind": "sgd", "learning_rate": 1e-4}, "ema_decay": 0.0,
     }),
@@ -38,14 +43,17 @@ def planned_and_counted(settings: dict) -> dict[str, tuple[int, int]]:
 
 
 def one_setting(micro: int, accumulated: int, changes: dict) -> tuple[int, int]:
-    config = PretrainConfig.model_validate({
+    more = {"initialise_from": "x"} if "tuning" in changes else {}
+    config = (FinetuneConfig if more else PretrainConfig).model_validate({
         "encoder": {"name": "vit_s16", "image_size": PIXELS, "depth": 2}, "objective": {"kind": "supervised"},
         "optimizer": {"learning_rate": 1e-4}, "ema_decay": 0.99, "precision": "fp32", "steps": 4,
         "global_batch_size": micro * RANKS * accumulated, "micro_batch_size": micro,
-    } | changes)  # fmt: skip
+    } | changes | more)  # fmt: skip
     others = living_storages()  # of engines that came before
     module = build_objective(config.objective, config.encoder, num_classes=10, seed=0)
+    tune(module, config.tuning, seed=0)
     parameters = sum(one.numel() for one in module.parameters() if one.requires_grad)
+    frozen = sum(one.numel() for one in module.parameters()) - parameters
     plan = plan_batches(config.global_batch_size, micro, RANKS)
     stage, precision = config.zero.stage, config.precision
     engine = Engine(module, config, plan, precision=precision)
@@ -54,7 +62,8 @@ def one_setting(micro: int, accumulated: int, changes: dict) -> tuple[int, int]:
     engine.step([batch] * accumulated, 1e-4, stop=False, progress=Progress(0.5, 0.1))  # the moments come with the first
     with AllocatedBytes(others) as counted:
         engine.step([batch] * accumulated, 1e-4, stop=False, progress=Progress(0.5, 0.1))
-    return rank_memory(config, plan, parameters, stage=stage, precision=precision).device, counted.peak
+    planned = rank_memory(config, plan, parameters, stage=stage, precision=precision, frozen=frozen)
+    return sum(planned), counted.peak
 
 
 def test_planned_memory_is_within_15_percent_of_what_steps_allocate():

@@ -1,8 +1,9 @@
-"""The masks and boxes of a split in the frame of a model's input, by the samples' positions in the split."""
+"""The masks and boxes of a split in the frame of a model's input, by the positions of the samples that are scored."""
 
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.loading.left_out import all_but_left_out
 from pipeline.shards.annotations import decode_mask
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
@@ -16,7 +17,8 @@ class SplitAnnotations:
 
     def __init__(self, index: DatasetIndex, split: str, inputs: EvaluationInput):
         self.reader, self.inputs = node_reader(index, split), inputs
-        self.starts = np.cumsum([0, *self.reader.shard_sizes])
+        self.selection = all_but_left_out(self.reader)
+        self.starts = np.cumsum([0, *self.selection.shard_sizes])
 
     def mask(self, position: int) -> np.ndarray:
         """(H, W) uint8 numbers of classes, 255 where nothing counts."""
@@ -40,7 +42,7 @@ class SplitAnnotations:
 
     def _place(self, position: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.starts, position, side="right")) - 1
-        return shard, position - int(self.starts[shard])
+        return shard, self.selection.sample(shard, position - int(self.starts[shard]))
 
     def _fault(self, position: int, what: str) -> DataError:
         shard, number = self._place(position)

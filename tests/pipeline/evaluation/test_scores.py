@@ -7,9 +7,11 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
 
 from pipeline.evaluation.calibration import calibration_scores, expected_calibration_error, fitted_temperature
+from pipeline.evaluation.differences import differences_from_first
 from pipeline.evaluation.frozen.few_shot import STRENGTH, drawn_shots, few_shot_scores, least_squares
 from pipeline.evaluation.frozen.retrieval import retrieval_values
 from pipeline.evaluation.intervals import interval_of_counts, interval_of_mean
+from pipeline.evaluation.multilabel import multilabel_scores, targets_of
 from pipeline.evaluation.robustness import robustness
 from pipeline.evaluation.scores import classified
 from pipeline.evaluation.tables import confusion_matrix, worst_places
@@ -114,7 +116,7 @@ def test_retrieval_is_the_average_precision_of_scikit_learn():
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-@pytest.mark.parametrize("shape", [(32, 32, 3), (20, 28, 1), (16, 16, 4)])
+@pytest.mark.parametrize("shape", [(64, 64, 3), (48, 56, 1), (64, 48, 4)])
 def test_a_corruption_spoils_more_the_more_severe_it_is_and_the_same_each_time(corruption, shape):
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     pattern = 0.5 + 0.4 * np.sin(rows / 2.0) * np.cos(columns / 3.0)
@@ -143,3 +145,32 @@ def test_robustness_averages_over_all_corruptions_and_severities():
     assert scored.metrics["top1_jpeg"] == pytest.approx(0.7) and scored.metrics["top1_contrast"] == 1.0
     assert scored.metrics["top1_severity_5"] == pytest.approx(0.95)
     assert scored.metrics["top1"] == pytest.approx(0.97) and scored.metrics["top1_kept"] == pytest.approx(0.97)
+
+
+def test_several_classes_an_image_are_scored_as_scikit_learn_does():
+    from sklearn.metrics import f1_score
+
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(60, 5, generator=generator) < 0.3
+    targets[:, 4] = False  # a class that nobody has
+    logits = torch.randn(60, 5, generator=generator) + 2 * targets
+    scores = multilabel_scores(logits, targets)
+    truth, said = targets.numpy(), (logits > 0).numpy()
+    assert scores["map"] == pytest.approx(average_precision_score(truth[:, :4], logits[:, :4].numpy(), average="macro"))
+    assert scores["f1_micro"] == pytest.approx(f1_score(truth, said, average="micro"))
+    assert scores["f1_macro"] == pytest.approx(f1_score(truth[:, :4], said[:, :4], average="macro"))
+
+
+def test_labels_that_stand_for_sets_become_their_classes():
+    matrix = np.array([[0, 0, 0], [1, 0, 1], [0, 1, 0]])
+    assert targets_of(torch.tensor([1, 0, 2]), matrix).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+def test_a_difference_is_paired_image_by_image():
+    ours = torch.tensor([1.0] * 60 + [0.0] * 40)
+    theirs = torch.tensor([1.0] * 50 + [0.0] * 50)
+    found = differences_from_first({"a": {"x": theirs}, "b": {"x": ours}}, bootstrap_samples=2000)["b"]["x"]
+    assert (found["difference"], found["here"], found["there"], found["against"]) == (0.1, 10, 0, "a")
+    assert found["p"] == pytest.approx(2 / 2**10) and 0 < found["low"] < 0.1 < found["high"]
+    same = differences_from_first({"a": {"x": ours}, "b": {"x": ours}}, bootstrap_samples=10)["b"]["x"]
+    assert (same["difference"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1.0)

@@ -1,4 +1,4 @@
-"""What a MODEL is, the champion's gate, and a mirror that loses and doubles nothing."""
+"""What a MODEL is, and a mirror that loses and doubles nothing."""
 
 import json
 import time
@@ -15,7 +15,6 @@ from models.encoders.timm_config import read_encoder
 from models.encoders.vit import build_encoder
 from pipeline.errors import InputError
 from pipeline.registry.export import export_timm_directory
-from pipeline.registry.gate import champion_verdict
 from pipeline.registry.locate import ModelSource, locate_model, source_from_dict, unregistrable
 from pipeline.registry.tracking import Mirror
 from pipeline.registry.weights import load_model, source_weights
@@ -24,26 +23,6 @@ from pipeline.views.evaluation import evaluation_view
 from tests.pipeline.pictures import encoded, picture
 
 SMALL = {"name": "vit_ti16", "image_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
-
-
-def gate_tags(value: float, metric: str = "eval/a/b/top1", data: str = "d") -> dict[str, str]:
-    return {"vit.gate_metric": metric, "vit.gate_value": repr(value), "vit.gate_data": data}
-
-
-@pytest.mark.parametrize(
-    ("new", "champion", "promoted", "words"),
-    [
-        (gate_tags(0.5), None, True, "first version"),
-        (gate_tags(0.9), gate_tags(0.8), True, "better by 0.1000"),
-        (gate_tags(0.801), gate_tags(0.8), False, "below the margin"),
-        (gate_tags(0.9, data="e"), gate_tags(0.8), False, "other data"),
-        (gate_tags(0.9, metric="m"), gate_tags(0.8), False, "another protocol"),
-        ({}, gate_tags(0.8), False, "without an evaluation"),
-    ],
-)
-def test_the_champion_moves_only_for_the_same_protocol_on_the_same_data(new, champion, promoted, words):
-    verdict = champion_verdict(new, champion, margin=0.005)
-    assert verdict.promoted is promoted and words in verdict.reason
 
 
 def exported(directory, num_classes: int = 3, crop_mode: str = "center", **encoder) -> ModelSource:

@@ -37,7 +37,7 @@ def test_an_index_is_read_as_it_was_written(tmp_path):
         ("{", "cannot be read"),
         ("[]", "not a dataset index"),
         ('{"format_version": 1}', "not a dataset index"),
-        ('{"format_version": 2}', "newer than 1"),
+        ('{"format_version": 3}', "newer than 2"),
     ],
 )
 def test_a_directory_without_a_readable_index_is_one_line_with_a_hint(tmp_path, content, words):

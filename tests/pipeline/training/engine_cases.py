@@ -8,6 +8,7 @@ import torch
 
 from models.build import build_objective
 from models.objectives.batch import Batch
+from models.tuning.place import tune
 from pipeline.checkpoints.checkpoint import commit, load_checkpoint, partial_directory, write_share
 from pipeline.checkpoints.files import read_weights
 from pipeline.checkpoints.snapshot import Snapshot
@@ -49,6 +50,7 @@ def module_of(config: PretrainConfig) -> torch.nn.Module:
     module = build_objective(config.objective, config.encoder, num_classes=CLASSES, seed=0)
     torch.manual_seed(1)
     torch.nn.init.normal_(module.encoder.get_classifier().weight, std=0.02)
+    tune(module, config.tuning, seed=2)
     return module
 
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Progress
 from pipeline.config import deepspeed
 from pipeline.config.plan import StepPlan, plan_batches
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
-from pipeline.config.training import PretrainConfig
+from pipeline.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.training.engine import Engine
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.schedule import learning_rate
@@ -33,7 +33,7 @@ class Training(NamedTuple):
     average: dict[str, torch.Tensor]
 
 
-def setting(stage: int, *overrides: str) -> PretrainConfig:
+def setting(stage: int, *overrides: str) -> TrainingConfig:
     raw = {
         "encoder": {"name": "vit_ti16", "image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": 48, "depth": 2,
                     "num_heads": 3, "drop_path_rate": 0.2},
@@ -45,10 +45,12 @@ def setting(stage: int, *overrides: str) -> PretrainConfig:
     settings = parse_overrides(overrides)
     if settings.get("optimizer.kind", "adamw") == "adamw":
         settings["optimizer.eps"] = 1e-6  # with 1e-8 Adam normalises the rounding noise of gradients that are zero
+    if "tuning.kind" in settings:
+        return validate(FinetuneConfig, apply_overrides(raw | {"initialise_from": "x"}, settings), "setting")
     return validate(PretrainConfig, apply_overrides(raw, settings), "setting")
 
 
-def batches_of(config: PretrainConfig, step: int, first: int, last: int, size: int) -> list[Batch]:
+def batches_of(config: TrainingConfig, step: int, first: int, last: int, size: int) -> list[Batch]:
     """Samples [first, last) of the step's global batch, in batches of `size`: the same images whatever the split."""
     generator = torch.Generator().manual_seed(100 + step)
     total = config.global_batch_size
@@ -64,13 +66,13 @@ def batches_of(config: PretrainConfig, step: int, first: int, last: int, size: i
     return parts
 
 
-def rate_of(config: PretrainConfig, step: int) -> float:
+def rate_of(config: TrainingConfig, step: int) -> float:
     seen, per_step = (step + 1) * config.global_batch_size, config.global_batch_size
     plan = StepPlan(config.steps * per_step, config.steps, int(config.optimizer.warmup) * per_step)
     return learning_rate(config.optimizer, seen, plan)
 
 
-def train_plainly(config: PretrainConfig) -> Training:
+def train_plainly(config: TrainingConfig) -> Training:
     """One process, plain PyTorch, the whole global batch at once."""
     module = module_of(config)
     optimizer = build_optimizer(parameter_groups(module, config.optimizer, config.encoder.depth), config.optimizer)
@@ -86,7 +88,12 @@ def train_plainly(config: PretrainConfig) -> Training:
         optimizer.zero_grad()
         outcome.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.max_grad_norm or math.inf)
+        ranks = getattr(module, "ranks", None)
+        if ranks is not None:
+            ranks.observe((step + 1) / config.steps)
         optimizer.step()
+        if ranks is not None:
+            ranks.allocate((step + 1) / config.steps)
         for name, weight in module.named_parameters():
             average[name].lerp_(weight.detach(), 1 - config.ema_decay)
         losses.append(outcome.loss.item())
@@ -95,7 +102,7 @@ def train_plainly(config: PretrainConfig) -> Training:
     return Training(losses, norms, rates, {name: p.detach().clone() for name, p in module.named_parameters()}, average)
 
 
-def train_on_ranks(settings: dict[str, PretrainConfig], folder: str) -> dict[str, tuple[Any, ...]]:
+def train_on_ranks(settings: dict[str, TrainingConfig], folder: str) -> dict[str, tuple[Any, ...]]:
     """(losses, norms, rates) of every setting on this world; the last states are saved under `folder/NAME`."""
     deepspeed.STAGE_3_RESIDENT_ELEMENTS = 0  # or a network this small would never be partitioned
     deepspeed.REDUCE_BUCKET_ELEMENTS = 30_000  # and its gradients would fit into one bucket
@@ -103,7 +110,7 @@ def train_on_ranks(settings: dict[str, PretrainConfig], folder: str) -> dict[str
     return {name: _train(config, f"{folder}/{name}") for name, config in by_stage}
 
 
-def _train(config: PretrainConfig, folder: str) -> tuple[Any, ...]:
+def _train(config: TrainingConfig, folder: str) -> tuple[Any, ...]:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch._dynamo.reset()
     engine = Engine(
@@ -115,11 +122,12 @@ def _train(config: PretrainConfig, folder: str) -> tuple[Any, ...]:
     for step in range(config.steps):
         parts = batches_of(config, step, rank * share, (rank + 1) * share, config.micro_batch_size)
         parts = [part._replace(images=part.images.to(engine.compute_dtype)) for part in parts]
-        result = engine.step(parts, rate_of(config, step), stop=False)
+        result = engine.step(parts, rate_of(config, step), stop=False, progress=Progress((step + 1) / config.steps, 0))
         assert not result.skipped
         losses.append(result.loss)
         norms.append(result.gradient_norm)
         rates.append(sorted({group["lr"] for group in engine.state.base.param_groups}))
+        assert all(p.grad is None for p in engine.module.parameters() if not p.requires_grad)
     save_state(engine, folder, config.steps)
     return losses, norms, rates
 

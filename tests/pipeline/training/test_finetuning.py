@@ -35,7 +35,7 @@ def pictures(tmp_path_factory):
 
 
 def evaluate_on_rank(run_path: str) -> None:
-    from pipeline.evaluation.protocols import evaluate
+    from pipeline.evaluation.job import evaluate
 
     run, (rank, world_size) = RunDirectory(run_path), (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     evaluate(Rank(run, run.attempt(1).make(), rank, rank, world_size))
