@@ -1,6 +1,7 @@
 """Dense protocols: counts that can be made by hand, COCO's own numbers, and the same scores at any number of ranks."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from pipeline.evaluation.dense.segmentation import Upsampling, class_areas, segm
 from pipeline.evaluation.features import Extraction, pooled_features
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import read_index
+from pipeline.shards.reader import ShardReader
+from pipeline.shards.tombstones import Tombstone, add_tombstone
 from tests.pipeline.scenes import scene_dataset
 from tests.ranks import run_on_ranks
 
@@ -241,6 +244,20 @@ def _require_rows(extracted):
         for left, top, right, bottom, number in of_image.astype(int):
             inside = mask[top:bottom, left:right]
             assert (inside[inside > 0] == 1 + number).all() and (inside > 0).any()
+
+
+def test_masks_stay_with_their_images_where_samples_were_taken_down(scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    whole = extract_patches(encoder(), SOURCE, read_index(data), "test", extraction(tmp_path / "f"), tmp_path / "whole")
+    reader = ShardReader(read_index(data), "test")
+    gone = Tombstone(reader.keys(0)[3], "test", "test-000000.tar", "0" * 64, "2026-01-01T00:00:00+0000", "asked")
+    add_tombstone(data, gone)
+    fewer = extract_patches(encoder(), SOURCE, read_index(data), "test", extraction(tmp_path / "f"), tmp_path / "fewer")
+    before, after = whole.everyone(), fewer.everyone()
+    kept = [row for row in range(33) if row != 3]
+    assert len(after) == 32 and torch.equal(after.masks(range(32)), before.masks(kept))
+    assert torch.allclose(after.tokens(range(32)), before.tokens(kept), atol=1e-2)
+    assert all(np.array_equal(*pair) for pair in zip(after.boxes(range(32)), before.boxes(kept), strict=True))
 
 
 def test_a_sample_that_lacks_its_mask_is_named(scenes, tmp_path):
