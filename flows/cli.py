@@ -20,6 +20,7 @@ Protocols = Annotated[list[str], Parameter(negative=(), consume_multiple=False)]
 Queries = Annotated[list[str], Parameter(name="--query", negative=(), consume_multiple=False)]
 Set = Annotated[list[str], Parameter(name="--set", negative=(), consume_multiple=False)]
 Rehearse = Annotated[bool | None, Parameter(name="--rehearse", negative="--no-rehearse")]
+Switch = Annotated[bool, Parameter(negative=())]
 Dir = Annotated[str | None, Parameter(name="--dir")]
 Data = Annotated[list[str], Parameter(name="--data", negative=(), consume_multiple=False)]
 
@@ -169,6 +170,39 @@ def inspect(model: str, *images_dest: str, set: Set = [], dir: Dir = None) -> in
     from flows.command_line.commands import inspect_command
 
     return inspect_command(model, images_dest, set, dir, say)
+
+
+@app.command
+def models(*, dir: Dir = None) -> int:
+    """What is registered: versions, aliases, what each was trained on, its headline metric. A line a version."""
+    from flows.command_line.lineage import models_command
+
+    return models_command(dir, say)
+
+
+@app.command
+def explain(
+    model: str, *, json: Switch = False, reproduce: Switch = False, contains: str | None = None, dir: Dir = None
+) -> int:  # fmt: skip
+    """Where a MODEL comes from: evaluations, run, config, code, data, and the same of its parents.
+
+    --json: the same for programs. --reproduce: a shell script that trains it again from a clone. --contains IMAGE: was
+    this image, or a near copy, in the training data of the model or of its parents; in which epochs and steps.
+    """
+    from flows.command_line.lineage import explain_command
+
+    return explain_command(model, json, reproduce, contains, dir, say)
+
+
+@app.command
+def takedown(dataset: str, key: str, *, reason: str, dir: Dir = None) -> int:
+    """Put the sample KEY on the DATASET's tombstone list; names every model that learned from it.
+
+    Runs that begin or resume afterwards read the next sample of its shard instead. The bytes stay in the tar.
+    """
+    from flows.command_line.lineage import takedown_command
+
+    return takedown_command(dataset, key, reason, dir, say)
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""Evaluations from what was asked to a table: what protocols train first, one training after the other, then scores."""
+"""Evaluations from what was asked to a table: what protocols train first, in one set of processes, then the scores."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,18 +17,19 @@ Bring = Callable[[RunDirectory, Report], Conclusion]
 
 
 def carry_out(evaluation: Evaluation, report: Report, bring: Bring) -> Conclusion:
-    """Bring every training and then the evaluation to its end; the first conclusion that is no success, else the last.
+    """Bring the trainings and then the evaluation to their end; the first conclusion that is no success, else the last.
 
     The same request once more finds the trainings that are done. `bring` controls one run.
     """
     for name, reason in evaluation.raw["unavailable"].items():
         report(f"{name} is left out: {reason}")
-    runs = evaluation.train()
-    for number, (one, run) in enumerate(zip(evaluation.trainings, runs, strict=True), start=1):
-        report(f"training {number} of {len(runs)}: {one.name} of {one.model} on {one.dataset}")
-        conclusion = bring(run, report)
-        if conclusion.code != EXIT_DONE:
-            return conclusion
+    todo = [run for run in evaluation.train() if not run.result_file.is_file()]
+    for one in evaluation.trainings:
+        report(f"{one.name} of {one.model} on {one.dataset}: {evaluation.path_of(one).name}")
+    if todo:
+        trained = bring(todo[0] if len(todo) == 1 else evaluation.sequence(todo), report)
+        if trained.code != EXIT_DONE:
+            return trained
     conclusion = bring(evaluation.write(), report)
     if conclusion.code == EXIT_DONE and not conclusion.left:
         count_test_reads(conclusion.run, evaluation.home, report)

@@ -29,6 +29,8 @@ from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.run_directory import RunDirectory, read_json
 
 TENTH = "data.label_fraction=0.1"
+FROZEN, RANDOM_WEIGHTS = "pretrained, frozen", "random, frozen"  # encoders that the labels never reached
+PROTOCOLS = ("classify-v1", "calibration-v1", "knn-20-v1", "linear-cached-v1", "fewshot-lsr-v1")
 
 
 class StageFailed(Exception):
@@ -59,7 +61,7 @@ class Lifecycle:
         scored = {"fine-tuned": finetuned}
         if self.scratch_recipe:
             scored |= self._timed("compare", lambda: self._companions(pretrained, data))
-        evaluation = self._timed("evaluate", lambda: self._evaluate(scored, data))
+        evaluation = self._timed("evaluate", lambda: self._evaluate(scored, pretrained, data))
         registered = self._timed("register", lambda: self._register(finetuned, evaluation))
         metrics = _result(evaluation)["metrics"]
         return _result(registered) | {
@@ -102,13 +104,15 @@ class Lifecycle:
                 done.result()
         return {"fine-tuned, tenth": tenth, "scratch": scratch, "scratch, tenth": scratch_tenth}
 
-    def _evaluate(self, scored: dict[str, RunDirectory], data: Path) -> RunDirectory:
+    def _evaluate(self, scored: dict[str, RunDirectory], pretrained: RunDirectory, data: Path) -> RunDirectory:
         models = {name: str(run.path) for name, run in scored.items()}
+        models |= {FROZEN: str(pretrained.path), RANDOM_WEIGHTS: f"random:{pretrained.path}"}
         return self._done(
             evaluation_run(
-                models, data=str(data), protocols=[], profile=self.profile, overrides=[], run_dir=None, home=self.home
+                models, data=str(data), protocols=PROTOCOLS, profile=self.profile, overrides=[], run_dir=None,
+                home=self.home,
             )
-        )
+        )  # fmt: skip
 
     def _register(self, finetuned: RunDirectory, evaluation: RunDirectory) -> RunDirectory:
         return self._done(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from flows.home import tracking_uri
-from flows.lifecycle import StageFailed, lifecycle
+from flows.lifecycle import FROZEN, RANDOM_WEIGHTS, StageFailed, lifecycle
 from flows.orchestration.reporting import CONSOLE
 from pipeline.loading.selection import Selection
 from pipeline.shards.index import DatasetIndex, read_index
@@ -39,7 +39,7 @@ def quickstart(home: Path, say: Callable[[str], None], started: float) -> dict[s
     picture = home / "quickstart-reconstructions.png"
     shutil.copyfile(Path(summary["pretrained"]) / "reconstructions.png", picture)
     seconds = time.monotonic() - started
-    for line in _table(summary["stages"], rows, seconds):
+    for line in [*_table(summary["stages"], rows, seconds), *_frozen_table(summary["metrics"])]:
         say(line)
     say(CLOSING)
     say(f"masked digits, what the encoder saw, what it filled in: {picture}")
@@ -55,7 +55,8 @@ def _network_rows(metrics: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     rows = []
     for name, scores in metrics.items():
         method, _, labels = name.partition(", ")
-        accuracy = scores["eval/classify-v1/digits/top1"]
+        if (accuracy := scores.get("eval/classify-v1/digits/top1")) is None:
+            continue  # an encoder without a head
         rows.append({"method": method, "labels": 0.1 if labels else 1.0, "accuracy": round(accuracy, 4)})
     return rows
 
@@ -88,6 +89,16 @@ def _pixels(index: DatasetIndex, split: str, fraction: float) -> tuple[np.ndarra
             images.append(np.asarray(Image.open(io.BytesIO(sample.image)).convert("L"), np.float32).ravel() / 255)
             labels.append(sample.label)
     return np.stack(images), np.array(labels)
+
+
+def _frozen_table(metrics: dict[str, dict[str, float]]) -> list[str]:
+    """What the encoder is worth without fine-tuning, beside the same network that learned nothing."""
+    columns = {"linear": "linear-cached-v1/digits/top1", "20-NN": "knn-20-v1/digits/top1",
+               "5 of each class": "fewshot-lsr-v1/digits/top1_5shot"}  # fmt: skip
+    lines = [f"{'frozen encoder':<22} " + " ".join(f"{name:>15}" for name in columns)]
+    for model, name in ((FROZEN, "pretrained, no labels"), (RANDOM_WEIGHTS, "random weights")):
+        lines.append(f"{name:<22} " + " ".join(f"{metrics[model][f'eval/{key}']:>15.4f}" for key in columns.values()))
+    return [*lines, ""]
 
 
 def _table(stages: list, rows: list[dict[str, Any]], seconds: float) -> list[str]:

@@ -1,6 +1,7 @@
 """The run directory: the one truth about a run. Everything else (Prefect, MLflow, the cluster) mirrors it.
 
     RUN/config.yaml  profile.yaml  plan.json  deepspeed.json  provenance.json   written before submission
+    RUN/code.diff                                               what differed from the commit in provenance.json, if any
     RUN/job.json                                                where it runs: kind, id, key, attempt; start, host
     RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, rolled-back, exit}; meeting.json on a cluster
     RUN/checkpoints/step-00000100/{manifest.json, ...}          complete when and only when manifest.json verifies
@@ -106,6 +107,7 @@ class RunDirectory:
         self.job_file = self.path / "job.json"
         self.result_file = self.path / "result.json"
         self.provenance_file = self.path / "provenance.json"
+        self.difference_file = self.path / "code.diff"
         self.attempts = self.path / "attempts"
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights"

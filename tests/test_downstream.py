@@ -26,7 +26,8 @@ pytestmark = [
     pytest.mark.skipif("VIT_TEST_DATA" not in os.environ, reason="VIT_TEST_DATA is not set"),
 ]
 FASHION_TRAINED = 20_000
-STEPS = int(os.environ.get("VIT_SOAK_STEPS", "6000"))
+STEPS = int(os.environ.get("VIT_SOAK_STEPS", "3000"))
+TRANSFER_STEPS = int(os.environ.get("VIT_SOAK_TRANSFER_STEPS", "150"))
 NETWORK = [
     "encoder.name=vit_ti16", "encoder.image_size=32", "encoder.patch_size=4", "encoder.embed_dim=96", "encoder.depth=5",
     "encoder.num_heads=3", "encoder.pooling=mean", "global_batch_size=64", "micro_batch_size=32",
@@ -41,7 +42,7 @@ datasets:
   caltech: {{data: {home}/data/caltech}}
 protocols: [linear-cached-v1, knn-20-v1, fewshot-lsr-v1, finetune-transfer-v1]
 models: {{supervised: {home}/runs/supervised, random weights: "random:{home}/runs/masked"}}
-training: {{finetune-transfer-v1: {{steps: 200, global_batch_size: 64}}}}
+training: {{finetune-transfer-v1: {{steps: {transfer}, global_batch_size: 64}}}}
 settings: {{worst_images: 0}}
 """
 
@@ -99,7 +100,7 @@ def test_what_pretraining_is_worth_on_three_datasets(tmp_path_factory):
         vit(home, "pretrain", recipe, *datasets, *settings([*NETWORK, *own]), "--run-dir", str(home / "runs" / name),
             "--no-rehearse")  # fmt: skip
     suite = home / "downstream.yaml"
-    suite.write_text(SUITE.format(home=home))
+    suite.write_text(SUITE.format(home=home, transfer=TRANSFER_STEPS))
     output = vit(home, "evaluate", str(home / "runs/masked"), "--suite", str(suite))
     table = output[output.index("protocol ") :]
     sys.stdout.write(table)

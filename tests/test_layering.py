@@ -21,6 +21,19 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
     "shards": {"errors", "storage", "words"},
     "views": {"errors", "config", "shards"},
     "loading": {"errors", "config", "parenthood", "shards", "storage", "views", "words"},
+    # what is answered about models afterwards; of the trainer's rooms it needs none
+    "lineage": {
+        "errors",
+        "budget",
+        "config",
+        "ingestion",
+        "loading",
+        "registry",
+        "run_directory",
+        "shards",
+        "storage",
+        "words",
+    },
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
     "registration": {"budget", "config", "errors", "rank", "registry", "run_directory", "shards", "words"},

@@ -32,6 +32,8 @@ from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
+from pipeline.shards.index import read_index
+from pipeline.storage.location import location
 
 Say = Callable[..., None]
 
@@ -53,6 +55,10 @@ def check_command(dataset: str, full: bool, say: Say) -> int:
         say(fault)
     if not faults:
         say(f"{dataset}: sound{'' if full else ' (sizes and tables; --full also reads every image)'}")
+        index = read_index(location(dataset))
+        say(f"fingerprint {index.fingerprint}")
+        if index.tombstones:
+            say(f"on its tombstone list: {len(index.tombstones)} samples, which training and validation leave out")
     return EXIT_FAILED if faults else EXIT_DONE
 
 

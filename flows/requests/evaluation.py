@@ -1,7 +1,8 @@
 """From what a person asked to have scored to an evaluation that is valid, with what has to be trained for it first."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from cluster.profile import Profile
 from flows.profiles import load_profile
 from flows.requests.named import dataset, described_model
 from flows.requests.stage import write_stage
-from flows.requests.training import checked_training, written
+from flows.requests.training import checked_training, sequence_run, written
 from pipeline.config.evaluation import EvaluateConfig, SuiteConfig
 from pipeline.config.protocols import BY_DEFAULT, FORGETTING, NEEDS, OF_FORGETTING, PROTOCOLS
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, split_profile_overrides, validate
 from pipeline.errors import InputError, near_matches
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.training import PreparedRun
+from pipeline.preparation.write import run_path
 from pipeline.registry.locate import ModelSource, unknown_classes
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import DatasetIndex
@@ -48,10 +50,23 @@ class Evaluation:
     placement: Placement
     home: Path
     run_dir: str | None
+    where: str  # the profile, as it was named
+    of_profile: list[str]  # settings of it
 
     def train(self) -> list[RunDirectory]:
-        """The runs of the trainings, on disk; those of equal settings are the same run."""
-        return [written(one.prepared, one.profile, None, self.home) for one in self.trainings]
+        """The runs of the trainings, on disk; those of equal settings from the same checkpoint are the same run."""
+        return [written(one.prepared, one.profile, str(self.path_of(one)), self.home) for one in self.trainings]
+
+    def path_of(self, training: Training) -> Path:
+        """A MODEL may stand for another checkpoint tomorrow, and its probes are then others."""
+        source = self.sources[training.model]
+        checkpoint = hashlib.sha256(f"{source.reference}\n{source.path}".encode()).hexdigest()[:6]
+        path = run_path(training.prepared, self.home, None)
+        return path.with_name(f"{path.name}-{checkpoint}")
+
+    def sequence(self, runs: Sequence[RunDirectory]) -> RunDirectory:
+        """Several trainings in one set of processes, on disk and ready to submit."""
+        return sequence_run(runs, profile=self.where, overrides=self.of_profile, home=self.home)
 
     def write(self) -> RunDirectory:
         """The evaluation on disk, ready to submit. To be called when its trainings are done."""
@@ -115,13 +130,15 @@ def requested_evaluation(
             for key, index in indexes.items()
         },
     }  # fmt: skip
-    evaluation = Evaluation(name, raw, of_stage, sources, indexes, (), chosen, placement, home, run_dir)
+    settings_of_profile = [one for one in overrides if one.startswith("profile.")]
+    evaluation = Evaluation(name, raw, of_stage, sources, indexes, (), chosen, placement, home, run_dir, profile,
+                            settings_of_profile)  # fmt: skip
     _require_splits(evaluation)
     trainings = tuple(
-        _training(model, key, protocol, evaluation, profile, of_profile, plan)
+        _training(model, key, protocol, evaluation, plan)
         for model in models for key in indexes for protocol in asked[key] if NEEDS[protocol].recipe
     )  # fmt: skip
-    return Evaluation(name, raw, of_stage, sources, indexes, trainings, chosen, placement, home, run_dir)
+    return replace(evaluation, trainings=trainings)
 
 
 def evaluation_run(
@@ -208,7 +225,8 @@ def _require_heads(protocols: Sequence[str], sources: Mapping[str, ModelSource],
     if not asked:
         return
     instead = "score it without its head: --protocol knn-20-v1 --protocol linear-cached-v1"
-    for name, source in sources.items():
+    with_heads = {name: source for name, source in sources.items() if source.num_classes}
+    for name, source in (with_heads or sources).items():  # of several models those without one are left out
         if not source.num_classes:
             raise InputError(f"protocol {asked[0]} scores a model's own head, and {name} has none; {instead}")
         if reason := unknown_classes(source, index.classes if source.classes else ()):
@@ -250,14 +268,13 @@ def _require_labels(index: DatasetIndex, splits: Sequence[str]) -> None:
 
 
 def _training(
-    model: str, name: str, protocol: str, evaluation: Evaluation, profile: str, of_profile: Sequence[str],
-    suite: SuiteConfig | None,
+    model: str, name: str, protocol: str, evaluation: Evaluation, suite: SuiteConfig | None
 ) -> Training:  # fmt: skip
     """The training that a protocol asks for; settings of a suite other than the protocol's own are in its name."""
     settings = [f"{key}={value}" for key, value in (suite.training.get(protocol, {}) if suite else {}).items()]
     prepared, chosen = checked_training(
-        "finetune", NEEDS[protocol].recipe, data=str(evaluation.indexes[name].directory), profile=profile,
-        overrides=[*settings, *(f"profile.{key}" for key in of_profile)], home=evaluation.home, rehearse="never",
+        "finetune", NEEDS[protocol].recipe, data=str(evaluation.indexes[name].directory),
+        profile=evaluation.where, overrides=[*settings, *evaluation.of_profile], home=evaluation.home, rehearse="never",
         model=evaluation.sources[model].reference,
     )  # fmt: skip
     return Training(model, name, "+".join([protocol, *settings]), prepared, chosen)

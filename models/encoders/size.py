@@ -14,6 +14,11 @@ def encoder_parameters(encoder: EncoderConfig) -> int:
     )  # fmt: skip
 
 
+def fixed_parameters(encoder: EncoderConfig) -> int:
+    """Those of them that nobody trains: a table of positions made of sines."""
+    return _position_parameters(encoder) if encoder.positions in ("sincos2d", "sinusoidal1d") else 0
+
+
 def _block_parameters(encoder: EncoderConfig) -> int:
     width, hidden = encoder.embed_dim, encoder.mlp_dim
     attention = 4 * width * width + width + 3 * width * encoder.qkv_bias

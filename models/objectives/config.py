@@ -49,6 +49,7 @@ class ObjectiveSize(NamedTuple):
     loss_bytes: int = 0  # of what the loss keeps for backward
     teacher_parameters: int = 0  # of a network beside the one that learns
     teacher_macs: float = 0.0  # of its forward, which has no backward
+    fixed: int = 0  # parameters beside the encoder that nobody trains: tables of positions
 
 
 class _Objective(Config):
@@ -142,6 +143,7 @@ class MaskedAutoencoderConfig(_Objective):
                 Stack(encoder_tokens(encoder), self.decoder.embed_dim, self.decoder.depth),
             ),
             loss_bytes=8 * patches * encoder.patch_size**2 * encoder.channels,  # error and its weight, in fp32
+            fixed=(patches + encoder.num_prefix_tokens) * self.decoder.embed_dim,
         )
 
 
@@ -321,6 +323,7 @@ class CapiConfig(_Objective):
             loss_bytes=16 * (patches + predicted) * self.num_prototypes,  # scores, assignments and logarithms, in fp32
             teacher_parameters=encoder_parameters(encoder),
             teacher_macs=encoder_macs(encoder) + clustering / 2,
+            fixed=patches * width,
         )
 
 

@@ -1,8 +1,8 @@
 """Reading what DeepSpeed's `save_checkpoint` and accelerate's `save_state` write: weights and AdamW's moments.
 
 DeepSpeed's own converter to its universal format takes its ZeRO partitions apart, at any stage and world size; what it
-leaves is a weight and two moments per parameter. Its files are pickles: import none that you would not run. Of
-accelerate's the weights are safetensors, and the rest is read without running anything.
+leaves is a weight and two moments per parameter. Its files are pickles, so each is looked through first, and one that
+could run anything is refused. Of accelerate's the weights are safetensors, and the rest is read as weights alone.
 """
 
 import pickle
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.checkpoints.foreign_pickles import load_harmless, require_harmless
 from pipeline.errors import FaultError, InputError
 
 KINDS = ("fp32", "exp_avg", "exp_avg_sq")
@@ -40,6 +41,7 @@ def read_deepspeed(source: Path, parameters: Parameters, scratch: Path) -> Forei
     folder = _tag_directory(source)
     if folder is None:
         return None
+    require_harmless(folder)
     with tempfile.TemporaryDirectory(dir=scratch) as temporary:
         stored = _converted(folder, Path(temporary)) / "zero"
         theirs = {path.name: path for path in stored.iterdir() if path.is_dir()}
@@ -49,7 +51,7 @@ def read_deepspeed(source: Path, parameters: Parameters, scratch: Path) -> Forei
             if all(moment is not None for moment in both):
                 moments[ours] = tuple(both)
     states = next(folder.glob("*model_states.pt"))
-    step = int(torch.load(states, weights_only=False, map_location="cpu")["global_steps"])
+    step = int(load_harmless(states)["global_steps"])
     return Foreign(step, weights, moments)
 
 
@@ -79,7 +81,7 @@ def _tensor(path: Path) -> Tensor | None:
     """A tensor of the universal format; None where there is none, as a moment of what was not trained."""
     if not path.is_file():
         return None
-    stored = torch.load(path, weights_only=False, map_location="cpu")
+    stored = torch.load(path, weights_only=True, map_location="cpu")
     return stored["param"] if isinstance(stored, dict) else stored
 
 

@@ -20,7 +20,7 @@ class RankMemory(NamedTuple):
     """Most bytes that the tensors of one rank take."""
 
     device: int
-    host: int  # of an optimizer that was offloaded; 0 without
+    host: int  # of an optimizer that was offloaded, and of the frozen weights that rank 0 keeps for checkpoints
 
 
 def rank_memory(
@@ -37,17 +37,18 @@ def rank_memory(
     world, accumulates = batches.world_size, batches.gradient_accumulation_steps > 1
     state = (4 + moment_bytes(config.optimizer) + 4 * config.keeps_average) * parameters
     compute = 4 if precision == "fp32" else 2
-    teacher = compute * _teacher_parameters(config) + _frozen_bytes(frozen, world, stage, compute)
+    teacher = compute * _teacher_parameters(config) + _frozen_bytes(config, frozen, world, stage, compute)
+    copied = 4 * frozen
     if stage == 0:
-        return RankMemory(teacher + _replicated(state, parameters, activations, world, accumulates, precision), 0)
+        return RankMemory(teacher + _replicated(state, parameters, activations, world, accumulates, precision), copied)
     own = state // world
     if stage == 3:
         peak = _partitioned_weights(parameters, activations, world, compute)
     else:
         peak = _partitioned_state(stage, parameters, activations, world, accumulates, compute)
     if config.zero.offload_optimizer == "none":
-        return RankMemory(teacher + peak + own, 0)
-    return RankMemory(teacher + peak, own + 4 * parameters // world)  # with the gradients that it updates by
+        return RankMemory(teacher + peak + own, copied)
+    return RankMemory(teacher + peak, copied + own + 4 * parameters // world)  # with the gradients it updates by
 
 
 def _teacher_parameters(config: TrainingConfig) -> int:
@@ -57,12 +58,16 @@ def _teacher_parameters(config: TrainingConfig) -> int:
     return config.objective.size(config.encoder, num_classes=0).teacher_parameters
 
 
-def _frozen_bytes(frozen: int, world: int, stage: int, compute: int) -> int:
-    """Weights that no gradient changes: in fp32 and cast by autocast without ZeRO, in the compute dtype with it."""
+def _frozen_bytes(config: TrainingConfig, frozen: int, world: int, stage: int, compute: int) -> int:
+    """Weights that no gradient changes: in fp32 and cast by autocast without ZeRO, in the compute dtype with it.
+
+    Stage 3 gathers them by way of a second buffer, which is at the peak where no activations are kept.
+    """
     if stage == 0:
         return (4 if compute == 4 else 4 + compute) * frozen
     if stage == 3:
-        return compute * (frozen // world + min(frozen, GATHERED_ELEMENTS))
+        buffer = min(frozen, PREFETCHED_ELEMENTS) if config.tuning.kind == "head" else 0
+        return compute * (frozen // world + min(frozen, GATHERED_ELEMENTS) + buffer)
     return compute * frozen
 
 

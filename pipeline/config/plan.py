@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from models.encoders.config import EncoderConfig
-from models.encoders.size import encoder_macs, encoder_parameters
+from models.encoders.size import encoder_macs, encoder_parameters, fixed_parameters
 from models.encoders.timm_config import TimmEncoderConfig
 from models.objectives.config import ObjectiveConfig
 from models.tuning.config import FullTuning, TuningConfig
@@ -97,13 +97,17 @@ def count_parameters(
 
 
 def count_trained(
-    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int, tuning: TuningConfig
-) -> int:
-    """Those of them that tuning trains; a fixed table of positions counts as trained where all else is."""
-    if not tuning.freezes:
-        return count_parameters(encoder, objective, num_classes)
+    encoder: EncoderConfig | TimmEncoderConfig, objective: ObjectiveConfig, num_classes: int,
+    tuning: TuningConfig = FULL,
+) -> int:  # fmt: skip
+    """Those of them that train: of all without tuning, but for fixed tables of positions."""
     if isinstance(encoder, TimmEncoderConfig):
+        if not tuning.freezes:
+            return count_parameters(encoder, objective, num_classes)
         return int(num_classes * timm_size(encoder, objective)["parameters_per_class"])
+    if not tuning.freezes:
+        size = objective.size(encoder, num_classes)
+        return size.parameters - size.fixed - fixed_parameters(encoder)
     of_head = objective.size(encoder, num_classes).parameters - encoder_parameters(encoder)
     return new_parameters(tuning, encoder) + of_head
 

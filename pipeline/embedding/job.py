@@ -21,6 +21,7 @@ from pipeline.evaluation.feature_cache import weights_hash
 from pipeline.evaluation.features import TOLD_EVERY_SECONDS, evaluation_input_of, pooled_features
 from pipeline.evaluation.single_images import file_samples, normalised_views
 from pipeline.loading.evaluation_stream import EvaluationStream
+from pipeline.loading.left_out import num_scored
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import Damaged
 from pipeline.rank import Rank
@@ -59,7 +60,7 @@ def embed(me: Rank) -> None:
         made = sum(index.shards(split)[shard].samples for split, shards in before.items() for shard in shards)
         result = {
             "format_version": 1, "stage": "embed", "destination": str(folder), "dimensions": model.num_features,
-            "images": sum(index.num_samples(split) for split in splits), "made": made,
+            "images": sum(num_scored(index, split) for split in splits), "made": made,
             "nearest": _answers(model, source, config, device),
         }  # fmt: skip
         write_json(me.run.result_file, result)
@@ -70,7 +71,7 @@ def _facts(model: nn.Module, source: ModelSource, index: DatasetIndex, config: E
     return {
         "format_version": 1, "model": source.reference, "weights": weights_hash(model),
         "pooling": "mean of the patch tokens after the last norm, or what another network's head reads",
-        "precision": config.precision, "data_fingerprint": index.fingerprint,
+        "precision": config.precision, "data_fingerprint": index.remaining_fingerprint,
         "shards": [shard.sha256 for split in config.splits if split in index.splits for shard in index.shards(split)],
     }  # fmt: skip
 
@@ -104,8 +105,11 @@ def _embed_shards(
     excerpt = _Excerpt(stream, shards, config.batch_size)
     batches = BatchPlan(config.batch_size, config.batch_size, 1, 1)
     rows = _rows(model, source, excerpt, batches, config, plan["loader_workers"], device)
-    for shard in (index.shards(split)[number] for number in shards):
-        keys, labels, features = zip(*(next(rows) for _ in range(shard.samples)), strict=True)
+    for number in shards:
+        shard, size = index.shards(split)[number], int(stream.starts[number + 1] - stream.starts[number])
+        if not size:  # all of it was taken down
+            continue
+        keys, labels, features = zip(*(next(rows) for _ in range(size)), strict=True)
         write_shard(
             Path(config.destination), shard.name, split, keys, np.array(labels), index.classes or (), np.stack(features)
         )

@@ -28,7 +28,7 @@ def feature_key(model: nn.Module, source: ModelSource, index: DatasetIndex, spli
     """Equal for equal weights, network, preprocessing, samples and their order; SHA-256 in hexadecimal."""
     said = {
         "version": VERSION, "weights": weights_hash(model), "encoder": source.encoder, "classes": source.num_classes,
-        "input": asdict(evaluation_input_of(source)), "std": source.std, "fingerprint": index.fingerprint,
+        "input": asdict(evaluation_input_of(source)), "std": source.std, "fingerprint": index.remaining_fingerprint,
         "split": split, "shards": [[shard.sha256, shard.samples] for shard in index.shards(split)],
         "precision": precision, "torch": torch.__version__,
     }  # fmt: skip

@@ -15,6 +15,7 @@ from models.encoders.timm_config import read_encoder
 from models.encoders.vit import Encoder
 from pipeline.config.plan import BatchPlan
 from pipeline.loading.evaluation_stream import Alteration, EvaluationStream
+from pipeline.loading.left_out import num_scored
 from pipeline.loading.loader import Loader, to_device
 from pipeline.registry.locate import ModelSource
 from pipeline.shards.index import DatasetIndex
@@ -78,7 +79,7 @@ def extract_features(
     """All rows on rank 0, None elsewhere. Collective: every rank must call it.
 
     Batches are padded to be as many on every rank, and what is padding is left out; rank 0 asserts that there are as
-    many rows as the index says.
+    many rows as the index says, but for those on the tombstone list.
     """
     rows = [
         (positions, features, logits, labels)
@@ -89,8 +90,8 @@ def extract_features(
     merged = _gathered(dict(zip(names, columns, strict=True)), f"{split}", how)
     if merged is None:
         return None
-    if len(merged["labels"]) != index.num_samples(split):
-        counts = f"{len(merged['labels']):,} samples were evaluated, the index says {index.num_samples(split):,}"
+    if len(merged["labels"]) != (expected := num_scored(index, split)):
+        counts = f"{len(merged['labels']):,} samples were evaluated, the index says {expected:,}"
         raise RuntimeError(f"{index.directory}: {split}: {counts}; this is a defect of the program")
     return SplitFeatures(merged["features"], merged["logits"], merged["labels"])
 

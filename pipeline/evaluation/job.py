@@ -24,6 +24,7 @@ from pipeline.evaluation.scores import Scored
 from pipeline.evaluation.scoring import head_of, scored_by_features, scored_by_head
 from pipeline.evaluation.tables import folder_name, write_details, write_table
 from pipeline.loading.evaluation_stream import Alteration
+from pipeline.loading.left_out import num_scored
 from pipeline.rank import Rank
 from pipeline.registry.locate import ModelSource, source_from_dict, unknown_classes
 from pipeline.registry.weights import load_model
@@ -71,7 +72,7 @@ class Evaluation:
         self.indexes = {name: read_index(dataset.path) for name, dataset in config.datasets.items()}
         self.loaded: tuple[str, nn.Module] | None = None
         self.correct: dict[str, dict[str, Tensor]] = {}  # by model and eval/PROTOCOL/DATASET
-        fingerprints = {index.fingerprint for index in self.indexes.values()}
+        fingerprints = {index.remaining_fingerprint for index in self.indexes.values()}
         self.result: dict[str, Any] = {
             "format_version": 2, "stage": "evaluate", "metrics": {}, "intervals": {}, "predictions": {},
             "datasets": {}, "unavailable": dict(config.unavailable), "differences": {},
@@ -169,8 +170,9 @@ class Evaluation:
         index = self.indexes[dataset]
         name = dataset if split == "test" else f"{dataset}.{split}"
         self.result["datasets"][name] = {
-            "path": str(index.directory), "fingerprint": index.fingerprint, "split": split,
-            "count": index.num_samples(split), "group": self.config.datasets[dataset].group,
+            "path": str(index.directory), "fingerprint": index.remaining_fingerprint, "split": split,
+            "count": num_scored(index, split), "left_out": index.num_samples(split) - num_scored(index, split),
+            "group": self.config.datasets[dataset].group,
         }  # fmt: skip
         prefix = f"eval/{protocol}/{name}"
         for kind, values in (("metrics", scored.metrics), ("intervals", scored.intervals)):

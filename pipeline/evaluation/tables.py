@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.scores import Scored
+from pipeline.loading.left_out import all_but_left_out
 from pipeline.run_directory import write_atomic
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import ShardReader, node_reader
@@ -95,9 +96,10 @@ def _write_worst(
 
 
 def _sample_at(reader: ShardReader, place: int):
-    for shard, size in enumerate(reader.shard_sizes.tolist()):
+    selection = all_but_left_out(reader)
+    for shard, size in enumerate(selection.shard_sizes.tolist()):
         if place < size:
-            return reader.read(shard, place)
+            return reader.read(shard, selection.sample(shard, place))
         place -= size
     raise IndexError(place)
 

@@ -1,5 +1,6 @@
 """The samples of a split in the order of its shards, over and over, without augmentation: what a model is scored on.
 
+Samples on the tombstone list are left out and not counted.
 Position p is row p mod `rows` of a pass; rows beyond the last sample pad the pass to whole batches on every rank.
 """
 
@@ -8,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.objectives.batch import NO_LABEL
-from pipeline.errors import DataError
+from pipeline.errors import DataError, InputError
+from pipeline.loading.left_out import all_but_left_out
 from pipeline.loading.sources import label_map
 from pipeline.loading.staging import Stager
 from pipeline.loading.stream import Damaged, dtype_of
@@ -32,11 +34,16 @@ class EvaluationStream:
         self.readers, _ = node_readers(indexes, split)
         self.dtype = np.result_type(*(dtype_of(reader, inputs.channels) for reader in self.readers))
         self.label_maps = [label_map(index, classes) for index in indexes]
-        sizes = [(source, int(size)) for source, r in enumerate(self.readers) for size in r.shard_sizes]
+        self.selections = [all_but_left_out(reader) for reader in self.readers]
+        sizes = [(source, int(size)) for source, s in enumerate(self.selections) for size in s.shard_sizes]
         self.sources = np.array([source for source, _ in sizes])
         self.first_shards = np.cumsum([0, *(len(reader.shard_sizes) for reader in self.readers)])
         self.starts = np.cumsum([0, *(size for _, size in sizes)])
         self.num_samples = int(self.starts[-1])
+        if not self.num_samples:
+            raise InputError(
+                f"{indexes[0].directory}: every sample of split `{split}` is on its tombstone list; none is left"
+            )
         self.batches = -(-self.num_samples // rows_per_batch)  # of one pass
         self.rows = self.batches * rows_per_batch
 
@@ -69,7 +76,7 @@ class EvaluationStream:
         return keys, []
 
     def _view(self, source: int, shard: int, number: int, image: np.ndarray) -> tuple[int, str]:
-        sample = self.readers[source].read(shard, number)
+        sample = self.readers[source].read(shard, self.selections[source].sample(shard, number))
         try:
             self.inputs.write(sample.image, sample.extension, image)
         except ImageFault as fault:

@@ -8,7 +8,7 @@ those before it are known to have come.
 
 The n-th draw of a source in lane l is position n * C + l of the source's own order of C lanes: each source has its own
 epochs. As lanes agree within a draw or so, an epoch's last samples and the next one's first may change places, at most
-about one per lane.
+about one per lane. Torch-free.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from models.randomness import position_uniform
+from pipeline.config.training import TrainingConfig
+from pipeline.loading.uniform import position_uniform
 from pipeline.shards.order import SampleOrder
 
 BLOCK = 1024  # draws that are put in order together
@@ -78,6 +78,28 @@ class Mixture:
             sources[chosen], nth[chosen] = of_block[draw[chosen]], nth_of_source[draw[chosen]]
         return sources, nth * self.lanes + lane
 
+    def positions_of(self, source: int, shard: int, sample: int, end: int) -> np.ndarray:
+        """The positions below `end` at which one sample of a source is read, ascending int64."""
+        if len(self.orders) == 1:
+            return self.orders[0].positions_of(shard, sample, end)
+        draws = -(-end // self.global_batch_size) * (self.global_batch_size // self.lanes)  # of a lane, below `end`
+        most = self.lanes * (int(draws * self.shares[source]) + len(self.shares) + 1)  # of this source, in all lanes
+        of_source = self.orders[source].positions_of(shard, sample, most)
+        found = [self._position_of_draw(source, *divmod(int(position), self.lanes)) for position in of_source]
+        return np.array(sorted(position for position in found if position < end), dtype=np.int64)
+
+    def _position_of_draw(self, source: int, nth: int, lane: int) -> int:
+        """The position of the n-th draw of a source in a lane, which with S sources is within S draws of its time."""
+        time = float(nth + _uniform(self.seed, lane, source, np.array([nth]))[0]) / self.shares[source]
+        first, last = (max(0, int(time + way * (len(self.shares) + 1))) // BLOCK for way in (-1, 1))
+        for block in range(first, last + 1):
+            sources, counts = self._block(lane, block)
+            if (found := np.flatnonzero((sources == source) & (counts == nth))).size:
+                per_lane = self.global_batch_size // self.lanes
+                batch, place = divmod(block * BLOCK + int(found[0]), per_lane)
+                return batch * self.global_batch_size + lane * per_lane + place
+        raise AssertionError(f"draw {nth} of source {source} in lane {lane} is in none of its blocks")
+
     def _make_block(self, lane: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         """(source, how many of its draws come before) of a lane's draws BLOCK * block ... BLOCK * (block + 1) - 1.
 
@@ -97,9 +119,22 @@ class Mixture:
         return sources[chosen].astype(np.int64), draws[chosen].astype(np.int64)
 
 
+def planned_mixture(config: TrainingConfig, sizes: Sequence[np.ndarray]) -> Mixture:
+    """The mixture of a run. `sizes` holds the shard sizes of each source's selection."""
+    data = config.data
+    return Mixture(
+        sizes,
+        [source.weight for source in data.sources] or [1.0],
+        global_batch_size=config.global_batch_size,
+        lanes=data.lanes,
+        window_shards=[source.window_shards or data.window_shards for source in data.sources] or [data.window_shards],
+        seed=config.seed,
+    )
+
+
 def _uniform(seed: int, lane: int, source: int, draws: np.ndarray) -> np.ndarray:
     """One number in [0, 1) per draw."""
-    return position_uniform(seed, f"mixture {lane} {source}", torch.from_numpy(draws), 1).squeeze(1).numpy()
+    return position_uniform(seed, f"mixture {lane} {source}", draws)
 
 
 def _source_seed(seed: int, number: int) -> str:

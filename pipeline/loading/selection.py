@@ -19,6 +19,13 @@ class Selection:
         """The sample in the shard that is the `place`-th selected one."""
         return place if self.chosen is None else int(self.chosen[shard][place])
 
+    def place(self, shard: int, sample: int) -> int | None:
+        """The inverse of `sample`: None where the sample takes no part."""
+        if self.chosen is None:
+            return sample
+        place = int(np.searchsorted(self.chosen[shard], sample))
+        return place if place < len(self.chosen[shard]) and self.chosen[shard][place] == sample else None
+
     @classmethod
     def of(cls, reader: ShardReader, fraction: float, most: int | None = None) -> "Selection":
         """Round(fraction * class size) samples of each class, at least one, lowest hash of the key first; and of those

@@ -11,6 +11,7 @@ from pipeline.config.data import DataConfig
 from pipeline.errors import InputError
 from pipeline.shards.index import DatasetIndex, Shard, read_index
 from pipeline.shards.label_sets import LabelSets
+from pipeline.shards.tombstones import tombstones_sha256
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Sources:
         """Of the shards in their order. Equal content in other shards has the same fingerprint, and another order."""
         shards = [[[s.sha256, s.samples] for s in shards] for index in self.indexes for shards in index.splits.values()]
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+
+    @property
+    def tombstones(self) -> list[dict]:
+        """Per dataset, how many samples its tombstone list leaves out, and the list's hash; see `tombstones_sha256`."""
+        stones = [index.tombstones for index in self.indexes]
+        return [{"count": len(of_one), "sha256": tombstones_sha256(of_one)} for of_one in stones]
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -99,6 +106,8 @@ class Sources:
             "shards_sha256": self.shards_sha256,
             "classes": list(self.classes) if self.classes else None,
         }
+        if any(index.tombstones for index in self.indexes):
+            plan["tombstones"] = self.tombstones
         if any(index.label_sets is not None for index in self.indexes):
             plan["has_label_sets"] = True
         if len(self.indexes) > 1:

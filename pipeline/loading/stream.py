@@ -2,18 +2,20 @@
 
 Ranks and workers only decide who does the work. Every sample that is read is checked against the index; one that is
 damaged stops the run, unless `data.max_damaged` allows for it. Then the next sample of its shard stands in for it, the
-same one on any rank, and it is counted by cause: there are never silently fewer samples.
+same one on any rank, and it is counted by cause: there are never silently fewer samples. The same stands in for a
+sample that is on the dataset's tombstone list, which is not read at all.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args
 
 import numpy as np
 
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import Cause, DataError
-from pipeline.loading.mixture import Mixture
+from pipeline.loading.left_out import LeftOut, following
+from pipeline.loading.mixture import planned_mixture
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import label_map, union_of_classes
 from pipeline.loading.staging import Stager
@@ -48,17 +50,13 @@ class SampleStream:
         self.readers, self.cache = node_readers(indexes, data.split)
         self.dtype = np.result_type(*(dtype_of(reader, config.encoder.channels) for reader in self.readers))
         self.selections = [Selection.of(reader, data.label_fraction, data.max_samples) for reader in self.readers]
+        self.left_out = [
+            LeftOut(selection, reader.left_out(), index.directory)
+            for selection, reader, index in zip(self.selections, self.readers, indexes, strict=True)
+        ]
         classes = union_of_classes(indexes)
         self.label_maps = [label_map(index, classes) for index in indexes]
-        self.mixture = Mixture(
-            [selection.shard_sizes for selection in self.selections],
-            [source.weight for source in data.sources] or [1.0],
-            global_batch_size=config.global_batch_size,
-            lanes=data.lanes,
-            window_shards=[source.window_shards or data.window_shards for source in data.sources]
-            or [data.window_shards],
-            seed=config.seed,
-        )
+        self.mixture = planned_mixture(config, [selection.shard_sizes for selection in self.selections])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -76,9 +74,9 @@ class SampleStream:
             labels: (B,) int64
         """
         keys, damaged = [], []
-        sources, _, shards, places = self.mixture.locate(positions)
-        located = zip(positions.tolist(), sources.tolist(), shards.tolist(), places.tolist(), strict=True)
-        for row, (position, source, shard, place) in enumerate(located):
+        for row, (position, (source, shard, place)) in enumerate(
+            zip(positions.tolist(), self._located(positions), strict=True)
+        ):
             try:
                 sample = self._view(position, source, shard, place, images[row])
             except DataError as error:
@@ -92,10 +90,21 @@ class SampleStream:
 
     def keys(self, positions: np.ndarray) -> list[str]:
         """Keys of the samples at `positions`, from the shards' tables alone."""
-        places = self.mixture.locate(positions)
-        located = list(zip(places.sources.tolist(), places.shards.tolist(), places.samples.tolist(), strict=True))
+        located = self._located(positions)
         tables = {(source, shard): self.readers[source].keys(shard) for source, shard in {one[:2] for one in located}}
         return [tables[source, shard][self.selections[source].sample(shard, place)] for source, shard, place in located]
+
+    def _located(self, positions: np.ndarray) -> list[tuple[int, int, int]]:
+        """(source, shard, place) of what is read at each of `positions`."""
+        places = self.mixture.locate(positions)
+        located = zip(places.sources.tolist(), places.shards.tolist(), places.samples.tolist(), strict=True)
+        return [(source, *self.left_out[source].present(shard, place)) for source, shard, place in located]
+
+    def num_left_out(self, positions: np.ndarray) -> int:
+        """At how many of `positions` another sample stands in for one that is left out."""
+        places = self.mixture.locate(positions)
+        located = zip(places.sources.tolist(), places.shards.tolist(), places.samples.tolist(), strict=True)
+        return sum((shard, place) in self.left_out[source].places for source, shard, place in located)
 
     def stager(
         self, positions_of_step: Callable[[int], np.ndarray], steps: range, world_size: int, ranks_per_node: int
@@ -122,8 +131,8 @@ class SampleStream:
     ) -> Sample:
         """The next sample of the shard that can be used, else of the shards that follow."""
         gone = shard if error.cause == "missing" else -1
-        for this, nth in self._after(source, shard, place):
-            if this == gone:
+        for this, nth in following(self.left_out[source].sizes, shard, place):
+            if this == gone or (this, nth) in self.left_out[source].places:
                 continue
             try:
                 return self._view(position, source, this, nth, image)
@@ -153,14 +162,6 @@ class SampleStream:
     def _verifies(self, position: int) -> bool:
         chosen = position * _GOLDEN & _WORD < _WORD // CHECKED_SHARE
         return chosen or self.config.data.verify == "full"
-
-    def _after(self, source: int, shard: int, place: int) -> Iterator[tuple[int, int]]:
-        """The other samples of the shard, then those of the shards that follow."""
-        sizes = self.selections[source].shard_sizes.tolist()
-        for further in range(len(sizes)):
-            this = (shard + further) % len(sizes)
-            for step in range(1 if further == 0 else 0, sizes[this]):
-                yield this, (place + step) % sizes[this]
 
 
 def dtype_of(reader: ShardReader, channels: int) -> np.dtype:

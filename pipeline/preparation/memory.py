@@ -123,7 +123,7 @@ def _changes(config: TrainingConfig) -> list[dict[str, Any]]:
     options = {
         "zero.stage": [stage for stage in _possible_stages(config) if stage > config.zero.stage],
         "micro_batch_size": [n for n in range(micro - 1, least - 1, -1) if micro % n == 0 and n % least == 0],
-        "activation_checkpointing": [] if config.activation_checkpointing else [True],
+        "activation_checkpointing": [] if config.activation_checkpointing or config.tuning.kind == "head" else [True],
         "zero.offload_optimizer": [] if config.zero.offload_optimizer == "cpu" or not config.zero.stage else ["cpu"],
     }
     return [
@@ -135,8 +135,8 @@ def _changes(config: TrainingConfig) -> list[dict[str, Any]]:
 
 
 def _possible_stages(config: TrainingConfig) -> list[int]:
-    """At which the optimizer and the objective can train."""
-    stages = STAGES[:1] if config.optimizer.kind in WHOLE_TENSORS else STAGES
+    """At which the optimizer, the tuning and the objective can train."""
+    stages = STAGES[:1] if config.optimizer.kind in WHOLE_TENSORS or config.tuning.whole_tensors else STAGES
     return [stage for stage in stages if config.objective.problem(config.encoder, stage) is None]
 
 

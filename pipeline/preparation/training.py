@@ -101,6 +101,11 @@ def prepare_training(
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
     if reason := _trains_but_is_not_registered(config):
         notes.append(f"what is trained cannot be registered: {reason}")
+    if config.tuning.freezes and config.tuning.kind != "head" and config.optimizer.layer_decay < 1:
+        notes.append(
+            f"optimizer.layer_decay {config.optimizer.layer_decay:g} slows what tuning.kind {config.tuning.kind} adds "
+            "to lower blocks too, which knows nothing yet; try 1"
+        )
     if not config.tuning.expressible:
         notes.append(
             f"what is trained can be evaluated and not registered: timm has no network with what tuning.kind "

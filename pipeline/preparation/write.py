@@ -2,8 +2,8 @@
 
 import hashlib
 import importlib.metadata
+import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,17 +17,24 @@ from pipeline.config.plan import BatchPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
+from pipeline.lineage.trail import ancestors_of_plan
+from pipeline.preparation.code_state import code_state
 from pipeline.preparation.training import PreparedRun, dump_config
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
+from pipeline.shards.atomic import write_file
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "timm", "webdataset", "mlflow", "prefect", "numpy", "pillow")
 
 
 def run_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
-    """`run_dir` where given, else `home/runs/RECIPE-KEY`: the same config on the same data is the same run."""
+    """`run_dir` where given, else `home/runs/RECIPE-KEY`: the same config on the same data is the same run.
+
+    Data from which a sample was taken down since is not the same: a run from before goes on by `vit resume`.
+    """
     if run_dir is not None:
         return Path(run_dir).absolute()
-    fingerprint = prepared.plan.get("data", {}).get("fingerprint", "")
+    data = prepared.plan.get("data", {})
+    fingerprint = data.get("fingerprint", "") + (json.dumps(data["tombstones"]) if "tombstones" in data else "")
     key = hashlib.sha256((prepared.config_text + fingerprint).encode()).hexdigest()[:8]
     if prepared.plan.get("rehearsal"):  # rehearsed anew each time it is asked for
         key = f"rehearsal-{time.strftime('%Y%m%d-%H%M%S')}-{key[:4]}"
@@ -58,7 +65,10 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
         run.checkpoints.mkdir(exist_ok=True)
         write_json(run.plan_file, prepared.plan | {"notes": prepared.notes, "request_sha256": _request(prepared)})
         write_deepspeed(run, prepared.config, prepared.plan)
-        write_json(run.provenance_file, provenance(prepared.plan))
+        code, difference = code_state()
+        if difference:
+            write_file(run.difference_file, difference)
+        write_json(run.provenance_file, provenance(prepared.plan, code))
         write_atomic(run.profile_file, profile_text)
         write_atomic(run.config_file, prepared.config_text)  # last: what has a config is a run
     except OSError as error:
@@ -138,13 +148,13 @@ def write_deepspeed(run: RunDirectory, config: Any, plan: dict[str, Any]) -> Non
     write_json(path, dictionary)
 
 
-def provenance(plan: dict[str, Any]) -> dict[str, Any]:
-    """Where a run comes from: code, packages, machine, data, parent."""
+def provenance(plan: dict[str, Any], code: dict[str, Any]) -> dict[str, Any]:
+    """Where a run comes from: `code` as `code_state` has it, packages, machine, data, parent."""
     return {
         "format_version": 1,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "code": _code_state(),
+        "code": code,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "host": platform.node(),
@@ -152,6 +162,7 @@ def provenance(plan: dict[str, Any]) -> dict[str, Any]:
         "parent": (plan.get("initialise_from") or {}).get("reference"),
         "teacher": (plan.get("teacher") or {}).get("reference"),
         "config_sha256": plan.get("config_sha256"),
+        "ancestors": ancestors_of_plan(plan),
     }
 
 
@@ -160,25 +171,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _code_state() -> dict[str, Any]:
-    """Commit and a hash of what differs from it, or the installed version where there is no repository."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return {"version": _version("vit-pretraining")}
-    difference = git("diff", "HEAD") or ""
-    return {
-        "commit": commit,
-        "dirty": bool(difference),
-        "diff_sha256": hashlib.sha256(difference.encode()).hexdigest() if difference else None,
-    }

@@ -10,6 +10,7 @@ from torch import nn
 
 from models.encoders.positions import write_out_axes
 from models.encoders.timm_config import read_encoder
+from pipeline.lineage.trail import Trail
 from pipeline.registry.integrity import write_sums
 from pipeline.registry.locate import ModelSource
 
@@ -54,4 +55,5 @@ def _provenance(source: ModelSource) -> dict[str, Any]:
     run = source.lineage.get("run")
     path = Path(run) / "provenance.json" if run else None
     recorded = json.loads(path.read_text()) if path and path.is_file() else {}
-    return {"lineage": source.lineage, "run": recorded}
+    # What `vit explain` tells when the run, its parents or their datasets are gone, or on another machine.
+    return {"lineage": source.lineage, "run": recorded, "trail": Trail().of(source)}

@@ -103,6 +103,8 @@ def tensor_names(path: Path) -> list[str]:
         if path.suffix == ".safetensors":
             with open(path, "rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
+                if length > path.stat().st_size:
+                    return []
                 return [name for name in json.loads(file.read(length)) if name != "__metadata__"]
         with zipfile.ZipFile(path) as archive:
             pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))

@@ -156,6 +156,7 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
             "run": str(run.path),
             "step": checkpoint.step,
             "data_fingerprint": plan["data"]["fingerprint"],
+            "data_tombstones": _tombstones(checkpoint.manifest),
             "datasets": _datasets(plan["data"]),
             "config_sha256": plan["config_sha256"],
             "parent": (plan.get("initialise_from") or {}).get("reference"),
@@ -163,6 +164,12 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
             "tuning": config.tuning.kind,
         },
     )
+
+
+def _tombstones(manifest: dict[str, Any]) -> str | None:
+    """Hashes of the tombstone lists that held last: what tells apart runs on one fingerprint before and after."""
+    lists = (manifest.get("tombstones") or [{"sources": []}])[-1]["sources"]
+    return "+".join(one["sha256"] or "none" for one in lists) if any(one["count"] for one in lists) else None
 
 
 def _datasets(data: dict[str, Any]) -> list[dict[str, str]]:

@@ -35,7 +35,7 @@ def source_weights(source: ModelSource | dict) -> dict[str, Tensor]:
         case "checkpoint":
             return read_model(_checkpoint(path))
         case "timm_directory":
-            return load_file(path / "model.safetensors")
+            return _file_weights(path / "model.safetensors")
         case "timm":
             return _timm_weights(source.path)
         case "hf":

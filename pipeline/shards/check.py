@@ -22,7 +22,9 @@ from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample
 from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
 from pipeline.shards.label_sets import names_of
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
+from pipeline.shards.reader import ShardReader
 from pipeline.shards.table import ShardTable, read_table
+from pipeline.shards.tombstones import TOMBSTONES_NAME
 from pipeline.storage.location import Location, Url, exists, location, read_range, stream
 
 MAX_FAULTS_PER_SHARD = 20  # a shard with more is lost anyway
@@ -42,9 +44,24 @@ def check_dataset(directory: str | Path | Url, full: bool) -> list[str]:
         return error.problems
     if faults := size_problems(index):
         return faults
+    if faults := _lost_tombstones(index):
+        return faults
     if not full:
         return [fault for shards in index.splits.values() for shard in shards for fault in _quick_faults(index, shard)]
     return _full_check(index)
+
+
+def _lost_tombstones(index: DatasetIndex) -> list[str]:
+    """Tombstones of a split that is not there, or whose sample is in none of its shards."""
+    readers = {split: ShardReader(index, split) for split in index.splits}
+    faults = []
+    for stone in index.tombstones:
+        if stone.split not in readers or not readers[stone.split].places_of_tombstone(stone):
+            faults.append(
+                f"{index.directory / TOMBSTONES_NAME}: `{stone.key}` is not in split `{stone.split}`: the list is of "
+                "another dataset, or the sample was removed; take its line out"
+            )
+    return faults
 
 
 def _quick_faults(index: DatasetIndex, shard: Shard) -> list[str]:

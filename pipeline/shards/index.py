@@ -5,6 +5,7 @@ not copied: its shard has a `location`, and only its table lies in the dataset's
 then it is only read.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.shards.atomic import write_file
 from pipeline.shards.label_sets import LabelSets, label_matrix, read_label_sets, write_label_sets
+from pipeline.shards.tombstones import Tombstone, read_tombstones, tombstones_sha256
 from pipeline.storage.location import Location, Url, exists, joined, location, read_bytes, size_of, sizes_in
 
 FORMAT_VERSION = 2  # 2: with label sets; a dataset without any is still written as 1
@@ -54,7 +56,10 @@ class ImageStatistics:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """What `index.json` says, and the directory it was read from."""
+    """What `index.json` says, the directory it was read from, and what its `tombstones.jsonl` leaves out.
+
+    Numbers of samples count those that are left out too.
+    """
 
     directory: Location
     fingerprint: str
@@ -62,10 +67,21 @@ class DatasetIndex:
     classes: tuple[str, ...] | None
     statistics: ImageStatistics | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tombstones: tuple[Tombstone, ...] = ()
     label_sets: LabelSets | None = None  # by label: the classes it stands for; None: a label is a class
 
     def num_samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.shards(split))
+
+    @property
+    def remaining_fingerprint(self) -> str:
+        """The identity of what is scored: the fingerprint, or where samples were taken down, a hash of it and the list.
+
+        Scores from before and after do not pair sample by sample.
+        """
+        if not self.tombstones:
+            return self.fingerprint
+        return hashlib.sha256(f"{self.fingerprint} {tombstones_sha256(self.tombstones)}".encode()).hexdigest()
 
     @property
     def num_classes(self) -> int:
@@ -169,6 +185,7 @@ def _parse_index(directory: Location, path: Location, content: Any) -> DatasetIn
             classes=classes,
             statistics=None if statistics is None else ImageStatistics(**_tuples(statistics)),
             provenance=content["provenance"],
+            tombstones=read_tombstones(directory),
             label_sets=None if said is None else read_label_sets(directory, said, len(classes)),
         )
     except (AttributeError, KeyError, TypeError) as error:

@@ -80,6 +80,32 @@ class SampleOrder:
             shards[chosen], samples[chosen] = self._locate_in_epoch(int(epoch), positions[chosen])
         return epochs, shards, samples
 
+    def positions_of(self, shard: int, sample: int, end: int) -> np.ndarray:
+        """The positions below `end` at which one sample is read, ascending int64: the inverse of `locate`.
+
+        One in each epoch: a count over the one window that holds the sample, so it costs less than a permutation.
+        """
+        epochs = range(-(-end // self.num_samples))
+        found = np.array([self._position_in_epoch(epoch, shard, sample) for epoch in epochs], dtype=np.int64)
+        return found[found < end]
+
+    def _position_in_epoch(self, epoch: int, shard: int, sample: int) -> int:
+        layout, per_lane = self._layout(epoch), self.global_batch_size // self.lanes
+        slot = int(np.flatnonzero(layout.shards == shard)[0])
+        place = self._unshuffle(epoch, layout, slot, int(layout.shard_starts[slot]) + sample)
+        lane = int(_slot_of(layout.lane_starts, place))
+        batch, rest = divmod(int(place - layout.lane_starts[lane] + layout.counted_before[lane]), per_lane)
+        return batch * self.global_batch_size + lane * per_lane + rest
+
+    def _unshuffle(self, epoch: int, layout: _Layout, slot: int, shuffled: int) -> int:
+        """The place that `_shuffle` takes to `shuffled`, a place of the shard at `slot`."""
+        if self.window_shards >= len(self.shard_sizes):
+            return place_in_permutation(shuffled, self.num_samples, self.seed, "window", epoch, -1, 0)
+        lane = int(_slot_of(layout.lane_starts, shuffled))  # a window lies in one lane
+        window = (slot - int(layout.first_slots[lane])) // self.window_shards
+        start, end = self._window_bounds(layout, lane, window)
+        return start + place_in_permutation(shuffled - start, end - start, self.seed, "window", epoch, lane, window)
+
     def _locate_in_epoch(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         layout = self._layout(epoch)
         per_lane = self.global_batch_size // self.lanes
@@ -128,9 +154,18 @@ class SampleOrder:
 
 def permutation(size: int, seed: int | str, purpose: str, *where: int) -> np.ndarray:
     """(size,) int64: 0 .. size - 1 in the order that (seed, purpose, where) fixes."""
+    return np.argsort(_words(size, seed, purpose, *where), kind="stable")
+
+
+def place_in_permutation(value: int, size: int, seed: int | str, purpose: str, *where: int) -> int:
+    """Where `value` stands in `permutation(size, ...)`: how many words sort before its own, which needs no sorting."""
+    words = _words(size, seed, purpose, *where)
+    return int((words < words[value]).sum() + (words[:value] == words[value]).sum())
+
+
+def _words(size: int, seed: int | str, purpose: str, *where: int) -> np.ndarray:
     key = digest(16, seed, purpose, *where)
-    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
-    return np.argsort(words, kind="stable")
+    return np.random.Philox(key=int.from_bytes(key, "little")).random_raw(size)
 
 
 def digest(size: int, *parts: int | str) -> bytes:
@@ -171,6 +206,16 @@ def pass_over(counts: np.ndarray, skipped: Sequence[tuple[int, int]]) -> np.ndar
     for start, end in merged_ranges(skipped):
         positions[positions >= start] += end - start
     return positions
+
+
+def count_before(position: int, skipped: Sequence[tuple[int, int]]) -> int | None:
+    """Which sample that is read a position holds, counted from 0: the inverse of `pass_over`; None if passed over."""
+    passed = 0
+    for start, end in merged_ranges(skipped):
+        if start <= position < end:
+            return None
+        passed += end - start if end <= position else 0
+    return position - passed
 
 
 def merged_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from pipeline.shards.index import DatasetIndex, Shard
 from pipeline.shards.order import bytes_at_a_time
 from pipeline.shards.shard_file import CachedFile, ShardFile, fetch, open_file, tar_name, words_of
 from pipeline.shards.table import ShardTable, parse_table, read_table, split_member
+from pipeline.shards.tombstones import Tombstone
 from pipeline.storage.cache import ShardCache, node_cache
 from pipeline.storage.location import Location, is_remote, read_bytes
 from pipeline.words import bytes_in_words
@@ -102,6 +103,21 @@ class ShardReader:
     def labels(self, shard: int) -> np.ndarray:
         """(samples,) int64 labels of a shard, -1 where there is none, from its table alone."""
         return self._open(shard).table.records["label"].astype(np.int64)
+
+    def left_out(self) -> frozenset[tuple[int, int]]:
+        """(shard, sample) of what the dataset's tombstone list leaves out of this split."""
+        stones = (stone for stone in self._index.tombstones if stone.split == self._split)
+        return frozenset(place for stone in stones for place in self.places_of_tombstone(stone))
+
+    def places_of_tombstone(self, stone: Tombstone) -> list[tuple[int, int]]:
+        """(shard, sample) of its key: in its shard, or where it is not there any more, in any."""
+        shards = [number for number, shard in enumerate(self._shards) if shard.name == stone.shard]
+        return self.places_of_key(stone.key, shards) or self.places_of_key(stone.key)
+
+    def places_of_key(self, key: str, shards: Iterable[int] | None = None) -> list[tuple[int, int]]:
+        """(shard, sample) of a key in some shards, or in all: one or none, but for adopted tars that repeat keys."""
+        shards = range(len(self._shards)) if shards is None else shards
+        return [(shard, sample) for shard in shards for sample in self._open(shard).table.samples_of_key(key)]
 
     def record(self, shard: int, sample: int) -> dict[str, Any]:
         """The .json of a sample; empty for an adopted sample that has none."""

@@ -56,6 +56,12 @@ class ShardTable:
         key, _ = split_member(self.member(sample))
         return key
 
+    def samples_of_key(self, key: str) -> list[int]:
+        """The samples with this key: one or none, in a shard of ours."""
+        if key.encode("utf-8", "surrogateescape") not in self.names:
+            return []
+        return [sample for sample in range(len(self)) if self.key(sample) == key]
+
 
 def split_member(name: str) -> tuple[str, str]:
     """Key and extensions of a tar member, as webdataset splits them: at the first dot of the file's name.

@@ -1,5 +1,6 @@
 """Before the first step all ranks show that they are about to do the same thing; a rank that is not, is named."""
 
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,9 @@ from pipeline.loading.sources import Sources, open_sources
 from pipeline.meeting import in_the_words_of_rank_0
 from pipeline.rank import Rank
 from pipeline.shards.index import DatasetIndex
+from pipeline.shards.tombstones import tombstones_sha256
+
+log = logging.getLogger(__name__)
 
 
 def open_agreed_sources(me: Rank, store: Store, data: DataConfig, plan: Mapping) -> Sources:
@@ -29,6 +33,12 @@ def open_agreed_sources(me: Rank, store: Store, data: DataConfig, plan: Mapping)
     require_same_plan(me, store, parts | ({"data": f"refused: {problem}"} if problem else {}))
     if problem:
         raise problem
+    for index in sources.indexes:
+        if index.tombstones:
+            log.info(
+                "%s: on its tombstone list: %d samples, for each of which the next of its shard stands in",
+                index.directory, len(index.tombstones),
+            )  # fmt: skip
     return sources
 
 
@@ -46,6 +56,7 @@ def plan_parts(me: Rank, indexes: Sequence[DatasetIndex]) -> dict[str, str]:
     """What must be equal on all ranks, by name: files of the run, data, code and packages."""
     files = {path.name: digest(path.read_bytes()) for path in (me.run.config_file, me.run.plan_file)}
     data = {f"data {index.directory}": index.fingerprint[:16] for index in indexes}
+    data |= {f"tombstones of {i.directory}": str(tombstones_sha256(i.tombstones))[:16] for i in indexes if i.tombstones}
     return files | data | environment_parts() | {"world size": str(me.world_size)}
 
 

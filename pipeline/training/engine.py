@@ -67,7 +67,7 @@ class Engine:
                 raise InputError(f"activation_checkpointing: {error}; set it to false") from None
         if self.stage == 3:
             make_leaves(module)
-        self._frozen = frozen_tensors(module)
+        self._frozen = frozen_tensors(module) if os.environ["RANK"] == "0" else {}  # who writes them
         self.accelerator = _accelerator(module, plan, config, precision)
         # A teacher is no part of the module that DeepSpeed takes: it is not trained, and not cast with it.
         place_teacher = getattr(module, "place_teacher", lambda device, dtype: {})
@@ -107,7 +107,7 @@ class Engine:
 
     @property
     def frozen(self) -> dict[str, Tensor]:
-        """What no optimizer changes, whole: parameters as they were, and buffers as they are on this rank.
+        """What no optimizer changes, whole: parameters as they were, and buffers as they are; on rank 0 alone.
 
         Statistics of a BatchNorm are a rank's own; those of rank 0 are saved, and every rank goes on from them.
         """

@@ -65,8 +65,9 @@ def train(me: Rank) -> None:
     checkpoint = newest_intact_checkpoint(me, store, config.checkpoint.mirror)
     first_step, last_step = checkpoint.step if checkpoint else 0, plan["steps"]["steps"]
     supply = Supply(
-        config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()]
-    )
+        config, checkpoint.manifest if checkpoint else {}, [window.positions for window in me.run.rolled_back()],
+        sources.tombstones,
+    )  # fmt: skip
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
@@ -218,6 +219,19 @@ def _initialise(module: torch.nn.Module, config: TrainingConfig, plan: dict) -> 
         report = load_encoder_weights(module.encoder, weights, head=False, grid=grid)
     except WeightsError as error:
         raise InputError(f"initialise_from {config.initialise_from}: {error}") from error
+    if config.tuning.freezes:
+        _require_learned(module, config, report.missing)
     log.info("initialised from %s: %s", config.initialise_from, report)
     if (source["kind"], source["objective"]) == ("checkpoint", config.objective.kind) and config.stage == "pretrain":
         log.info("%s", load_beside_encoder(module, weights))
+
+
+def _require_learned(module: torch.nn.Module, config: TrainingConfig, missing: tuple[str, ...]) -> None:
+    """InputError where a frozen encoder would keep what the seed drew: a norm that is fresh changes nothing."""
+    drawn = {name for name, parameter in module.encoder.named_parameters() if parameter.requires_grad}
+    if found := [name for name in missing if name in drawn and not name.startswith(("norm.", "fc_norm."))]:
+        raise InputError(
+            f"tuning.kind {config.tuning.kind}: initialise_from {config.initialise_from} lacks {len(found)} tensors of "
+            f"the encoder ({found[0]}), and frozen they would stay as the seed drew them; set encoder.* as the model "
+            "has it, or tuning.kind to full"
+        )

@@ -22,7 +22,7 @@ from pipeline.telemetry.stragglers import Stragglers, window_steps
 from pipeline.training.engine import Engine, StepResult
 from pipeline.training.saving import CHECKPOINT
 from pipeline.training.start_table import start_table
-from pipeline.training.supply import DAMAGED, Supply
+from pipeline.training.supply import DAMAGED, LEFT_OUT, Supply
 from pipeline.words import bytes_in_words, duration_in_words
 
 WARM_STEPS = 20  # after which the loader's speed can be told
@@ -104,7 +104,7 @@ class Report:
         own = {
             f"train/{name}": total / self.config.global_batch_size
             for name, total in result.sums.items()
-            if not name.startswith((DAMAGED, CHECKPOINT))
+            if not name.startswith((DAMAGED, LEFT_OUT, CHECKPOINT))
         }
         return line | own | dict(figures) | dict(scores)
 

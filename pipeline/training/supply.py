@@ -17,18 +17,20 @@ from pipeline.shards.order import merged_ranges, pass_over
 
 DAMAGED = "damaged_"
 CAUSE_OF = {DAMAGED + cause: cause for cause in CAUSES}  # by the names of `Supply.counts`
-NOTHING_DAMAGED = dict.fromkeys(CAUSE_OF, 0.0)
+LEFT_OUT = "left_out"  # of those names too: samples on a tombstone list, for which another stood in
+NOTHING_COUNTED = dict.fromkeys((*CAUSE_OF, LEFT_OUT), 0.0)
 log = logging.getLogger(__name__)
 
 
 class Supply:
-    """The data state of a run: ranges passed over, and damaged samples by cause over all ranks and attempts."""
+    """The data state of a run: ranges passed over, and over all ranks and attempts what was damaged or left out."""
 
     def __init__(
-        self, config: TrainingConfig, manifest: Mapping[str, Any], rolled_back: Sequence[tuple[int, int]] = ()
-    ):
-        """See `begin_from`."""
-        self.config = config
+        self, config: TrainingConfig, manifest: Mapping[str, Any], rolled_back: Sequence[tuple[int, int]] = (),
+        tombstones: Sequence[Mapping[str, Any]] = (),
+    ):  # fmt: skip
+        """See `begin_from`. `tombstones` is `Sources.tombstones` as this attempt found them."""
+        self.config, self._tombstones = config, [dict(one) for one in tombstones]
         self.begin_from(manifest, rolled_back)
 
     def begin_from(self, manifest: Mapping[str, Any], rolled_back: Sequence[tuple[int, int]]) -> None:
@@ -38,18 +40,28 @@ class Supply:
         self.skipped = merged_ranges([*self.config.data.skipped, *before, *self.rolled_back])
         before = manifest.get("damaged", {})
         self.damaged = {cause: int(before.get(cause, 0)) for cause in CAUSES}
-        self._new: Counter[Cause] = Counter()  # of this rank, in this step
+        self.left_out = int(manifest.get(LEFT_OUT, 0))
+        self.tombstones = self._history(manifest.get("tombstones", []), manifest.get("step", 0))
+        self._new: Counter[Cause | str] = Counter()  # of this rank, in this step
         self._waited = 0.0
+
+    def _history(self, before: list[dict], step: int) -> list[dict]:
+        """Which tombstone lists held from which step on; steps before the first entry left nothing out."""
+        before = [entry for entry in before if entry["step"] < step]
+        held = before[-1]["sources"] if before else [{"count": 0, "sha256": None}] * len(self._tombstones)
+        return before if held == self._tombstones else [*before, {"step": step, "sources": self._tombstones}]
 
     def draw(self, loader: Loader) -> RawBatch:
         """The next batch, with what it says was damaged counted; DataError beyond what `data.max_damaged` allows."""
         asked = time.perf_counter()
         batch = next(loader)
         self._waited += time.perf_counter() - asked
+        if any(one["count"] for one in self._tombstones):
+            self._new[LEFT_OUT] += loader.stream.num_left_out(batch.positions.numpy())
         for one in batch.damaged:
             self._new[one.cause] += 1
             log.warning("position %d: %s; the next sample of its shard stands in", one.position, one.detail)
-            total = sum(self.damaged.values()) + sum(self._new.values())
+            total = sum(self.damaged.values()) + sum(self._new[cause] for cause in CAUSES)
             self._require_allowed(total, one.cause, f": {one.detail}")
         return batch
 
@@ -61,12 +73,13 @@ class Supply:
     def counts(self) -> dict[str, float]:
         """This rank's counts of the step, for `Engine.step` to add up."""
         if not self._new:
-            return NOTHING_DAMAGED
+            return NOTHING_COUNTED
         counts, self._new = self._new, Counter()
-        return {name: float(counts[cause]) for name, cause in CAUSE_OF.items()}
+        return {name: float(counts[cause]) for name, cause in {**CAUSE_OF, LEFT_OUT: LEFT_OUT}.items()}
 
     def add(self, sums: Mapping[str, float]) -> None:
         """Take the counts of all ranks after a step; DataError on every rank beyond what is allowed."""
+        self.left_out += int(sums[LEFT_OUT])
         new = {cause: int(sums[name]) for name, cause in CAUSE_OF.items() if sums[name]}
         if not new:
             return
@@ -86,6 +99,8 @@ class Supply:
             "skipped": self.skipped,
             "damaged": self.damaged,
             "rolled_back": self.rolled_back,
+            LEFT_OUT: self.left_out,
+            "tombstones": self.tombstones,
         }
 
     def position(self, step: int) -> int:
@@ -93,8 +108,9 @@ class Supply:
         return int(pass_over(np.array([step * self.config.global_batch_size]), self.skipped)[0])
 
     def metrics(self, loader: Loader, plan: Mapping[str, Any]) -> dict[str, float]:
-        """For the ledger: images per second that the loaders of all ranks can give, and damaged samples by cause."""
+        """For the ledger: images per second of the loaders of all ranks, samples damaged by cause, and left out."""
         damaged = {f"data/{DAMAGED}{cause}": float(count) for cause, count in self.damaged.items() if count}
+        damaged |= {f"data/{LEFT_OUT}": float(self.left_out)} if self.left_out else {}
         return {"perf/loader_images_per_second": round(self._capacity(loader, plan), 1)} | damaged
 
     def in_words(self, loader: Loader, figures: Mapping[str, float], plan: Mapping[str, Any]) -> str:

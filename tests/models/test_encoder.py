@@ -12,7 +12,7 @@ from models.encoders.vit import encode_tokens, encode_visible, timm_architecture
 from models.masked.decoder_config import DecoderConfig
 from models.objectives.batch import Batch
 from models.objectives.config import MaskedAutoencoderConfig, SupervisedConfig
-from pipeline.config.plan import count_parameters, training_flops
+from pipeline.config.plan import count_parameters, count_trained, training_flops
 from pipeline.training.optimizer import decays, layer_of
 from tests.models.encoders import OPTIONS, SMALL, encoder_of, images_of
 
@@ -30,6 +30,8 @@ def test_parameters_and_arithmetic_of_every_option_are_those_of_the_built_module
     for objective in [SupervisedConfig()] if config.positions == "relative" or config.representation else [MAE]:
         module = build_objective(objective, config, num_classes=CLASSES, seed=0)
         assert count_parameters(config, objective, CLASSES) == sum(p.numel() for p in module.parameters())
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        assert count_trained(config, objective, CLASSES) == trained
         with FlopCounterMode(display=False) as counter:
             module(batch_of(config, 2)).loss.backward()
         assert 2 * training_flops(config, objective, CLASSES) == pytest.approx(counter.get_total_flops(), rel=0.06)

@@ -14,7 +14,7 @@ from models.encoders.config import EncoderConfig
 from models.encoders.patches import patchify, unpatchify
 from models.objectives.batch import Batch
 from models.objectives.config import ObjectiveConfig
-from pipeline.config.plan import count_parameters, training_flops
+from pipeline.config.plan import count_parameters, count_trained, training_flops
 from pipeline.config.recipe import recipe_names
 from pipeline.config.training import PretrainConfig
 from tests.models.objective_cases import CASES, IDS, Case, batch_of, build, rows, shake, teacher_of
@@ -116,6 +116,7 @@ def test_counted_parameters_and_arithmetic_agree_with_the_built_module(case: Cas
     config = EncoderConfig(**encoder, image_size=64, patch_size=8)
     module = build(case.config, config, num_classes=10)
     assert count_parameters(config, case.config, 10) == sum(p.numel() for p in module.parameters())
+    assert count_trained(config, case.config, 10) == sum(p.numel() for p in module.parameters() if p.requires_grad)
     images = torch.randn(1, 3, *config.input_size)
     with FlopCounterMode(display=False) as counter:
         module(Batch(images, torch.zeros(1, dtype=torch.int64), torch.arange(1))).loss.backward()

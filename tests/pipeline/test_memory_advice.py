@@ -70,3 +70,20 @@ def test_nothing_is_said_of_accelerators_that_nobody_can_ask(large, monkeypatch)
     assert memory.lowest_stage_that_fits(large, GPUS) is None and memory.memory_shortage(large, GPUS) is None
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**34))
     assert memory.available_bytes_per_rank(Placement("local", 1, 2, 1, 0)) == 2**33
+
+
+@pytest.mark.parametrize(
+    ("kind", "never"), [("head", "activation_checkpointing"), ("adalora", "zero.stage"), ("lora", "nothing")]
+)
+def test_a_tuning_is_advised_what_it_can_take(kind, never, digits, home, monkeypatch):
+    tuned = prepared_training(
+        "finetune", "finetune_vit", data=[str(digits)], placement=GPUS, home=home, rehearse="never",
+        overrides=[f"tuning.kind={kind}", "zero.stage=0"], model="timm:vit_large_patch16_224",
+    )  # fmt: skip
+    need = memory.needed_bytes(tuned, GPUS) / 2**30
+    on_devices_of(monkeypatch, 0.97 * need)
+    assert memory.memory_shortage(tuned, GPUS)
+    advice = "; ".join(memory._words(changes) for changes in memory._changes(tuned.config))
+    assert never not in advice and "micro_batch_size" in advice
+    if kind == "lora":
+        assert "activation_checkpointing=true" in advice and "zero.stage=3" in advice

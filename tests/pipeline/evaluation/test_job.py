@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
+from tests.pipeline.loading.test_left_out import take_down
 from tests.ranks import run_on_ranks
 
 ONE_RANK = ["profile.ranks_per_node=1"]
@@ -130,6 +132,25 @@ def test_features_are_made_once_for_the_same_weights_and_anew_for_others(network
                                   profile="local", overrides=ONE_RANK, run_dir=None, home=home).write()  # fmt: skip
     carried_out(random)
     assert len(list((home / "cache/features").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_samples_that_were_taken_down_are_not_scored_and_nothing_pairs_with_scores_from_before(
+    network, digits, home, tmp_path
+):
+    data = Path(shutil.copytree(digits, tmp_path / "digits"))
+    before = carried_out(requested(network, data, home, "knn-20-v1", "classify-v1").write())
+    take_down(data, (0, 3), (0, 9), split="test")
+    take_down(data, (0, 1), split="train")
+    run = requested(network, data, home, "knn-20-v1", "classify-v1").write()
+    after = carried_out(run)
+    name = "eval/classify-v1/digits"
+    assert before["metrics"]["model"][f"{name}/count"] == 355 and after["metrics"]["model"][f"{name}/count"] == 353
+    assert (after["datasets"]["digits"]["count"], after["datasets"]["digits"]["left_out"]) == (353, 2)
+    assert before["data_fingerprint"] == read_index(digits).fingerprint != after["data_fingerprint"]
+    labels = load_file(run.path / after["predictions"]["model"][name])["labels"].tolist()
+    whole = ShardReader(read_index(digits), "test").labels(0).tolist()
+    assert labels == [label for place, label in enumerate(whole) if place not in (3, 9)]
 
 
 @pytest.mark.slow

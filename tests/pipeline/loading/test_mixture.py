@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.randomness import position_uniform as torch_uniform
 from pipeline.loading.mixture import Mixture
+from pipeline.loading.selection import Selection
+from pipeline.loading.uniform import position_uniform
 from pipeline.shards.order import SampleOrder
 
 
@@ -81,3 +85,42 @@ def test_sources_of_equal_shape_are_not_permuted_alike():
     places = located(mixture([[50], [50]], [1, 1]), 0, 96)
     first, second = ([sample for source, _, _, sample in places if source == number] for number in (0, 1))
     assert first[:20] != second[:20]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=8), min_size=1, max_size=3),
+    st.sampled_from([1, 2, 4]), st.integers(1, 5), st.integers(0, 2**40), st.integers(0, 500),
+    st.sampled_from([1.0, 7.0, 1e-3]),
+)  # fmt: skip
+def test_the_positions_of_every_sample_are_where_a_whole_reading_meets_it(sizes, lanes, per_lane, seed, end, weight):
+    weights = [weight, 1.0, 2.5][: len(sizes)]
+    of = mixture(sizes, weights, global_batch_size=lanes * per_lane, lanes=lanes, seed=seed)
+    met = {}
+    for position, (source, _, shard, sample) in enumerate(located(of, 0, end)):
+        met.setdefault((source, shard, sample), []).append(position)
+    for source, shards in enumerate(sizes):
+        for shard, size in enumerate(shards):
+            for sample in range(size):
+                assert of.positions_of(source, shard, sample, end).tolist() == met.get((source, shard, sample), [])
+
+
+def test_a_draw_far_into_a_mixture_is_found_where_it_takes_place():
+    of = mixture([[5, 9], [7], [3]], [3, 1, 1e-6])
+    for position in (10**6, 10**9 + 7):
+        source, _, shard, sample = located(of, position, position + 1)[0]
+        nth, lane = divmod(int(of.draw(np.array([position]))[1][0]), of.lanes)
+        assert of._position_of_draw(source, nth, lane) == position
+
+
+@given(st.integers(0, 2**63), st.text(st.characters(codec="ascii"), max_size=9), st.integers(0, 2**62))
+def test_numpy_draws_the_numbers_that_torch_draws(seed, purpose, first):
+    positions = np.arange(first, first + 5)
+    expected = torch_uniform(seed, purpose, torch.from_numpy(positions), 1).squeeze(1).numpy()
+    assert position_uniform(seed, purpose, positions).tolist() == expected.tolist()
+
+
+def test_a_selection_knows_the_places_of_its_samples_and_of_no_others():
+    some = Selection(np.array([2, 0]), (np.array([1, 4]), np.array([], np.int64)))
+    assert [some.place(0, sample) for sample in range(6)] == [None, 0, None, None, 1, None]
+    assert some.place(1, 0) is None and Selection(np.array([3])).place(0, 2) == 2

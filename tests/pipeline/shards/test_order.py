@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.shards.order import (
     SampleOrder,
+    count_before,
     default_lanes,
     default_window_shards,
     merged_ranges,
@@ -43,6 +44,26 @@ def test_every_sample_is_seen_exactly_once_in_every_epoch(order):
 @given(orders(), st.integers(0, 400))
 def test_seeking_to_a_position_gives_what_reading_up_to_it_gives(order, position):
     assert order.locate(position) == stream(order, 0, position + 1)[-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(orders(), st.integers(0, 3), st.integers(0, 40))
+def test_the_positions_of_every_sample_are_where_a_whole_reading_meets_it(order, epochs, more):
+    end = epochs * order.num_samples + more
+    met = {}
+    for position, (_, shard, sample) in enumerate(stream(order, 0, end)):
+        met.setdefault((shard, sample), []).append(position)
+    for shard, size in enumerate(order.shard_sizes.tolist()):
+        for sample in range(size):
+            assert order.positions_of(shard, sample, end).tolist() == met.get((shard, sample), [])
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=5))
+def test_counting_what_is_read_before_a_position_undoes_passing_over(ranges):
+    skipped = [(start, start + length) for start, length in ranges]
+    positions = pass_over(np.arange(100), skipped).tolist()
+    assert [count_before(position, skipped) for position in positions] == list(range(100))
+    assert all(count_before(p, skipped) is None for start, end in skipped for p in range(start, end))
 
 
 @settings(max_examples=50, deadline=None)

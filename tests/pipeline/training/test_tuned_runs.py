@@ -186,6 +186,26 @@ def test_wrong_settings_are_a_line_that_names_the_key(settings, said, data, mode
     assert len(raised.value.problems) == 1
 
 
+def test_a_frozen_encoder_keeps_nothing_that_the_seed_drew(data, tmp_path):
+    other = exported(tmp_path / "other", ("a", "b", "c"), class_token=False, pooling="mean")
+    run = tuned_run(data, other, tmp_path, "tuning.kind=lora", "encoder.class_token=true", "zero.stage=0")
+    with pytest.raises(InputError, match=r"tuning.kind lora: initialise_from .* lacks 1 tensors of the enc.*cls_token"):
+        initial_module(read_run_config(run.path), run.plan())
+    full = tuned_run(data, other, tmp_path / "full", "encoder.class_token=true", "zero.stage=0")
+    initial_module(read_run_config(full.path), full.plan())
+    mean = tuned_run(data, other, tmp_path / "mean", "tuning.kind=head", "encoder.pooling=mean", "zero.stage=0")
+    initial_module(read_run_config(mean.path), mean.plan())
+
+
+def test_a_rate_that_falls_from_block_to_block_is_noted(data, model, tmp_path):
+    def noted(*settings: str) -> bool:
+        prepared, _ = checked_training("finetune", "finetune_vit", **asked(data, model, tmp_path, *settings))
+        return any("layer_decay 0.65 slows what tuning.kind" in note for note in prepared.notes)
+
+    assert noted(*LORA) and not noted("tuning.kind=head") and not noted()
+    assert not noted(*LORA, "optimizer.layer_decay=1")
+
+
 def test_pretraining_has_no_tuning(data, tmp_path):
     with pytest.raises(InputError, match="tuning.*no such key"):
         training_run(

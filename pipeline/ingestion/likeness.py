@@ -1,0 +1,148 @@
+"""By what two images are told to be the same, or near copies of one another: hashes of one image, and their distance.
+
+Exact: SHA-256 of the bytes, and of the upright decoded pixels, which a re-saved PNG keeps. Near: pHash (Zauner,
+"Implementation and benchmarking of perceptual image hash functions", 2010): which of the lowest 8 x 8 frequencies of
+the grey image at 32 x 32 are above their median, 64 bits that resizing, recompression and brightness hardly change. It
+only proposes; `pixel_distance` of the decoded images decides. Below SMALL pixels a side the 64 bits say next to
+nothing, so there a thumbnail of 8 x 8 grey pixels proposes instead. A crop or a rotation is not found, a mirror image
+is, as the asker hashes both.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pipeline.ingestion.images import decode_image, image_size
+from pipeline.shards.decoding import ImageFault
+
+SMALL = 64  # pixels of the shorter side, below which an image has too few frequencies for a perceptual hash
+SIDE = 32  # pixels, at which images are compared
+MOST_BITS = 10  # of 64 in which the perceptual hashes of near copies differ
+MOST_THUMBNAIL = 6.0  # grey levels in which the thumbnails of small near copies differ, on average
+MOST_DISTANCE = 12.0  # grey levels in which near copies differ at SIDE x SIDE, root mean square
+MOST_SMALL_DISTANCE = 9.0  # the same of small images, which are alike sooner
+HASHES = np.dtype(
+    [
+        ("sha256", "<u8", (4,)),  # of the bytes
+        ("pixels", "<u8", (4,)),  # SHA-256 of the decoded pixels and their shape; zeros where they do not decode
+        ("perceptual", "<u8"),
+        ("thumbnail", "u1", (64,)),
+        ("side", "<u4"),  # pixels of the shorter side; 0 where the bytes do not decode
+    ]
+)
+
+
+class Likeness(NamedTuple):
+    """`hashes` is one element of `HASHES`; `shown` the image at SIDE x SIDE, (SIDE, SIDE, 3) float32 in 0..255."""
+
+    hashes: np.ndarray
+    shown: np.ndarray
+
+
+def likeness(content: bytes) -> Likeness:
+    """Of the bytes of an image file; where they do not decode, their SHA-256 alone says what they are."""
+    hashes = np.zeros((), HASHES)
+    hashes["sha256"] = words(hashlib.sha256(content))
+    try:
+        pixels = _pixels(content)
+    except ImageFault:
+        return Likeness(hashes, np.zeros((SIDE, SIDE, 3), np.float32))
+    hashes["pixels"] = words(_digest(pixels))
+    hashes["side"] = min(image_size(pixels))
+    shown = _shown(pixels)
+    grey = Image.fromarray(shown).convert("L")
+    hashes["perceptual"] = perceptual_hash(np.asarray(grey, np.float32))
+    hashes["thumbnail"] = np.asarray(grey.resize((8, 8), Image.Resampling.BOX)).reshape(64)
+    return Likeness(hashes, shown.astype(np.float32))
+
+
+def mirrored(image: Likeness) -> Likeness:
+    """What of the left-right mirror image a near copy would have; its bytes and pixels are nobody's."""
+    hashes, shown = np.zeros((), HASHES), np.ascontiguousarray(image.shown[:, ::-1])
+    grey = np.asarray(Image.fromarray(shown.astype(np.uint8)).convert("L"), np.float32)
+    hashes["perceptual"] = perceptual_hash(grey)
+    hashes["thumbnail"] = image.hashes["thumbnail"].reshape(8, 8)[:, ::-1].reshape(64)
+    hashes["side"] = image.hashes["side"]
+    return Likeness(hashes, shown)
+
+
+def words(digest: "hashlib._Hash") -> np.ndarray:
+    """(4,) uint64: the 256 bits of a digest."""
+    return np.frombuffer(digest.digest(), "<u8")
+
+
+def perceptual_hash(grey: np.ndarray) -> np.uint64:
+    """64 bits of a grey image (SIDE, SIDE); bit 8 r + c says whether frequency (r, c) is above the median of all.
+
+    The constant term is left out of the median, and its bit is 0: brightness alone must not tell images apart.
+    """
+    frequencies = (_COSINES @ grey @ _COSINES.T).reshape(64)
+    bits = frequencies > np.median(frequencies[1:])
+    bits[0] = False
+    return np.uint64(np.packbits(bits).view(">u8")[0])
+
+
+def num_differing_bits(hashes: np.ndarray, other: np.uint64) -> np.ndarray:
+    """(N,): in how many bits each of (N,) uint64 differs from `other`."""
+    return np.bitwise_count(hashes ^ other) if hasattr(np, "bitwise_count") else _popcount(hashes ^ other)
+
+
+def candidates(hashes: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of (N,) `HASHES` may be near copies of `image`, one element of them, and are to be looked at."""
+    if image["side"] == 0:
+        return np.zeros(len(hashes), bool)
+    differences = hashes["thumbnail"].astype(np.float32) - image["thumbnail"].astype(np.float32)
+    differing = np.abs(differences - differences.mean(axis=1, keepdims=True)).mean(axis=1)  # whatever the brightness
+    small = np.minimum(hashes["side"], image["side"]) < SMALL
+    near = np.where(
+        small, differing <= MOST_THUMBNAIL, num_differing_bits(hashes["perceptual"], image["perceptual"]) <= MOST_BITS
+    )
+    return near & (hashes["side"] > 0)
+
+
+def pixel_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Root mean square difference in grey levels of two images (SIDE, SIDE, 3), their mean brightness made equal."""
+    difference = (one - one.mean()) - (other - other.mean())
+    return float(np.sqrt((difference**2).mean()))
+
+
+def are_near_copies(one: Likeness, other: Likeness) -> bool:
+    """Whether the pixels confirm it. An image without content (one colour) is nobody's copy by likeness alone."""
+    if min(one.shown.std(), other.shown.std()) < 1:
+        return False
+    small = min(int(one.hashes["side"]), int(other.hashes["side"])) < SMALL
+    return pixel_distance(one.shown, other.shown) <= (MOST_SMALL_DISTANCE if small else MOST_DISTANCE)
+
+
+def _pixels(content: bytes) -> Image.Image | np.ndarray:
+    try:
+        return decode_image(content, "rgb").pixels
+    except ImageFault as fault:
+        if fault.reason != "unsupported_mode":
+            raise
+        return decode_image(content, "keep").pixels
+
+
+def _digest(pixels: Image.Image | np.ndarray) -> "hashlib._Hash":
+    values = np.ascontiguousarray(pixels)
+    return hashlib.sha256(f"{values.dtype.str} {values.shape} ".encode() + values.tobytes())
+
+
+def _shown(pixels: Image.Image | np.ndarray) -> np.ndarray:
+    """(SIDE, SIDE, 3) uint8. Of images that are no RGB: the mean of their channels, stretched over the grey levels."""
+    if isinstance(pixels, np.ndarray) or pixels.mode != "RGB":
+        values = np.asarray(pixels, np.float32)
+        values = values.mean(axis=2) if values.ndim == 3 else values
+        low, high = float(values.min()), float(values.max())
+        grey = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+        pixels = Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    return np.asarray(pixels.resize((SIDE, SIDE), Image.Resampling.BOX if min(pixels.size) >= SIDE else 3))
+
+
+def _popcount(values: np.ndarray) -> np.ndarray:
+    return np.unpackbits(np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 8), axis=1).sum(axis=1)
+
+
+_COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(SIDE) + 1) / (2 * SIDE)).astype(np.float32)  # (8, SIDE)

@@ -1,0 +1,96 @@
+"""The likeness of every sample of a dataset, computed once on all cores and kept: 140 bytes a sample, a file a shard.
+
+What is finished stays when the work is interrupted; a shard that changed is hashed anew, its neighbours are not.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+
+from pipeline.errors import DataError
+from pipeline.ingestion.likeness import HASHES, likeness
+from pipeline.shards.atomic import write_file
+from pipeline.shards.index import DatasetIndex, Shard
+from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
+from pipeline.shards.reader import node_reader
+
+VERSION = 1  # raise it when the same image would have other hashes
+
+Progress = Callable[[int, int], None]  # (samples done, samples in all)
+
+
+class HashedShard(NamedTuple):
+    """(samples,) `HASHES` of one shard, mapped from the disk; zeros where a sample could not be read."""
+
+    split: str
+    shard: int
+    hashes: np.ndarray
+
+
+class _Task(NamedTuple):
+    """`index` has this shard alone."""
+
+    index: DatasetIndex
+    split: str
+    path: Path
+
+
+def hashed_shards(index: DatasetIndex, cache: Path, progress: Progress | None = None) -> Iterator[HashedShard]:
+    """Every shard of every split, one at a time, once all are hashed."""
+    folder = cache / f"likeness-{VERSION}-pillow-{PIL.__version__}" / index.fingerprint[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = [(split, number, shard) for split in index.splits for number, shard in enumerate(index.shards(split))]
+    _hash_missing(index, folder, shards, progress or (lambda done, total: None))
+    for split, number, shard in shards:
+        yield HashedShard(split, number, np.load(_path(folder, split, shard), mmap_mode="r"))
+
+
+def _hash_missing(
+    index: DatasetIndex, folder: Path, shards: list[tuple[str, int, Shard]], progress: Progress
+) -> None:  # fmt: skip
+    missing = [(split, shard) for split, _, shard in shards if not _is_hashed(_path(folder, split, shard), shard)]
+    if not missing:
+        return
+    tasks = [
+        _Task(replace(index, splits={split: (shard,)}), split, _path(folder, split, shard)) for split, shard in missing
+    ]
+    pays = len(tasks) > 1 and sum(shard.bytes for _, shard in missing) >= POOL_FROM_BYTES
+    done, total = 0, sum(shard.samples for _, shard in missing)
+    progress(done, total)
+    with closing(in_processes(_hash_shard, tasks, available_cores() if pays else 1)) as finished:
+        for samples in finished:
+            done += samples
+            progress(done, total)
+
+
+def _path(folder: Path, split: str, shard: Shard) -> Path:
+    """Of a tar that stands in several places, its table decides which samples there are: so by all that names it."""
+    name = hashlib.sha256(f"{split} {shard.name} {shard.sha256} {shard.samples}".encode()).hexdigest()
+    return folder / f"{name[:32]}.npy"
+
+
+def _is_hashed(path: Path, shard: Shard) -> bool:
+    return path.is_file() and path.stat().st_size >= shard.samples * HASHES.itemsize
+
+
+def _hash_shard(task: _Task) -> int:
+    """Write the hashes of a shard, whole or not at all; how many samples it has."""
+    (shard,) = task.index.shards(task.split)
+    reader, hashes = node_reader(task.index, task.split), np.zeros(shard.samples, HASHES)
+    for sample in range(shard.samples):
+        try:
+            hashes[sample] = likeness(reader.read(0, sample, verify=False).image).hashes
+        except DataError as error:
+            if error.cause == "missing":  # the whole shard
+                raise
+    buffer = io.BytesIO()
+    np.save(buffer, hashes)
+    write_file(task.path, buffer.getvalue())
+    return shard.samples

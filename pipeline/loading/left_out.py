@@ -1,0 +1,59 @@
+"""What stands in for samples that are on a dataset's tombstone list: the next sample of the shard, the same anywhere.
+
+The order of all others stays as it was, so a run that has begun goes on where it stood.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.loading.selection import Selection
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.reader import ShardReader
+
+
+class LeftOut:
+    """The left-out places of a selection. `places` holds (shard, place) of each."""
+
+    def __init__(self, selection: Selection, samples: frozenset[tuple[int, int]], where: object = "the dataset"):
+        """`samples` are (shard, sample). InputError, naming `where`, if nothing else is left."""
+        self.sizes = selection.shard_sizes.tolist()
+        places = ((shard, selection.place(shard, sample)) for shard, sample in sorted(samples))
+        self.places = {(shard, place) for shard, place in places if place is not None}
+        if self.places and len(self.places) == sum(self.sizes):
+            raise InputError(f"{where}: every sample of the split is on its tombstone list; nothing is left to read")
+
+    def present(self, shard: int, place: int) -> tuple[int, int]:
+        """The place itself, or the one that stands in for it."""
+        if (shard, place) not in self.places:
+            return shard, place
+        return next(other for other in following(self.sizes, shard, place) if other not in self.places)
+
+
+def following(sizes: list[int], shard: int, place: int) -> Iterator[tuple[int, int]]:
+    """The other places of the shard, from the next one on, then those of the shards that follow."""
+    for further in range(len(sizes)):
+        this = (shard + further) % len(sizes)
+        for step in range(1 if further == 0 else 0, sizes[this]):
+            yield this, (place + step) % sizes[this]
+
+
+def num_scored(index: DatasetIndex, split: str) -> int:
+    """How many samples of a split are scored."""
+    left_out = ShardReader(index, split).left_out() if index.tombstones else ()
+    return index.num_samples(split) - len(left_out)
+
+
+def all_but_left_out(reader: ShardReader) -> Selection:
+    """What is scored of a split: every sample but those on the tombstone list, and nothing in their place."""
+    if not (samples := reader.left_out()):
+        return Selection(reader.shard_sizes)
+    gone: dict[int, list[int]] = {}
+    for shard, sample in samples:
+        gone.setdefault(shard, []).append(sample)
+    chosen = tuple(
+        np.setdiff1d(np.arange(size), gone.get(shard, [])).astype(np.int64)
+        for shard, size in enumerate(reader.shard_sizes.tolist())
+    )
+    return Selection(np.array([len(samples) for samples in chosen], np.int64), chosen)
