@@ -212,6 +212,17 @@ def test_adalora_draws_singular_vectors_towards_orthogonal_ones():
 
 
 @pytest.mark.parametrize("name", TUNINGS)
+def test_a_tuned_network_compiles_to_one_graph_that_gives_the_same_loss(name):
+    dropout = {} if name == "head" or "adalora" in name else {"dropout": 0.2}
+    module = tuned(TUNINGS[name] | dropout, drop_path_rate=0.2).train()
+    compiled = torch.compile(module, backend="eager", fullgraph=True, dynamic=False)
+    for first in (0, 4):
+        one = batch()._replace(positions=torch.arange(first, first + 4))
+        with torch.compiler.set_stance("fail_on_recompile" if first else "default"):
+            assert compiled(one).loss.item() == pytest.approx(module(one).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TUNINGS)
 def test_a_batch_is_learned_by_heart(name):
     module = tuned(TUNINGS[name]).train()
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=1e-2)
