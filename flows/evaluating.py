@@ -11,7 +11,8 @@ from pipeline.errors import EXIT_DONE, InputError
 from pipeline.registry.test_reads import read_key, record_test_read
 from pipeline.run_directory import RunDirectory, read_json
 
-HEADLINES = ("top1", "map", "ece", "top1_5shot", "top1_1shot", "mean_iou")  # what stands in the table, the first found
+# What stands in the table, the first found.
+HEADLINES = ("top1", "map", "ece", "top1_5shot", "top1_1shot", "mean_iou", "ap50")
 Report = Callable[[str], None]
 Bring = Callable[[RunDirectory, Report], Conclusion]
 

@@ -133,7 +133,11 @@ def ingest_words(made: IngestReport) -> str:
     """What an ingestion did, in one line."""
     splits = ", ".join(f"{count:,} {split}" for split, count in made.samples.items())
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in made.rejected.items()) or "none"
+    annotated = "".join(
+        f", {count} of {what}" for what, count in (("masks", made.num_mask_classes), ("boxes", made.num_box_classes))
+        if count is not None
+    )  # fmt: skip
     return (
-        f"{made.directory}: {splits}; {made.num_classes} classes; not taken: {rejected}; "
+        f"{made.directory}: {splits}; {made.num_classes} classes{annotated}; not taken: {rejected}; "
         f"{made.shards_written} shards written, {made.shards_kept} kept; fingerprint {made.fingerprint[:12]}"
     )

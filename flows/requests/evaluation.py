@@ -191,11 +191,14 @@ def _suite_datasets(suite: SuiteConfig, home: Path) -> tuple[dict, dict, dict[st
     for name, one in suite.datasets.items():
         try:
             index = dataset(one.data, home)
-            _require_labels(index, ("train", "test"))
+            protocols = one.protocols or suite.protocols
+            if not all(NEEDS[protocol].dense for protocol in protocols):
+                _require_labels(index, ("train", "test"))
+            _require_annotations(protocols, index)
         except InputError as error:
             unavailable[name] = "; ".join(error.problems)
             continue
-        indexes[name], asked[name] = index, list(one.protocols or suite.protocols)
+        indexes[name], asked[name] = index, list(protocols)
     if not indexes:
         raise InputError(*(f"{name}: {reason}" for name, reason in unavailable.items()))
     return indexes, asked, unavailable
@@ -211,7 +214,11 @@ def _known(protocols: Sequence[str]) -> list[str]:
 
 
 def _applicable(sources: Mapping[str, ModelSource], index: DatasetIndex) -> list[str]:
-    """Those by default, without the models' own heads where one has none or another's classes."""
+    """Those by default, without the models' own heads where one has none or another's classes; the dense ones where
+    there are masks or boxes instead of labels."""
+    if not index.num_classes and (index.mask_classes or index.box_classes):
+        has = {"segment-linear-v1": index.mask_classes, "detect-linear-v1": index.box_classes}
+        return [protocol for protocol, classes in has.items() if classes]
     if index.label_sets is not None:
         return ["classify-v1"]
     with_heads = all(
@@ -254,8 +261,34 @@ def _require_splits(evaluation: Evaluation) -> None:
                 f"{index.directory}: none of its splits ({', '.join(index.splits)}) is scored; name one, for example "
                 f"--set splits=[{next(iter(index.splits))}]"
             )
-        learned = any(NEEDS[protocol].features for protocol in config.datasets[name].protocols)
-        _require_labels(index, [*scored, *(["train"] if learned else [])])
+        protocols = config.datasets[name].protocols
+        if not all(NEEDS[protocol].dense for protocol in protocols):
+            learned = any(NEEDS[protocol].features for protocol in protocols)
+            _require_labels(index, [*scored, *(["train"] if learned else [])])
+        _require_annotations(protocols, index)
+        _require_patches(protocols, evaluation.sources)
+
+
+def _require_annotations(protocols: Sequence[str], index: DatasetIndex) -> None:
+    """InputError where a dense protocol is asked of a dataset without its masks or boxes, or without a train split."""
+    for protocol in [protocol for protocol in protocols if NEEDS[protocol].dense]:
+        what, classes = ("masks", index.mask_classes) if NEEDS[protocol].masks else ("boxes", index.box_classes)
+        if not classes:
+            hint = f"ingest the images again with --set {what}={'FOLDER' if what == 'masks' else 'FILE'}"
+            raise InputError(f"{index.directory}: {protocol} needs {what}, and the dataset has none; {hint}")
+        if "train" not in index.splits or not index.num_samples("train"):
+            raise InputError(f"{index.directory}: {protocol} learns from `train`, and there are: "
+                             f"{', '.join(index.splits)}")  # fmt: skip
+
+
+def _require_patches(protocols: Sequence[str], sources: Mapping[str, ModelSource]) -> None:
+    asked = [protocol for protocol in protocols if NEEDS[protocol].dense]
+    for source in sources.values() if asked else ():
+        if not source.is_plain_vit:
+            raise InputError(
+                f"MODEL `{source.reference}`: {asked[0]} reads patch tokens of a plain ViT, and this is "
+                f"{source.encoder['name']}"
+            )
 
 
 def _require_labels(index: DatasetIndex, splits: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from models.schema import MOST, Config, Count, Fraction
+from models.schema import MOST, Config, Count, Fraction, Text
 
 Split = Literal["train", "validation", "test"]
 
@@ -20,6 +20,19 @@ class IngestConfig(Config):
     are numbered. A column `classes` or `labels` in its place gives several per image: lists in .jsonl ([]: none of the
     classes, null: no label), values joined by `;` elsewhere (an empty cell: no label). Null: the folder of an image,
     below the split's, is its class, where there are at least two."""
+
+    masks: Path | None = None
+    """A folder with one mask per image, for segmentation: a .png of the image's path or name, grey or palette of 8
+    bits, a pixel is the number of its class, 255 counts for nothing. An image without a mask is rejected.
+    Adopted tars keep theirs for other readers; for evaluation, ingest their files."""
+
+    mask_classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=255)] | None = None
+    """Names of the masks' classes, from number 0 on; a mask with another number is rejected. Null: the numbers."""
+
+    boxes: Path | None = None
+    """A .csv, .tsv or .jsonl file with one row per object, for detection: the image as in `labels`, `x`, `y`, `width`
+    and `height` in pixels of the upright image from its upper left corner, and `class`. An image without rows holds
+    no objects; one with a box that lies outside of it by more than a pixel is rejected."""
 
     splits: Literal["folders", "hash"] | dict[Split, Path] = "folders"
     """`folders`: the top-level folders train, validation (or val, valid) and test are the splits; a source without any
@@ -51,6 +64,12 @@ class IngestConfig(Config):
         if abs(sum(fractions.values()) - 1) > 1e-9:
             raise ValueError(f"the fractions add up to {sum(fractions.values()):g}, not to 1")
         return fractions
+
+    @model_validator(mode="after")
+    def _names_are_of_masks(self) -> Self:
+        if self.mask_classes is not None and self.masks is None:
+            raise ValueError("mask_classes: names classes of masks, and there are none; give their folder as `masks`")
+        return self
 
     @model_validator(mode="after")
     def _lists_name_a_split(self) -> Self:

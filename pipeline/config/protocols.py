@@ -10,6 +10,8 @@ knn-20-v1             20 nearest neighbours by cosine
 linear-cached-v1      logistic regression on standardised features, its penalty chosen on held-back training samples
 fewshot-lsr-v1        least squares from 1, 5, 10 and 25 images of each class, five draws
 retrieval-v1          images of the same class first: mAP, recall at 1, 5 and 10
+segment-linear-v1     the class of each pixel, by one linear layer on patch tokens: mean IoU
+detect-linear-v1      boxes, by one linear layer on patch tokens: AP at an IoU of 0.5, and from 0.5 to 0.95
 linear-mae-v1         MAE's linear probe, trained on augmented images: recipe finetune_linear_mae_v1
 attentive-v1          an attentive probe on patch tokens, trained likewise: recipe finetune_attentive_v1
 finetune-transfer-v1  short fine-tuning of all weights: recipe finetune_transfer_v1
@@ -27,6 +29,7 @@ from typing import Literal, NamedTuple, get_args
 Protocol = Literal[
     "classify-v1", "calibration-v1", "corruptions-v1",
     "knn-20-v1", "linear-cached-v1", "fewshot-lsr-v1", "retrieval-v1",
+    "segment-linear-v1", "detect-linear-v1",
     "linear-mae-v1", "attentive-v1", "finetune-transfer-v1", "vtab1k-v1",
 ]  # fmt: skip
 
@@ -36,7 +39,14 @@ class Needs(NamedTuple):
 
     head: bool = False  # of the model's own, for the dataset's classes
     features: bool = False  # of the train split too
+    masks: bool = False  # of the dataset, in train too; and patch tokens, which plain ViTs have
+    boxes: bool = False  # likewise
     recipe: str | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether it learns from masks or boxes instead of labels."""
+        return self.masks or self.boxes
 
 
 NEEDS: dict[str, Needs] = {
@@ -47,6 +57,8 @@ NEEDS: dict[str, Needs] = {
     "linear-cached-v1": Needs(features=True),
     "fewshot-lsr-v1": Needs(features=True),
     "retrieval-v1": Needs(features=True),
+    "segment-linear-v1": Needs(masks=True),
+    "detect-linear-v1": Needs(boxes=True),
     "linear-mae-v1": Needs(recipe="finetune_linear_mae_v1"),
     "attentive-v1": Needs(recipe="finetune_attentive_v1"),
     "finetune-transfer-v1": Needs(recipe="finetune_transfer_v1"),

@@ -1,7 +1,7 @@
 """Pooled features, labels and the model's own scores for every sample of a split, exactly once each."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -87,7 +87,7 @@ def extract_features(
     ]
     columns = [torch.cat(column).contiguous() for column in zip(*rows, strict=True)]
     names = ("positions", *SplitFeatures._fields[:2], "labels")
-    merged = _gathered(dict(zip(names, columns, strict=True)), f"{split}", how)
+    merged = gathered(dict(zip(names, columns, strict=True)), f"{split}", how)
     if merged is None:
         return None
     if len(merged["labels"]) != (expected := num_scored(index, split)):
@@ -99,9 +99,10 @@ def extract_features(
 @torch.inference_mode()
 def each_batch(
     model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, how: Extraction,
-    alter: Alteration | None = None,
-) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]:  # fmt: skip
-    """(positions, labels, pooled features and logits in float32) of this rank's samples, on the host."""
+    alter: Alteration | None = None, make: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = pooled_features,
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:  # fmt: skip
+    """(positions, labels, what `make` makes, in float32) of this rank's samples, on the host; by default pooled
+    features and logits."""
     stream = EvaluationStream(
         [index], split, how.batch_size * how.world_size, evaluation_input_of(source), index.classes, alter
     )  # fmt: skip
@@ -111,7 +112,7 @@ def each_batch(
         for number, raw in enumerate(loader):
             batch = to_device(raw, how.device, source.mean, source.std, torch.float32)
             with torch.autocast(how.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
-                made = pooled_features(model, batch.images)
+                made = make(model, batch.images)
             real = raw.positions < stream.num_samples
             yield raw.positions[real], raw.labels[real], tuple(one.float().cpu()[real] for one in made)
             if time.monotonic() - told > TOLD_EVERY_SECONDS:
@@ -120,8 +121,11 @@ def each_batch(
                          f"{stream.num_samples:,} images")  # fmt: skip
 
 
-def _gathered(columns: dict[str, Tensor], name: str, how: Extraction) -> dict[str, Tensor] | None:
-    """The rows of all ranks in the order of their positions, on rank 0; None elsewhere. Collective."""
+def gathered(columns: dict[str, Tensor], name: str, how: Extraction) -> dict[str, Tensor] | None:
+    """The rows of all ranks in the order of their positions, on rank 0; None elsewhere. Collective.
+
+    A rank may have several rows of a position, or none at all.
+    """
     if how.world_size > 1:
         how.folder.mkdir(parents=True, exist_ok=True)
         files = [how.folder / f"{name}-rank-{rank:05d}.safetensors" for rank in range(how.world_size)]
@@ -135,5 +139,5 @@ def _gathered(columns: dict[str, Tensor], name: str, how: Extraction) -> dict[st
         dist.barrier()
     if how.rank != 0:
         return None
-    order = columns["positions"].argsort()
+    order = columns["positions"].argsort(stable=True)
     return {key: column[order] for key, column in columns.items()}

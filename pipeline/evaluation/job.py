@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.protocols import NEEDS
 from pipeline.config.stages import read_run_config
+from pipeline.evaluation.dense.scoring import dense_scores
 from pipeline.evaluation.differences import differences_from_first
 from pipeline.evaluation.feature_cache import feature_key, keep_features, read_features
 from pipeline.evaluation.features import Extraction, SplitFeatures, extract_features
 from pipeline.evaluation.robustness import robustness
 from pipeline.evaluation.scores import Scored
 from pipeline.evaluation.scoring import head_of, scored_by_features, scored_by_head
-from pipeline.evaluation.tables import folder_name, write_details, write_table
+from pipeline.evaluation.tables import folder_name, write_details, write_per_class, write_table
 from pipeline.loading.evaluation_stream import Alteration
 from pipeline.loading.left_out import num_scored
 from pipeline.rank import Rank
@@ -99,6 +100,11 @@ class Evaluation:
     ) -> None:
         """`protocols` are those that are scored, by the names that their metrics get."""
         index, network = self.indexes[dataset], self._network(source)
+        if dense := {name: kind for name, kind in protocols.items() if NEEDS[kind].dense}:
+            self._score_densely(model, dataset, source, dense, splits)
+            protocols = {name: kind for name, kind in protocols.items() if name not in dense}
+        if not protocols:
+            return
         rows: dict[str, SplitFeatures | None] = {}
         if any(NEEDS[kind].features for kind in protocols.values()):
             rows[TRAIN] = self._features(network, source, index, TRAIN)
@@ -123,6 +129,21 @@ class Evaluation:
                 ]
             if self.me.is_first:
                 for split, one in zip(splits, scored, strict=True):
+                    self._take(model, dataset, split, name, one)
+
+    def _score_densely(
+        self, model: str, dataset: str, source: ModelSource, protocols: dict[str, str], splits: list[str]
+    ) -> None:
+        def begin(what: str) -> None:
+            self.me.phase = f"evaluate {model}: {what} on {dataset}"
+
+        place = self.me.run.path / "patches"  # of the run: the next attempt finds what a killed one left
+        for name, scored in dense_scores(
+            self._network(source), source, self.indexes[dataset], protocols, splits, self.how, place,
+            bootstrap_samples=self.config.bootstrap_samples, begin=begin,
+        ):  # fmt: skip
+            for split, one in zip(splits, scored, strict=True):
+                if one is not None:
                     self._take(model, dataset, split, name, one)
 
     def _network(self, source: ModelSource) -> nn.Module:
@@ -179,10 +200,12 @@ class Evaluation:
             kept = self.result[kind].setdefault(model, {})
             kept |= {f"{prefix}/{metric}": value for metric, value in values.items()}
         log.info("%s, %s on %s: %s", model, protocol, name, _in_words(scored.metrics))
+        folder = self.me.run.path / "scores" / folder_name(model) / folder_name(protocol, name)
+        if scored.per_class is not None:
+            write_per_class(folder, scored.per_class)
         if scored.predictions is None:
             return
         self.correct.setdefault(model, {})[prefix] = scored.predictions["correct"]
-        folder = self.me.run.path / "scores" / folder_name(model) / folder_name(protocol, name)
         write_details(folder, scored, index, split, self.config.worst_images)
         file = folder / "predictions.safetensors"
         save_file({key: value.contiguous() for key, value in scored.predictions.items()}, file)

@@ -20,6 +20,7 @@ class Scored:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     predictions: dict[str, Tensor] | None = None
+    per_class: list[tuple] | None = None  # a table of dense protocols, its header first
 
 
 def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

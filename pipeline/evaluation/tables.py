@@ -40,6 +40,12 @@ def write_details(folder: Path, scored: Scored, index: DatasetIndex, split: str,
         _write_worst(folder, predictions, index, split, classes, worst_images)
 
 
+def write_per_class(folder: Path, rows: Sequence[tuple]) -> None:
+    """`per_class.csv` of a protocol that decides pixels or boxes; the header comes first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / "per_class.csv", rows[0], rows[1:])
+
+
 def confusion_matrix(predictions: Mapping[str, Tensor], num_classes: int) -> Tensor:
     """(V, V) int64: samples by their class and the predicted one."""
     cells = predictions["labels"] * num_classes + predictions["predicted"]

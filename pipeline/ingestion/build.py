@@ -16,6 +16,7 @@ import PIL
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
+from pipeline.ingestion.annotations import mask_class_names
 from pipeline.ingestion.journal import Journal, check_destination, open_journal
 from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons, rejected_lines
@@ -48,6 +49,8 @@ class IngestReport:
     rejected: dict[str, int]  # by reason
     shards_written: int
     shards_kept: int  # from an earlier run
+    num_mask_classes: int | None = None  # None: without masks
+    num_box_classes: int | None = None
 
 
 def ingest(source: str, destination: Path, config: IngestConfig, progress: Progress | None = None) -> IngestReport:
@@ -80,6 +83,8 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
         rejected=reasons(rejected),
         shards_written=num_written,
         shards_kept=len(summaries) - num_written,
+        num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
+        num_box_classes=None if index.box_classes is None else len(index.box_classes),
     )
 
 
@@ -147,16 +152,21 @@ def _index(
         split: (sum(int(summary.content, 16) for summary in by_split[split]), sum(shard.samples for shard in shards))
         for split, shards in splits.items()
     }
+    annotated = {
+        "mask_classes": mask_class_names(plan.annotations, max(summary.mask_classes for summary in filled)),
+        "box_classes": plan.annotations.box_classes,
+    }
     totals = ImageTotals()
     for summary in by_split["train"] or filled:
         totals.merge(summary.totals)
     return DatasetIndex(
         directory=destination,
-        fingerprint=dataset_fingerprint(contents, plan.classes, plan.label_sets),
+        fingerprint=dataset_fingerprint(contents, plan.classes, plan.label_sets, **annotated),
         splits=splits,
         classes=plan.classes,
         statistics=totals.divided(),
         provenance={"made_from": dict(plan.identity), "rejected": rejected, "pillow": PIL.__version__},
+        **annotated,
         label_sets=plan.label_sets,
     )
 

@@ -65,7 +65,7 @@ def _sorted_classes(names: Mapping[str, str]) -> tuple[dict[str, int], tuple[str
 
 def read_labels(path: Path, files: Sequence[str], others: Sequence[str] = ()) -> Labels:
     """The labels that `path` gives to `files`; a row that names none of them, nor of `others`, is an InputError."""
-    table = _table_rows(path)
+    table = table_rows(path)
     if any(column in row for _, row in table for column in SET_COLUMNS):
         sets = match_files(sets_of_rows(path, table), files, path, others)
         if not any(sets.values()):
@@ -90,8 +90,9 @@ def read_split_lists(lists: Mapping[str, Path], files: Sequence[str], others: Se
 
 
 def match_files(
-    rows: Mapping[str, Value], files: Sequence[str], listed_in: Path, others: Sequence[str] = ()
-) -> dict[str, Value]:
+    rows: Mapping[str, Value], files: Sequence[str], listed_in: Path, others: Sequence[str] = (),
+    hint: str = "rows name a path, a name or an id",
+) -> dict[str, Value]:  # fmt: skip
     """File -> value, where a row names a file by its path, the end of its path, or its name.
 
     Extensions may be left out; the most exact name wins. A row may also name one of `others`, files of the source that
@@ -108,7 +109,6 @@ def match_files(
     if unknown:
         known = {name for file in others for name in _possible_names(file)}
         unknown = [name for name in unknown if name not in known]
-    hint = "rows name a path, a name or an id"
     problems = [f"{listed_in}: {name}: no such file in the source; {hint}" for name in unknown]
     problems += [
         f"{listed_in}: {name}: names {len(same)} files, {same[0]} and {same[1]}; write the path"
@@ -190,8 +190,9 @@ def _names_of_set(value: object) -> tuple[tuple[str, ...] | None, str | None]:
     return (None, rule) if wrong else (tuple(sorted(names)), None)
 
 
-def _table_rows(path: Path) -> list[tuple[int, Mapping[str, object]]]:
-    text = _read_text(path, "labels")
+def table_rows(path: Path, key: str = "labels") -> list[tuple[int, Mapping[str, object]]]:
+    """(line, row) of a .csv, .tsv or .jsonl; InputError where it is none. `key` is what names it in the config."""
+    text = _read_text(path, key)
     match path.suffix.lower():
         case ".csv" | ".tsv" as suffix:
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="," if suffix == ".csv" else "\t")
@@ -200,7 +201,7 @@ def _table_rows(path: Path) -> list[tuple[int, Mapping[str, object]]]:
             lines = enumerate(text.splitlines(), 1)
             return [(number, _json_row(path, number, line)) for number, line in lines if line.strip()]
         case suffix:
-            raise InputError(f"{path}: labels: `{suffix}` is not one of .csv, .tsv, .jsonl")
+            raise InputError(f"{path}: {key}: `{suffix}` is not one of .csv, .tsv, .jsonl")
 
 
 def _json_row(path: Path, number: int, line: str) -> Mapping[str, object]:
@@ -209,7 +210,7 @@ def _json_row(path: Path, number: int, line: str) -> Mapping[str, object]:
     except ValueError as error:
         raise InputError(f"{path}:{number}: not valid JSON ({error})") from None
     if not isinstance(row, dict):
-        raise InputError(f"{path}:{number}: a row is an object with a file and a label, this is a {type(row).__name__}")
+        raise InputError(f"{path}:{number}: a row is an object with a file and more, this is a {type(row).__name__}")
     return row
 
 

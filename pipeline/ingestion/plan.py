@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
+from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
 from pipeline.ingestion.labels import Labels, number_folders, read_labels, read_split_lists
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import Candidate, ShardJob, WriteShard, order_key
@@ -34,6 +35,7 @@ class IngestPlan:
     rejected: Sequence[Rejected]
     classes: tuple[str, ...] | None
     label_sets: LabelSets | None = None
+    annotations: FoundAnnotations = FoundAnnotations()
 
     @cached_property
     def num_files(self) -> int:
@@ -58,6 +60,9 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
     labels = read_labels(config.labels, paths, others) if config.labels else number_folders(class_folders(paths, root))
+    if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
+        raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
+    annotations = find_annotations(config, paths, others)
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, others)
     else:
@@ -66,12 +71,14 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     jobs = [
-        WriteShard(f"{split}-{number:06d}.tar", split, opened, candidates, config.channels)
+        WriteShard(f"{split}-{number:06d}.tar", split, opened, candidates, config.channels, annotations.rule)
         for split in SPLITS
-        for number, candidates in enumerate(_shards_of(split, listing.images, splits, labels, config.samples_per_shard))
+        for number, candidates in enumerate(
+            _shards_of(split, listing.images, splits, labels, annotations, config.samples_per_shard)
+        )
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
-    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets)
+    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets, annotations)
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -90,14 +97,16 @@ def _splits_without_lists(
 
 
 def _shards_of(
-    split: str, files: Sequence[SourceFile], splits: Mapping[str, str], labels: Labels, samples_per_shard: int
-) -> list[tuple[Candidate, ...]]:
+    split: str, files: Sequence[SourceFile], splits: Mapping[str, str], labels: Labels, annotations: FoundAnnotations,
+    samples_per_shard: int,
+) -> list[tuple[Candidate, ...]]:  # fmt: skip
     """The files of one split in the order of the dataset, cut into shards."""
     candidates = []
     for file in files:
         if splits.get(file.path) == split:
             label = labels.by_path.get(file.path, NO_LABEL)
-            candidates.append(Candidate(*file, label, _class_name(labels, label)))
+            mask, boxes = annotations.masks.get(file.path), annotations.boxes.get(file.path, ())
+            candidates.append(Candidate(*file, label, _class_name(labels, label), mask, boxes))
     starts = range(0, len(candidates), samples_per_shard)
     return [tuple(candidates[start : start + samples_per_shard]) for start in starts]
 
@@ -115,6 +124,9 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
         raise InputError(
             f"{config.labels}: labels: a labels file is for folders; tars carry .cls, .json or .txt members"
         )
+    if config.masks or config.boxes:
+        key = "masks" if config.masks else "boxes"
+        raise InputError(f"{config.masks or config.boxes}: {key}: for folders; unpack the tars and ingest the folder")
     if config.splits == "hash":
         raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
     tars = expand_tars(source)
@@ -141,8 +153,10 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
 
 
 def _identity(source: str, config: IngestConfig) -> dict[str, Any]:
-    """Not `workers` and `max_rejected_fraction`: they change no byte of the result."""
-    return {"source": source, **config.model_dump(mode="json", exclude={"workers", "max_rejected_fraction"})}
+    """Not `workers` and `max_rejected_fraction`: they change no byte of the result. Not what older datasets lack."""
+    said = config.model_dump(mode="json", exclude={"workers", "max_rejected_fraction"})
+    unsaid = [key for key in ("masks", "mask_classes", "boxes") if said[key] is None]
+    return {"source": source, **{key: value for key, value in said.items() if key not in unsaid}}
 
 
 def _why_no_images(listing: Listing) -> str:

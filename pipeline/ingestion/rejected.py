@@ -16,6 +16,9 @@ Reason = Literal[
     "broken_image",
     "too_many_pixels",
     "unsupported_mode",  # pixels without an agreed meaning as RGB (float, Lab), or that .png cannot hold
+    "no_mask",  # `masks` has none of its name
+    "bad_mask",  # no .png of class numbers, of another size than the image, or with classes that have no name
+    "bad_box",  # outside of the image, or without an area
     "no_image",  # adopted tars, from here on: a sample without an image
     "several_images",  # more than one image under one key
     "split_sample",  # a key that comes back after other samples: one half of it

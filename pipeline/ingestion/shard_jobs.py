@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from pipeline.ingestion.annotations import AnnotationRule, MaskFile, PreparedAnnotations, prepare_annotations
 from pipeline.ingestion.images import PreparedImage, prepare_image
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources import Source
 from pipeline.ingestion.statistics import ImageTotals
+from pipeline.shards.annotations import Box
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
 from pipeline.shards.index import Shard
@@ -36,6 +38,7 @@ class ShardSummary:
     content: str
     totals: ImageTotals
     rejected: list[Rejected] = field(default_factory=list)
+    mask_classes: int = 0  # one more than the greatest class of its masks
 
 
 class ShardJob(Protocol):
@@ -60,6 +63,8 @@ class Candidate(NamedTuple):
     stamp: int
     label: int = NO_LABEL
     class_name: str | tuple[str, ...] | None = None  # several of a dataset with label sets
+    mask: MaskFile | None = None
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class WriteShard:
     source: Source
     candidates: tuple[Candidate, ...]
     channels: str
+    rule: AnnotationRule = AnnotationRule()
 
     @property
     def num_files(self) -> int:
@@ -81,35 +87,45 @@ class WriteShard:
         return sum(candidate.bytes for candidate in self.candidates)
 
     def key(self) -> str:
-        content = repr((JOB_VERSION, self.channels, [tuple(candidate) for candidate in self.candidates]))
+        plain = [tuple(candidate)[: Candidate._fields.index("mask")] for candidate in self.candidates]
+        content = repr((JOB_VERSION, self.channels, plain))  # without annotations as before there were any
+        if self.rule.asks:
+            content += repr((self.rule, [(candidate.mask, candidate.boxes) for candidate in self.candidates]))
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
         rejected: list[Rejected] = []
         digests: list[int] = []
-        totals = ImageTotals()
-        table = write_shard(destination / self.name, self._samples(rejected, digests, totals))
+        totals, mask_classes = ImageTotals(), [0]
+        table = write_shard(destination / self.name, self._samples(rejected, digests, totals, mask_classes))
         shard = None
         if table is not None:
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, table.shard_sha256, len(table), labelled)
         return ShardSummary(
-            self.name, self.split, self.num_files, shard, f"{content_sum(digests):064x}", totals, rejected
-        )
+            self.name, self.split, self.num_files, shard, f"{content_sum(digests):064x}", totals, rejected,
+            max(mask_classes),
+        )  # fmt: skip
 
-    def _samples(self, rejected: list[Rejected], digests: list[int], totals: ImageTotals) -> Iterator[NewSample]:
-        """One file at a time, so a worker holds one image; the three arguments are filled on the way."""
+    def _samples(
+        self, rejected: list[Rejected], digests: list[int], totals: ImageTotals, mask_classes: list[int]
+    ) -> Iterator[NewSample]:
+        """One file at a time, so a worker holds one image; the arguments are filled on the way."""
         for candidate in self.candidates:
             try:
                 image = prepare_image(_read(self.source, candidate.path), self.channels)
+                size = image.width, image.height
+                annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, size)
             except ImageFault as fault:
                 rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue
             sha256 = hashlib.sha256(image.content)
-            digests.append(sample_digest(sha256.digest(), candidate.label))
+            digests.append(sample_digest(sha256.digest(), candidate.label, annotations.digested))
             totals.add(image)
-            record = _record(candidate, image, sha256.hexdigest())
-            yield NewSample(sample_key(candidate.path), image.extension, image.content, record, candidate.label)
+            mask_classes.append(annotations.classes)
+            record = _record(candidate, image, sha256.hexdigest(), annotations)
+            key = sample_key(candidate.path)
+            yield NewSample(key, image.extension, image.content, record, candidate.label, annotations.mask)
 
 
 def _read(source: Source, path: str) -> bytes:
@@ -122,7 +138,9 @@ def _read(source: Source, path: str) -> bytes:
     return content
 
 
-def _record(candidate: Candidate, image: PreparedImage, sha256: str) -> dict[str, object]:
+def _record(
+    candidate: Candidate, image: PreparedImage, sha256: str, annotations: PreparedAnnotations
+) -> dict[str, object]:
     record: dict[str, object] = {
         "source": candidate.path,
         "width": image.width,
@@ -135,6 +153,10 @@ def _record(candidate: Candidate, image: PreparedImage, sha256: str) -> dict[str
         record |= {"classes": list(candidate.class_name)} if several else {"class": candidate.class_name}
     if image.changes:
         record["changes"] = list(image.changes)
+    if annotations.mask is not None:
+        record["mask_sha256"] = hashlib.sha256(annotations.mask).hexdigest()
+    if annotations.boxes is not None:
+        record["boxes"] = annotations.boxes
     return record
 
 

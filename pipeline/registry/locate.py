@@ -62,6 +62,11 @@ class ModelSource:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def is_plain_vit(self) -> bool:
+        """Whether its patches are a sequence of tokens, one each; not of an encoder that is not said."""
+        return self.encoder is not None and isinstance(read_encoder(self.encoder), EncoderConfig)
+
 
 def same_checkpoint(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Whether two lineages name the same step of the same run."""

@@ -1,8 +1,8 @@
 """Compares a dataset with its index, without changing anything.
 
 The quick check reads one stat and one table per shard and a few member headers of each tar. The full one reads every
-byte: sha256 of each shard, each table against the members of its tar, each image decoded, the fingerprint. For that a
-shard behind a URL is copied to the temporary directory, one per process at a time.
+byte: sha256 of each shard, each table against the members of its tar, each image and mask decoded, each box held to its
+image, the fingerprint. For that a shard behind a URL is copied to the temporary directory, one per process at a time.
 """
 
 import hashlib
@@ -10,13 +10,15 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import DataError, InputError
+from pipeline.shards.annotations import MASK_EXTENSION, annotation_bytes, boxes_fault, decode_mask, mask_fault
 from pipeline.shards.decoding import ImageFault, open_all_channels, open_array
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
 from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
@@ -110,13 +112,15 @@ def _full_check(index: DatasetIndex) -> list[str]:
     faults: dict[str, list[str]] = {}
     contents = {split: 0 for split in index.splits}
     pool = len(tasks) > 1 and sum(shard.bytes for _, shard in tasks) > POOL_FROM_BYTES
+    annotated = {"mask_classes": index.mask_classes, "box_classes": index.box_classes}
     check = partial(_full_shard_check, replace(index, splits={}, statistics=None, provenance={}))
     for split, shard, shard_faults, content in in_processes(check, tasks, available_cores() if pool else 1):
         faults[shard.name] = shard_faults
         contents[split] += content
     found = [fault for _, shard in tasks for fault in faults[shard.name]]
     splits = {split: (contents[split], index.num_samples(split)) for split in index.splits}
-    if not found and dataset_fingerprint(splits, index.classes, index.label_sets) != index.fingerprint:
+    fingerprint = dataset_fingerprint(splits, index.classes, index.label_sets, **annotated)
+    if not found and fingerprint != index.fingerprint:
         found = [f"{index.directory}: the fingerprint in the index is not that of its samples and labels; ingest again"]
     return found
 
@@ -164,26 +168,64 @@ def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: Shard
                 continue
             image = os.pread(file.fileno(), int(row["image_bytes"]), int(row["image_offset"]))
             sha256 = hashlib.sha256(image)
+            content = os.pread(file.fileno(), int(row["json_bytes"]), int(row["json_offset"]))
+            end = int(row["json_offset"]) + int(row["json_bytes"])
+            behind = end + -end % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE
+            member, size = sizes.get(behind, ("", 0))
+            has_mask = index.mask_classes is not None and member == f"{table.key(sample)}.{MASK_EXTENSION}"
+            mask = os.pread(file.fileno(), size, behind) if has_mask else None
+            record, fault = _read_record(content)
+            annotations, wrong = _read_annotations(index, record, mask)
             label = int(row["label"])
-            digests.append(sample_digest(sha256.digest(), label))
-            record = os.pread(file.fileno(), int(row["json_bytes"]), int(row["json_offset"]))
+            digests.append(sample_digest(sha256.digest(), label, annotations))
             named = None if index.label_sets is None or label < 0 else names_of(label, index.label_sets, index.classes)
-            if fault := _sample_fault(name, image, sha256.hexdigest(), record, named):
+            if fault := fault or _image_fault(name, image, sha256.hexdigest(), record, named) or wrong:
                 faults.append(f"{path}: sample `{name}`: {fault}")
     return faults, digests
 
 
-def _sample_fault(name: str, image: bytes, sha256: str, record: bytes, classes: list[str] | None) -> str | None:
+def _read_record(content: bytes) -> tuple[dict[str, Any], str | None]:
+    """The .json of a sample, and what is wrong with it."""
+    try:
+        record = json.loads(content) if content else {}
+    except ValueError:
+        record = None
+    return (record, None) if isinstance(record, dict) else ({}, "its .json is not a valid record")
+
+
+def _image_fault(
+    name: str, image: bytes, sha256: str, record: Mapping[str, Any], classes: list[str] | None
+) -> str | None:
     """`classes` are those that the sample's label stands for; None where it is a class itself, or there is none."""
     try:
         open_array(image) if name.lower().endswith(".npy") else open_all_channels(image)
     except ImageFault as fault:
         return f"does not decode: {fault.detail}"
-    try:
-        said = json.loads(record) if record else {}
-        expected = said.get("sha256", sha256)
-    except (ValueError, AttributeError):
-        return "its .json is not a valid record"
-    if classes is not None and said.get("classes") != classes:
-        return f"its .json says classes {said.get('classes')}, its label in the index {classes}"
+    expected = record.get("sha256", sha256)
+    if classes is not None and record.get("classes") != classes:
+        return f"its .json says classes {record.get('classes')}, its label in the index {classes}"
     return None if expected == sha256 else f"sha256 {sha256}, its .json says {expected}"
+
+
+def _read_annotations(index: DatasetIndex, record: Mapping[str, Any], mask: bytes | None) -> tuple[bytes, str | None]:
+    """What the fingerprint takes of the mask and boxes that a sample should have, and what is wrong with them."""
+    size, values, boxes = (record.get("width"), record.get("height")), None, None
+    annotated = index.mask_classes is not None or index.box_classes is not None
+    if annotated and not all(isinstance(side, int) for side in size):
+        return b"", "its .json says neither width nor height"
+    if index.mask_classes is not None:
+        if mask is None:
+            return b"", f"no .{MASK_EXTENSION} behind its .json"
+        if hashlib.sha256(mask).hexdigest() != record.get("mask_sha256"):
+            return b"", "its mask is not the one that its .json says"
+        try:
+            values = decode_mask(mask)
+        except ImageFault as fault:
+            return b"", f"its mask does not decode: {fault.detail}"
+        if fault := mask_fault(values, size, len(index.mask_classes)):
+            return b"", fault
+    if index.box_classes is not None:
+        boxes = record.get("boxes")
+        if fault := boxes_fault(boxes, size, len(index.box_classes)):
+            return b"", fault
+    return annotation_bytes(values, boxes), None

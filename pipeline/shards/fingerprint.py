@@ -1,8 +1,8 @@
-"""The identity of a dataset: its images and labels per split, whatever their order, shards, machine or time.
+"""The identity of a dataset: its images, labels, masks and boxes per split, whatever their order, shards or time.
 
-Each sample is a 256-bit digest of its image and label; a shard's content is the sum of its digests modulo 2^256, so
-sums of shards add up in any order. The fingerprint hashes the sum and count of each split with the class names, and
-with the sets of classes that labels stand for, where they do.
+Each sample is a 256-bit digest of its image, label and annotations; a shard's content is the sum of its digests modulo
+2^256, so sums of shards add up in any order. The fingerprint hashes the sum and count of each split with the class
+names. What has no masks or boxes has the fingerprint that it had before there were any.
 """
 
 import hashlib
@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 MODULUS = 1 << 256
 
 
-def sample_digest(image_sha256: bytes, label: int) -> int:
-    return int.from_bytes(hashlib.sha256(image_sha256 + label.to_bytes(4, "little", signed=True)).digest(), "little")
+def sample_digest(image_sha256: bytes, label: int, annotations: bytes = b"") -> int:
+    """`annotations`: as `annotation_bytes` gives them."""
+    content = image_sha256 + label.to_bytes(4, "little", signed=True) + annotations
+    return int.from_bytes(hashlib.sha256(content).digest(), "little")
 
 
 def content_sum(digests: Iterable[int]) -> int:
@@ -24,9 +26,11 @@ def dataset_fingerprint(
     splits: Mapping[str, tuple[int, int]],
     classes: Sequence[str] | None,
     label_sets: Sequence[Sequence[int]] | None = None,
+    **annotated: Sequence[str] | None,
 ) -> str:
-    """`splits` maps a name to (content sum, number of samples)."""
+    """`splits` maps a name to (content sum, number of samples); `annotated` are `mask_classes` and `box_classes`."""
     content = {
+        **{key: list(names) for key, names in annotated.items() if names is not None},
         "splits": {split: [f"{total % MODULUS:064x}", samples] for split, (total, samples) in splits.items()},
         "classes": None if classes is None else list(classes),
     }

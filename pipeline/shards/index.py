@@ -69,6 +69,8 @@ class DatasetIndex:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tombstones: tuple[Tombstone, ...] = ()
     label_sets: LabelSets | None = None  # by label: the classes it stands for; None: a label is a class
+    mask_classes: tuple[str, ...] | None = None  # None: samples have no masks
+    box_classes: tuple[str, ...] | None = None  # None: samples have no boxes
 
     def num_samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.shards(split))
@@ -132,6 +134,8 @@ def write_index(index: DatasetIndex) -> None:
     }
     if index.label_sets is not None:
         content["label_sets"] = write_label_sets(index.directory, index.label_sets)
+    annotated = {"mask_classes": index.mask_classes, "box_classes": index.box_classes}
+    content |= {key: list(names) for key, names in annotated.items() if names is not None}
     write_file(index.directory / INDEX_NAME, json.dumps(content, indent=1).encode() + b"\n")
 
 
@@ -187,6 +191,7 @@ def _parse_index(directory: Location, path: Location, content: Any) -> DatasetIn
             provenance=content["provenance"],
             tombstones=read_tombstones(directory),
             label_sets=None if said is None else read_label_sets(directory, said, len(classes)),
+            **{key: tuple(content[key]) for key in ("mask_classes", "box_classes") if key in content},
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a dataset index ({error!r}); ingest the dataset again") from None

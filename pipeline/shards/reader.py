@@ -10,6 +10,7 @@ SIGBUS. Readers may be pickled, forked and shared by threads.
 import hashlib
 import json
 import os
+import tarfile
 import threading
 import zlib
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import Cause, DataError
+from pipeline.shards.annotations import MASK_EXTENSION
 from pipeline.shards.index import DatasetIndex, Shard
 from pipeline.shards.order import bytes_at_a_time
 from pipeline.shards.shard_file import CachedFile, ShardFile, fetch, open_file, tar_name, words_of
@@ -130,6 +132,28 @@ class ShardReader:
             return json.loads(content)
         except ValueError:
             raise opened.error(opened.table.member(sample), "its .json is not valid", "undecodable") from None
+
+    def mask(self, shard: int, sample: int) -> bytes | None:
+        """The .mask.png behind the .json of a sample, None where there is none. DataError where it has changed."""
+        opened = self._open(shard)
+        row, member = opened.table.records[sample], opened.table.member(sample)
+        if not row["json_bytes"]:
+            return None
+        start = int(row["json_offset"]) + int(row["json_bytes"])
+        start += -start % tarfile.BLOCKSIZE
+        try:
+            header = tarfile.TarInfo.frombuf(opened.read(start, tarfile.BLOCKSIZE, member), "utf-8", "surrogateescape")
+        except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):
+            return None
+        except tarfile.HeaderError as error:
+            raise opened.error(member, f"no tar header behind its .json ({error})", "changed") from None
+        if header.name != f"{opened.table.key(sample)}.{MASK_EXTENSION}":
+            return None
+        content = opened.read(start + tarfile.BLOCKSIZE, header.size, member)
+        expected = self.record(shard, sample).get("mask_sha256")
+        if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+            raise opened.error(member, "its mask has changed since it was ingested", "changed")
+        return content
 
     def shard_bytes(self, shard: int) -> int:
         """Bytes of the tar."""

@@ -1,4 +1,4 @@
-"""Writes one shard: a plain tar of KEY.EXTENSION + KEY.json pairs, and its table.
+"""Writes one shard: a plain tar of KEY.EXTENSION + KEY.json (+ KEY.mask.png), and its table.
 
 The same samples give the same bytes: no times, no owners, sorted json keys. Readers may use any tar program or
 webdataset; keys hold no dots, because webdataset ends a key at the first one.
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from pipeline.shards.annotations import MASK_EXTENSION
 from pipeline.shards.atomic import replaced_file
 from pipeline.shards.index import table_name
 from pipeline.shards.table import NO_LABEL, RECORD, ShardTable, write_table
@@ -28,6 +29,7 @@ class NewSample(NamedTuple):
     image: bytes
     record: Mapping[str, Any]
     label: int = NO_LABEL
+    mask: bytes | None = None
 
 
 class _TarWriter:
@@ -45,6 +47,8 @@ class _TarWriter:
         member = f"{key}.{sample.extension}"
         image_offset = self._append(member, image)
         json_offset = self._append(f"{key}.json", content)
+        if sample.mask is not None:
+            self._append(f"{key}.{MASK_EXTENSION}", sample.mask)
         self._names += member.encode()
         self._records.append(
             (image_offset, json_offset, len(image), len(content), zlib.crc32(image), sample.label, len(self._names))

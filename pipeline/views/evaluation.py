@@ -46,21 +46,24 @@ def evaluation_view(
     Shape:
         out: (H, W, C), contiguous; uint8, or float32 as `pixels.view_dtype` says
     """
-    size = out.shape[:2]
     pixels = decode_pixels(content, extension, out.shape[2])
     if crop_mode == "center":
         pixels = without_far_ends(pixels)
-    frame = tuple(math.floor(side / crop) for side in size)
+    _cut_centre(_resized(pixels, resized_size(pixels.shape[:2], out.shape[:2], crop, crop_mode)), out, mean)
+
+
+def resized_size(size: tuple[int, int], out_size: tuple[int, int], crop: float, crop_mode: str) -> tuple[int, int]:
+    """(height, width) of an image before its centre is cut out; `size` is without far ends where the crop covers."""
+    frame = tuple(math.floor(side / crop) for side in out_size)
     match crop_mode:
         case "center":
-            resized = _covering_size(pixels.shape[:2], frame)
+            return _covering_size(size, frame)
         case "squash":
-            resized = frame
+            return frame
         case "border":
-            resized = fitting_size(pixels.shape[:2], frame)
+            return fitting_size(size, frame)
         case _:
             raise ValueError(f"crop mode {crop_mode!r} is none of center, squash, border")
-    _cut_centre(_resized(pixels, resized), out, mean)
 
 
 def _covering_size(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
@@ -85,12 +88,15 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _cut_centre(pixels: np.ndarray, out: np.ndarray, mean: Sequence[float]) -> None:
     """Write the centre of the image into `out`, and `mean` around an image that is smaller."""
-    source, target = zip(
-        *(_overlap(*sides) for sides in zip(pixels.shape[:2], out.shape[:2], strict=True)), strict=True
-    )
+    source, target = centre_overlap(pixels.shape[:2], out.shape[:2])
     if pixels.shape[0] < out.shape[0] or pixels.shape[1] < out.shape[1]:
         out[...] = [round(255 * value) for value in mean] if out.dtype == np.uint8 else mean
     out[target] = pixels[source] if pixels.dtype == out.dtype else unit_values(pixels[source], out.dtype)
+
+
+def centre_overlap(size: tuple[int, int], out_size: tuple[int, int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The part of a resized image that is seen, and where it lies in the input."""
+    return tuple(zip(*(_overlap(*sides) for sides in zip(size, out_size, strict=True)), strict=True))
 
 
 def _overlap(have: int, want: int) -> tuple[slice, slice]:

@@ -1,0 +1,179 @@
+"""Masks and boxes of a source's images: found before anything is written, held to their image when it is decoded."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import InputError
+from pipeline.ingestion.labels import FILE_COLUMNS, LABEL_COLUMNS, NO_CLASS, match_files, number_classes, table_rows
+from pipeline.ingestion.sources import FolderSource, named_like_image
+from pipeline.shards.annotations import (
+    Box,
+    annotation_bytes,
+    boxes_fault,
+    cut_to,
+    decode_mask,
+    greatest_class,
+    grey_mask,
+    mask_fault,
+)
+from pipeline.shards.decoding import ImageFault
+from pipeline.shards.index import shortened
+
+SIDES = ("x", "y", "width", "height")
+
+
+class MaskFile(NamedTuple):
+    """`path` is relative to the folder of masks; `stamp` changes with the content."""
+
+    path: str
+    bytes: int
+    stamp: int
+
+
+@dataclass(frozen=True)
+class AnnotationRule:
+    """What a shard job does about masks and boxes: the same for all of a dataset, and small."""
+
+    masks: Path | None = None
+    mask_classes: int | None = None  # None: as many as are found
+    box_classes: int | None = None  # None: there are no boxes
+
+    @property
+    def asks(self) -> bool:
+        return self.masks is not None or self.box_classes is not None
+
+
+@dataclass(frozen=True)
+class FoundAnnotations:
+    """The rule, and what was found of each image by its path."""
+
+    rule: AnnotationRule = AnnotationRule()
+    masks: Mapping[str, MaskFile] = field(default_factory=dict)
+    boxes: Mapping[str, tuple[Box, ...]] = field(default_factory=dict)
+    mask_classes: tuple[str, ...] | None = None
+    box_classes: tuple[str, ...] | None = None
+
+
+class PreparedAnnotations(NamedTuple):
+    """What goes into the shard beside an image; `classes` is one more than the greatest class of its mask."""
+
+    mask: bytes | None = None
+    boxes: list[list[float]] | None = None
+    classes: int = 0
+    digested: bytes = b""  # what the fingerprint takes of them
+
+
+def find_annotations(config: IngestConfig, files: Sequence[str], others: Sequence[str] = ()) -> FoundAnnotations:
+    """InputError where a mask or a row names no image of `files`, nor one of `others`, or is none."""
+    masks = _find_masks(config.masks, files) if config.masks else {}
+    boxes, box_classes = _read_boxes(config.boxes, files, others) if config.boxes else ({}, None)
+    names = config.mask_classes
+    rule = AnnotationRule(
+        config.masks, len(names) if names else None, None if box_classes is None else len(box_classes)
+    )
+    return FoundAnnotations(rule, masks, boxes, names, box_classes)
+
+
+def prepare_annotations(
+    rule: AnnotationRule, mask: MaskFile | None, boxes: Sequence[Box], size: tuple[int, int]
+) -> PreparedAnnotations:
+    """Of an image of (width, height); ImageFault `no_mask`, `bad_mask` or `bad_box`, or as reading a file does."""
+    values, content, classes, cut = None, None, 0, None
+    if rule.masks is not None:
+        if mask is None:
+            raise ImageFault("no_mask", f"no .png of its name in {rule.masks}")
+        content = _read(rule.masks / mask.path)
+        values = decode_mask(content)
+        if fault := mask_fault(values, size, rule.mask_classes):
+            raise ImageFault("bad_mask", fault)
+        content, classes = grey_mask(content, values), greatest_class(values) + 1
+    if rule.box_classes is not None:
+        if fault := boxes_fault(boxes, size, rule.box_classes):
+            raise ImageFault("bad_box", fault)
+        cut = cut_to(boxes, size)
+    return PreparedAnnotations(content, cut, classes, annotation_bytes(values, cut))
+
+
+def mask_class_names(found: FoundAnnotations, classes: int) -> tuple[str, ...] | None:
+    """The names of the index: those given, else the numbers of the classes that were found."""
+    if found.rule.masks is None:
+        return None
+    return found.mask_classes or tuple(map(str, range(classes)))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageFault("bad_mask", f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _find_masks(folder: Path, files: Sequence[str]) -> dict[str, MaskFile]:
+    """Image -> its mask: the .png of its path, or of its name, whatever the image's extension."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: masks: no such folder; the path is relative to the working directory")
+    listing = FolderSource(folder).list_files()
+    wrong = [file.path for file in listing.images if os.path.splitext(file.path)[1].lower() != ".png"]
+    wrong = [path for path in wrong if named_like_image(path)]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise InputError(f"{folder}: masks: {wrong[0]}{more}: no .png; a mask is a .png whose pixels are class numbers")
+    rows = {os.path.splitext(file.path)[0]: MaskFile(*file) for file in listing.images}
+    if not rows:
+        raise InputError(f"{folder}: masks: holds no .png")
+    return match_files(rows, files, folder, hint="a mask has the path or the name of its image")
+
+
+def _read_boxes(
+    path: Path, files: Sequence[str], others: Sequence[str]
+) -> tuple[dict[str, tuple[Box, ...]], tuple[str, ...]]:
+    """Image -> its boxes, by the order of the rows, and the names of their classes. An image without rows has none."""
+    rows: dict[str, list[tuple[list[float], str]]] = {}
+    problems = []
+    for line, row in table_rows(path, "boxes"):
+        name, box, fault = _box_of_row(path, line, row)
+        if fault:
+            problems.append(f"{path}:{line}: {fault}")
+            continue
+        rows.setdefault(name, []).extend([box] if box else [])
+    if problems:
+        raise InputError(*shortened(problems))
+    numbered = number_classes({name: name for boxes in rows.values() for _, name in boxes})
+    if numbered.classes is None:
+        raise InputError(f"{path}: boxes: holds no box")
+    by_name = {
+        name: tuple((*sides, numbered.by_path[class_name]) for sides, class_name in boxes)
+        for name, boxes in rows.items()
+    }
+    return match_files(by_name, files, path, others), numbered.classes
+
+
+def _box_of_row(
+    path: Path, line: int, row: Mapping[str, Any]
+) -> tuple[str, tuple[list[float], str] | None, str | None]:
+    """(name of the image, its box and class, what is wrong); a row that names an image alone has no box."""
+    file_column = next((column for column in FILE_COLUMNS if column in row), None)
+    label_column = next((column for column in LABEL_COLUMNS if column in row), None)
+    missing = [column for column in SIDES if column not in row]
+    if file_column is None or label_column is None or missing:
+        columns = ", ".join(map(str, row))
+        raise InputError(f"{path}:{line}: boxes: rows have path, x, y, width, height, class; it has: {columns}")
+    name = str(row[file_column] or "").strip().removeprefix("./")
+    values = [row[column] for column in (*SIDES, label_column)]
+    if name and all(value is None or str(value).strip() == "" for value in values):
+        return name, None, None
+    label = "" if values[4] is None else str(values[4]).strip()
+    if not name or not label or NO_CLASS.fullmatch(label) or isinstance(values[4], (bool, float, list, dict)):
+        return name, None, f"{label_column} {values[4]!r}: a row holds a file, a box and its class"
+    try:
+        sides = [float(value) for value in values[:4]]
+    except (TypeError, ValueError):
+        sides = [math.nan]
+    if not all(map(math.isfinite, sides)):
+        return name, None, f"x, y, width, height {values[:4]}: not four numbers"
+    return name, (sides, label), None
