@@ -26,8 +26,8 @@ pytestmark = [
     pytest.mark.skipif("VIT_TEST_DATA" not in os.environ, reason="VIT_TEST_DATA is not set"),
 ]
 FASHION_TRAINED = 20_000
-STEPS = int(os.environ.get("VIT_SOAK_STEPS", "3000"))
-TRANSFER_STEPS = int(os.environ.get("VIT_SOAK_TRANSFER_STEPS", "150"))
+STEPS = int(os.environ.get("VIT_SOAK_STEPS", "1800"))
+TRANSFER_STEPS = int(os.environ.get("VIT_SOAK_TRANSFER_STEPS", "100"))
 NETWORK = [
     "encoder.name=vit_ti16", "encoder.image_size=32", "encoder.patch_size=4", "encoder.embed_dim=96", "encoder.depth=5",
     "encoder.num_heads=3", "encoder.pooling=mean", "global_batch_size=64", "micro_batch_size=32",

@@ -28,8 +28,9 @@ class RegisterConfig(Config):
     """Run directories of evaluations of this model, newest first; the first protocol of the newest that the champion
     was scored by on the same data, too, decides who is champion."""
     promotion_margin: Fraction = 0.005
-    """How much better than the champion's top-1, on the same data and protocol, a version must be to replace it where
-    the two have no predictions of the same images. Where they have, an exact McNemar test decides (p < 0.05)."""
+    """How much better than the champion's top-1 (or mean average precision, or mean IoU), on the same data and
+    protocol, a version must be to replace it where the two have no predictions of the same images. Where they have, an
+    exact McNemar test decides (p < 0.05)."""
     licence: Text | None = None
     """The licence of the weights, for the model card. null: the dataset's, where its index names one."""
 

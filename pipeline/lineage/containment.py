@@ -61,6 +61,8 @@ class Asker:
 def opened(node: Node, datasets: Datasets) -> Consumption:
     """What a node's run read. InputError where one of its datasets is not reachable as it was."""
     reading, indexes = node["reading"], []
+    if len(node["data"]) != len(reading["config"]["data"]["sources"]):
+        raise InputError("not all of its datasets are recorded")
     for one in node["data"]:
         index, found = datasets.find(one["path"], one["fingerprint"])
         if index is None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.evaluation import EvaluateConfig
 from pipeline.config.ingest import IngestConfig
+from pipeline.config.recipe import validate
 from pipeline.errors import InputError
 from pipeline.lineage.trail import Node
 
@@ -191,13 +193,17 @@ def _quoted(word: str) -> str:
 
 
 def _evaluate(script: _Script, evaluation: dict[str, Any], model: str) -> None:
-    """The evaluation again, where it is one of named protocols on one dataset that is still recorded."""
+    """The evaluation again, one command for each of its datasets."""
     path = Path(evaluation["run"]) / "config.yaml"
-    config = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    data, protocols = config.get("data"), config.get("protocols")
-    if not isinstance(data, str) or not isinstance(protocols, list) or not all(isinstance(p, str) for p in protocols):
-        script.say("", f"# Scored by {evaluation['run']}, on more than one dataset: see its config.yaml.")
+    try:
+        config = validate(EvaluateConfig, yaml.safe_load(path.read_text()), str(path))
+    except (OSError, InputError):
+        script.say("", f"# Scored by {evaluation['run']}, which is not here any more.")
         return
-    where = script.datasets.get(evaluation["data_fingerprint"], data)
-    chosen = " ".join(f"--protocol {protocol}" for protocol in protocols)
-    script.say("", f'uv run vit evaluate {_quoted(model)} --data "{where}" {chosen}')
+    for name, one in config.datasets.items():
+        fingerprint = ((evaluation["datasets"] or {}).get(name) or {}).get(
+            "fingerprint", evaluation["data_fingerprint"]
+        )
+        where = script.datasets.get(fingerprint, one.path)
+        chosen = " ".join(f"--protocol {protocol}" for protocol in one.protocols)
+        script.say("", f'uv run vit evaluate {_quoted(model)} --data "{where}" {chosen}')

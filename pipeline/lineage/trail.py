@@ -42,9 +42,9 @@ class Trail:
             self._add_run(node, run, _step_of(lineage))
         elif lineage.get("run"):
             self._add_carried(node, lineage, carried)
-        elif source.kind == "checkpoint":
+        elif source.kind == "checkpoint" and Path(source.path).exists():
             self._add_lone_checkpoint(node, Path(source.path))
-        elif carried is not None:
+        elif carried is not None and (carried.get("run") or carried.get("reading")):
             self._add_carried(node, lineage, carried)
         else:
             node["notes"].append("not trained by a run that is known here: its history ends")
@@ -78,20 +78,26 @@ class Trail:
             node["run"] = {"path": path, "here": False}
             node["weights"]["step"] = _step_of(lineage)
             node["config"] = {"path": None, "sha256": lineage.get("config_sha256"), "content": None}
-            unknown = {"path": None, "here": False, "found": "its place is not recorded"}
-            unknown |= {"certificate": None, "tombstones": None}
-            node["data"] = [unknown | {"fingerprint": lineage.get("data_fingerprint")}]
+            node["data"] = self._data_of_lineage(lineage)
             if lineage.get("parent"):
                 node["notes"].append(f"its parent was {lineage['parent']}, of which nothing else is recorded")
             return
         for key in ("config", "profile", "code", "reading"):
             node[key] = carried.get(key)
-        node["run"] = (carried.get("run") or {"path": path}) | {"here": False}
+        node["run"] = (carried.get("run") or {}) | {"here": False} if path else None
         node["weights"]["step"] = (carried.get("weights") or {}).get("step")
         known = ("path", "name", "fingerprint", "weight", "made_from")
         recorded = [{key: one[key] for key in known if key in one} for one in carried.get("data", [])]
         node["data"] = [described(self.datasets, one) for one in recorded if one.get("path")]
         node["parents"] = [self._parent_carried(parent) for parent in carried.get("parents", [])]
+
+    def _data_of_lineage(self, lineage: dict[str, Any]) -> list[dict[str, Any]]:
+        datasets = lineage.get("datasets")
+        if isinstance(datasets, list | tuple):
+            return [described(self.datasets, dict(one) | {"name": Path(one["path"]).name}) for one in datasets]
+        unknown = {"path": None, "here": False, "found": "its place is not recorded"}
+        unknown |= {"certificate": None, "tombstones": None}
+        return [unknown | {"fingerprint": lineage.get("data_fingerprint")}]
 
     def _parent_carried(self, carried: Node) -> Node:
         lineage = {"run": (carried.get("run") or {}).get("path"), "step": (carried.get("weights") or {}).get("step")}
@@ -111,7 +117,7 @@ class Trail:
         if len(paths) == 1:
             one = {"path": paths[0], "name": Path(paths[0]).name, "fingerprint": manifest.get("data_fingerprint")}
             node["data"] = [described(self.datasets, one)]
-        if config:
+        if config and len(paths) == 1:
             node["reading"] = _reading_of_manifest(manifest, manifest.get("step", 0)) | {
                 "fingerprint": manifest.get("data_fingerprint"), "shards_sha256": None, "config": config,
             }  # fmt: skip
@@ -232,10 +238,3 @@ def _reading_of_manifest(manifest: dict, step: int) -> dict[str, Any]:
         "tombstones": [entry for entry in manifest.get("tombstones", []) if entry["step"] < step],
         "damaged": sum((manifest.get("damaged") or {}).values()),
     }
-
-
-def require_trained(node: Node) -> None:
-    """InputError where a model has no run, nor a record of one."""
-    if node["reading"] is None:
-        notes = "; ".join(node["notes"])
-        raise InputError(f"MODEL `{node['model']}`: what it was trained on is not recorded here ({notes})")

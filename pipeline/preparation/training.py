@@ -12,17 +12,17 @@ from typing import Any
 import yaml
 
 from models.encoders.config import EncoderConfig, inexpressible
-from models.encoders.timm_config import PREFIX, TimmEncoderConfig, encoder_of_timm, read_encoder
 from pipeline.config.memory import checkpoint_bytes, rank_memory
 from pipeline.config.plan import count_parameters, count_trained, plan_batches, plan_steps, training_flops
-from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
+from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve
 from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.config.validation import SPLIT
 from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
+from pipeline.preparation.origin import changed, start_from, taught_by, without_keys_of_a_plain_vit
 from pipeline.preparation.placement import Placement
-from pipeline.registry.locate import ModelSource, different_classes, probe_head
+from pipeline.registry.locate import ModelSource, probe_head
 from pipeline.registry.timm_facts import with_timm_facts
 from pipeline.registry.writers import require_packages
 from pipeline.shards.index import Shard
@@ -77,19 +77,19 @@ def prepare_training(
     notes: list[str] = []
     if model is not None:
         model = with_timm_facts(model)
-        raw = _start_from(raw, model, settings, path, notes)
+        raw = start_from(raw, model, settings, path, notes)
     raw, by_hand = _replace_length(raw, settings)
     if given := [key for key in settings if key.startswith("data.sources")]:
         raise InputError(f"--set {given[0]}: filled in by --data; say --data PATH, or --data PATH=WEIGHT several times")
     raw = apply_overrides(raw, {"data.sources": [{"path": str(index.directory)} for index in sources.indexes]})
-    raw = _without_keys_of_a_plain_vit(raw, settings, notes)
+    raw = without_keys_of_a_plain_vit(raw, settings, notes)
     config, left_out = resolve(CONFIGS[stage], raw, settings, path.name)
     notes += left_out
     sources.require_split(config.data.split, path.name)
     sources = sources.weighted(config.data.split)
     config = _filled_in(config, sources, model, path)
     if teacher is not None:
-        config = _taught_by(teacher, config, sources, path, notes)
+        config = taught_by(teacher, config, sources, path, notes)
     _require_loss_of_label_sets(config, sources, path)
     samples_per_epoch = _samples_per_epoch(config, sources)
     if by_hand:
@@ -126,56 +126,6 @@ def _require_stage(raw: Mapping[str, Any], stage: str, path: Path) -> None:
         raise InputError(f"{path.name}: stage: this is a recipe of stage {found!r}, not {stage}")
 
 
-def _start_from(
-    raw: dict[str, Any], model: ModelSource, settings: Mapping[str, Any], path: Path, notes: list[str]
-) -> dict[str, Any]:  # fmt: skip
-    """The recipe with the model's encoder under its own, and the model as where weights come from.
-
-    Fine-tuning takes the pretraining's representation layer out (ViT, section 3.2), and reads a distilled model's two
-    tokens whatever the recipe pools (DeiT, arXiv:2012.12877, section 4).
-    """
-    if model.tuning is not None:
-        raise InputError(
-            f"MODEL `{model.reference}`: has what tuning.kind {model.tuning['kind']} added, which would be lost; start "
-            f"from the model that it was tuned from: {model.lineage.get('parent')}"
-        )
-    encoder = model.settings | (model.encoder or {}) | (raw.get("encoder") or {})
-    if raw["stage"] == "finetune" and encoder.get("representation"):
-        encoder["representation"] = False
-    distilled = encoder.get("distillation_token") and settings.get("encoder.distillation_token", True)
-    if raw["stage"] == "finetune" and distilled and encoder.get("pooling") != "token":
-        encoder["pooling"] = "token"
-        notes.append("encoder.pooling token, not the recipe's: the model has a class and a distillation token to read")
-    if model.kind == "timm" and "name" not in encoder:
-        encoder |= encoder_of_timm(model.path)
-    if "name" not in encoder and "encoder.name" not in settings:
-        raise InputError(
-            f"{path.name}: encoder.name: `{model.reference}` holds weights alone; "
-            "say which encoder they fit, for example --set encoder.name=vit_b16"
-        )
-    theirs, ours = (model.encoder or {}).get("name", ""), str(settings.get("encoder.name", encoder.get("name")))
-    if theirs.startswith(PREFIX) and not ours.startswith(PREFIX):
-        raise InputError(f"{path.name}: encoder.name {ours}: the weights of `{model.reference}` are of {theirs}")
-    return raw | {"encoder": encoder, "initialise_from": model.reference}
-
-
-def _without_keys_of_a_plain_vit(
-    raw: dict[str, Any], settings: Mapping[str, Any], notes: list[str]
-) -> dict[str, Any]:  # fmt: skip
-    """The recipe without what another network of timm's has no key for; a line says what was left out."""
-    encoder = raw.get("encoder") or {}
-    name = settings.get("encoder.name", encoder.get("name"))
-    if not isinstance(name, str) or not name.startswith(PREFIX):
-        return raw
-    left_out = [key for key in encoder if key not in TimmEncoderConfig.model_fields]
-    if encoder.get("name") != name:  # the size of another network's images
-        left_out += [key for key in ("image_size",) if key in encoder]
-    if left_out:
-        said = ", ".join(f"encoder.{key}" for key in left_out)
-        notes.append(f"encoder.name={name}: left out what the recipe says for a plain ViT: {said}")
-    return raw | {"encoder": {key: value for key, value in encoder.items() if key not in left_out}}
-
-
 def _trains_but_is_not_registered(config: TrainingConfig) -> str | None:
     """Why somebody may learn too late that the model is not one of timm's: of a representation it is no news."""
     head = getattr(config.objective, "head", None)
@@ -191,12 +141,6 @@ def _replace_length(raw: dict[str, Any], settings: Mapping[str, Any]) -> tuple[d
     if given:
         raw = {key: value for key, value in raw.items() if key not in LENGTH_UNITS}
     return raw, bool(given)
-
-
-def _with(config: TrainingConfig, source: str, **changes: Any) -> Any:
-    """A validated copy with dotted keys changed; pydantic's own copy would skip validation."""
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return validate(type(config), apply_overrides(config.model_dump(), dotted), source)
 
 
 def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | None, path: Path) -> TrainingConfig:
@@ -220,7 +164,7 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
             f"{path.name}: data.mean: {sources.path}: the images differ in their channels, so there are no statistics "
             "of pixels; give data.mean and data.std"
         )
-    return _with(
+    return changed(
         config, path.name,
         data__lanes=data.lanes or default_lanes(config.global_batch_size),
         data__sources=_filled_in_sources(config, sources),
@@ -229,37 +173,6 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
         data__mean=list(mean), data__std=[max(one, LEAST_STD) for one in std], data__evaluation_crop=crop,
         data__evaluation_crop_mode=crop_mode,
     )  # fmt: skip
-
-
-def _taught_by(
-    teacher: ModelSource, config: TrainingConfig, sources: Sources, path: Path, notes: list[str]
-) -> TrainingConfig:
-    """The config with the teacher as it is found from anywhere, and its network; InputError where it cannot teach."""
-    ours = sources.classes or ()
-    if reason := _cannot_teach(teacher, config.encoder.channels):
-        raise InputError(f"{path.name}: objective.teacher {teacher.reference}: {reason}")
-    if config.objective.reads_labels and teacher.num_classes and tuple(teacher.classes or ours) != tuple(ours):
-        raise InputError(f"{path.name}: {different_classes(teacher.reference, teacher.num_classes, len(ours))}")
-    is_plain = teacher.encoder is not None and isinstance(read_encoder(teacher.encoder), EncoderConfig)
-    if not is_plain:
-        notes.append(f"objective.teacher {teacher.reference}: its memory and arithmetic are not counted in the plan")
-    return _with(
-        config, path.name, objective__teacher=teacher.reference,
-        objective__teacher_encoder=teacher.encoder if is_plain else None,
-        objective__teacher_classes=teacher.num_classes,
-    )  # fmt: skip
-
-
-def _cannot_teach(teacher: ModelSource, channels: int) -> str | None:
-    """Why a model has nothing to say of such images, as far as its files tell; None where it may."""
-    if teacher.kind == "file":
-        return "weights alone do not say which network they are of; take a run, a registered model or timm:NAME"
-    if teacher.kind != "timm" and not teacher.num_classes:
-        return "has no head to learn from; fine-tune it first, or take another"
-    theirs = read_encoder(teacher.encoder).channels if teacher.encoder else channels
-    if channels not in (1, theirs):  # a grey image is shown as equal channels
-        return f"sees images of {theirs} channels, and encoder.channels is {channels}; take a teacher of as many"
-    return None
 
 
 def _filled_in_sources(config: TrainingConfig, sources: Sources) -> list[dict[str, Any]]:
@@ -355,7 +268,7 @@ def _shortened_ramps(
             notes.append(
                 f"{name} shortened from {wanted:g} to {amount / 10:g} {unit}: a tenth of the length set by hand"
             )
-    return _with(config, "--set", **allowed)
+    return changed(config, "--set", **allowed)
 
 
 def with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch: int, asked_in: str) -> Any:
@@ -377,7 +290,7 @@ def with_validation(config: TrainingConfig, sources: Sources, samples_per_epoch:
         steps, epoch = plan_steps(config, samples_per_epoch).steps, -(-samples_per_epoch // config.global_batch_size)
         every = 0 if lacking or unlabelled or steps < epoch else max(epoch, -(-steps // MOST_VALIDATIONS))
     best = best or ("accuracy" if supervised else "loss")
-    return _with(config, asked_in, validation__every_steps=every, validation__best=best)
+    return changed(config, asked_in, validation__every_steps=every, validation__best=best)
 
 
 def training_plan(

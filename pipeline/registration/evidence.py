@@ -18,11 +18,13 @@ from pipeline.errors import InputError
 from pipeline.registry.gate import SELECTION, Predictions, Standing
 from pipeline.registry.integrity import sha256_of
 from pipeline.registry.locate import same_checkpoint
+from pipeline.registry.test_reads import read_key
 from pipeline.run_directory import RunDirectory, read_json, write_json
 
 GATE = "gate"  # the folder in a version's artifacts
 EVIDENCE = "evidence.json"
-DECIDING = "top1"  # the metric that the gate compares
+PAIRED = "top1"  # the metric that is the mean of the predictions' `correct`
+DECIDING = (PAIRED, "map", "mean_iou")  # the metrics that the gate compares, of each protocol the first that it has
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Evidence:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     scored: dict[str, dict[str, Any]] = field(default_factory=dict)
     standings: list[Standing] = field(default_factory=list)  # newest evaluation first, then in its own order
-    files: dict[str, Path] = field(default_factory=dict)  # predictions by metric
+    files: dict[tuple[str, str, str], Path] = field(default_factory=dict)  # predictions by metric, data and split
     test_reads: dict[str, int] = field(default_factory=dict)
 
 
@@ -52,25 +54,35 @@ def evidence_for(lineage: dict[str, Any], evaluations: Iterable[str]) -> Evidenc
 
 
 def _add(found: Evidence, run: RunDirectory, result: dict[str, Any], model: str) -> None:
-    predictions = result.get("predictions", {}).get(model, {})
-    for key, value in result["metrics"][model].items():
-        _, protocol, dataset, metric = key.split("/", 3)
+    metrics = result["metrics"][model]
+    for column in dict.fromkeys(key.rpartition("/")[0] for key in metrics):
+        _, protocol, dataset = column.split("/")
         about = _dataset(result, dataset)
-        if metric == DECIDING and about["split"] == "test":
-            read = f"{protocol}/{dataset} {about['fingerprint']}"
+        if about["split"] == "test":
+            read = read_key(protocol, dataset, about["fingerprint"])
             found.test_reads[read] = found.test_reads.get(read, 0) + 1
-        if key in found.metrics:
-            continue
-        found.metrics[key] = value
-        found.scored[dataset] = about
-        if interval := result.get("intervals", {}).get(model, {}).get(key):
-            found.intervals[key] = tuple(interval)
-        if metric == DECIDING:
-            file = predictions.get(key.removesuffix(f"/{metric}"))
-            if file is not None:
-                found.files[key] = run.path / file
-            stored = None if file is None else _read_predictions(found.files[key])
-            found.standings.append(Standing(key, value, about["fingerprint"], about["split"], stored))
+        _stand(found, run, result, model, column)
+        found.scored.setdefault(dataset, about)
+    intervals = result.get("intervals", {}).get(model, {})
+    for key in [key for key in metrics if key not in found.metrics]:
+        found.metrics[key] = metrics[key]
+        if key in intervals:
+            found.intervals[key] = tuple(intervals[key])
+
+
+def _stand(found: Evidence, run: RunDirectory, result: dict[str, Any], model: str, column: str) -> None:
+    """Add what the gate compares of a protocol on a split, unless a newer evaluation of the same data said it."""
+    metrics, about = result["metrics"][model], _dataset(result, column.split("/")[2])
+    deciding = next((f"{column}/{name}" for name in DECIDING if f"{column}/{name}" in metrics), None)
+    place = deciding, about["fingerprint"], about["split"]
+    if deciding is None or place in {(one.metric, one.data, one.split) for one in found.standings}:
+        return
+    file = result.get("predictions", {}).get(model, {}).get(column)
+    stored = None
+    if file is not None and deciding.endswith(f"/{PAIRED}"):
+        found.files[place] = run.path / file
+        stored = _read_predictions(found.files[place])
+    found.standings.append(Standing(deciding, metrics[deciding], about["fingerprint"], about["split"], stored))
 
 
 def _dataset(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -106,7 +118,7 @@ def write_evidence(evidence: Evidence, folder: Path) -> str:
         entry: dict[str, Any] = {"metric": one.metric, "value": one.value, "data": one.data, "split": one.split}
         if one.predictions is not None:
             name = f"predictions-{number:02d}.safetensors"
-            shutil.copyfile(evidence.files[one.metric], folder / name)
+            shutil.copyfile(evidence.files[one.metric, one.data, one.split], folder / name)
             entry |= {"predictions": name, "sha256": sha256_of(folder / name)}
         entries.append(entry)
     write_json(folder / EVIDENCE, {"format_version": 1, "standings": entries})

@@ -5,14 +5,16 @@ version, with all its tags at once; then the gate. A second registration goes on
 second version of the same weights.
 """
 
+import contextlib
 import logging
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config.stages import RegisterConfig, read_run_config
-from pipeline.errors import InputError
+from pipeline.errors import FaultError, InputError
 from pipeline.rank import Rank
 from pipeline.registration.card import Facts, model_card
 from pipeline.registration.evidence import GATE, Evidence, deciding, evidence_for, read_evidence, write_evidence
@@ -21,8 +23,8 @@ from pipeline.registration.training_facts import training_facts
 from pipeline.registration.upload import patiently, send_verified, upload_model, use_settings
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import Standing
-from pipeline.registry.integrity import require_intact, sha256_of
-from pipeline.registry.locate import HF_DIRECTORY, ModelSource, artifacts_of, source_from_dict
+from pipeline.registry.integrity import sha256_of
+from pipeline.registry.locate import ModelSource, require_tracking_server, source_from_dict, whole_directory
 from pipeline.registry.test_reads import TAG as TEST_READS
 from pipeline.registry.test_reads import merged_reads
 from pipeline.registry.tracking import experiment_id, with_key
@@ -63,8 +65,24 @@ def register(me: Rank) -> None:
         sums = export_timm_directory(model, source, directory, evidence.metrics, model_card(source, facts))
         del model
         me.phase = "register"
-        summary = _publish(request, directory, sums, width, Path(scratch))
+        with _faults_of_the_registry(config.tracking_uri):
+            summary = _publish(request, directory, sums, width, Path(scratch))
     write_json(me.run.result_file, {"format_version": 1, "stage": "register"} | summary)
+
+
+@contextlib.contextmanager
+def _faults_of_the_registry(tracking_uri: str) -> Iterator[None]:
+    """A registry that has gone away is a fault of the machinery, whatever MLflow calls it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        try:
+            require_tracking_server(tracking_uri)
+        except InputError as gone:
+            raise FaultError(f"{gone}; what was registered by then stays, run it again") from error
+        raise
 
 
 def _publish(request: Request, directory: Path, sums: str, width: int, scratch: Path) -> dict[str, Any]:
@@ -143,8 +161,7 @@ def _version_of(client: Any, request: Request, weights: str) -> Any:
             continue
         uri = f"models:/{name}/{version.version}"
         try:
-            directory = artifacts_of(client, version, request.home) / HF_DIRECTORY
-            require_intact(uri, directory, version.tags.get("vit.artifact_sha256"))
+            whole_directory(client, version, request.home)
             return version
         except InputError as error:
             log.warning("%s has these weights, but is not whole; a new version is made: %s", uri, error)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from pipeline.errors import FaultError
+from pipeline.rank import Stopped
 from pipeline.registry.integrity import files_in, hashes_in, sha256_of
 
 SERVED_MODEL = Path(__file__).parents[1] / "registry" / "served_model.py"
@@ -118,6 +119,8 @@ def patiently(what: str, work: Callable[[], Any]) -> Any:
     for attempt in range(TRIES):
         try:
             return work()
+        except Stopped:
+            raise
         except Exception as error:  # whatever a store and its HTTP library raise
             log.warning("%s failed (try %d of %d): %s", what, attempt + 1, TRIES, _first_line(error))
             if attempt == TRIES - 1:

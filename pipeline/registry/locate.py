@@ -9,6 +9,7 @@ what a pretrained model is held against.
 import contextlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from pipeline.run_directory import Checkpoint, RunDirectory, verified_manifest
 RANDOM = "random:"
 _NOT_TIMM = {"adapter": "adapters", "visual_prompt": "prompts"}
 LINEAGE = ("run", "step", "data_fingerprint", "config_sha256", "parent", "teacher")  # tags of a version, after `vit.`
+CACHE = "registered"  # the folder of a home for what was fetched from a registry
 HF_DIRECTORY = "artifacts/hf"  # timm's own layout, within a registered model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -355,6 +357,27 @@ def _what_there_is(client: Any, name: str, choice: str, *, alias: bool) -> str:
     return f"no version `{choice}`; there are: {', '.join(sorted(versions, key=int)[-10:]) or 'none'}"
 
 
+def whole_directory(client: Any, version: Any, home: Path) -> Path:
+    """timm's directory of a model version, every file held to its hash; a copy that was damaged here is fetched again.
+
+    InputError where it is not what was registered, or was not registered by us.
+    """
+    uri, cache = f"models:/{version.name}/{version.version}", home / CACHE
+    for again in (False, True):
+        root = artifacts_of(client, version, home)
+        directory = root / HF_DIRECTORY
+        if not (directory / "config.json").is_file():
+            raise InputError(f"MODEL `{uri}` was not registered by `vit register`: it has no {HF_DIRECTORY}")
+        try:
+            require_intact(f"MODEL `{uri}`", directory, version.tags.get("vit.artifact_sha256"))
+            break
+        except InputError:
+            if again or not root.is_relative_to(cache):
+                raise
+            shutil.rmtree(root)
+    return directory
+
+
 def artifacts_of(client: Any, version: Any, home: Path) -> Path:
     """The files of a model version on this machine, for reading alone: where the store has them, if it is a folder
     here; else in `home/registered`, fetched once. InputError where they cannot be had."""
@@ -362,9 +385,7 @@ def artifacts_of(client: Any, version: Any, home: Path) -> Path:
     from mlflow.exceptions import MlflowException
 
     uri = f"models:/{version.name}/{version.version}"
-    cached = (
-        home / "registered" / f"{version.name}-{version.version}-{version.tags.get('vit.artifact_sha256', '')[:16]}"
-    )
+    cached = home / CACHE / f"{version.name}-{version.version}-{version.tags.get('vit.artifact_sha256', '')[:16]}"
     try:
         if urlparse(client.get_model_version_download_uri(version.name, version.version)).scheme in ("", "file"):
             return Path(mlflow.artifacts.download_artifacts(uri))
@@ -385,9 +406,6 @@ def _registered(reference: str, tracking_uri: str, home: Path) -> ModelSource:
     client = connected(tracking_uri)
     version = registered_version(client, reference, tracking_uri)
     uri = f"models:/{version.name}/{version.version}"
-    directory = artifacts_of(client, version, home) / HF_DIRECTORY
-    if not (directory / "config.json").is_file():
-        raise InputError(f"MODEL `{reference}`: {uri} was not registered by `vit register`: it has no artifacts/hf")
-    require_intact(f"MODEL `{reference}`", directory, version.tags.get("vit.artifact_sha256"))
+    directory = whole_directory(client, version, home)
     lineage = {"registered": uri} | {key: version.tags[f"vit.{key}"] for key in LINEAGE if f"vit.{key}" in version.tags}
     return _of_timm_directory(reference, directory, lineage)

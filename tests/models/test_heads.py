@@ -9,6 +9,7 @@ from models.encoders.head_config import AttentiveHeadConfig, LinearBatchNormHead
 from models.encoders.heads import AttentiveHead, BatchNorm
 from models.encoders.timm_config import read_encoder
 from models.objectives.config import SupervisedConfig
+from models.weights.loading import load_encoder_weights
 from tests.models.objective_cases import CLASSES, SMALL, batch_of, build, shake
 
 HEADS = {
@@ -86,3 +87,15 @@ def test_a_head_of_a_probe_reads_no_other_network_and_no_representation():
         distilled, 0
     )
     assert SupervisedConfig().problem(swin, 0) is None
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_model_with_a_probes_head_is_started_from_without_it(head):
+    probe = build(SupervisedConfig(head=head))
+    fresh = build(SupervisedConfig()).encoder
+    report = load_encoder_weights(fresh, probe.state_dict(), head=False)
+    assert not report.missing and not report.unexpected
+    assert {name.removeprefix("encoder.") for name in report.left_out} == {
+        f"head.{name}" for name in probe.encoder.head.state_dict()
+    }
+    assert not fresh.head.weight.any() and torch.equal(fresh.norm.weight, probe.encoder.norm.weight)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.build import build_objective
 from models.encoders.config import EncoderConfig
@@ -76,6 +77,17 @@ def test_gradients_reach_what_trains_alone_and_the_plan_counts_it(name, position
     size = (encoder, SupervisedConfig(), CLASSES, tuning)
     assert count_parameters(*size) == sum(p.numel() for p in module.parameters())
     assert count_trained(*size) == sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_counted_arithmetic_agrees_with_the_built_module(name):
+    encoder, tuning = EncoderConfig(name="vit_ti16", image_size=64, patch_size=8), tuning_of(TUNINGS[name])
+    module = build_objective(SupervisedConfig(), encoder, num_classes=10, seed=0)
+    tune(module, tuning, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        module.train()(Batch(torch.randn(1, 3, 64, 64), torch.zeros(1).long(), torch.arange(1))).loss.backward()
+    counted = counter.get_total_flops()
+    assert training_flops(encoder, SupervisedConfig(), 10, tuning) == pytest.approx(counted, rel=0.04)
 
 
 @pytest.mark.parametrize("name", ["lora", "adalora", "adapter", "parallel adapter"])
@@ -209,6 +221,17 @@ def test_adalora_draws_singular_vectors_towards_orthogonal_ones():
     added = module.train()(batch()).loss - plain.train()(batch()).loss
     torch.testing.assert_close(added, module.ranks.departure())
     assert torch.equal(module.eval()(batch()).loss, plain.eval()(batch()).loss)
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_a_tuned_network_compiles_to_one_graph_that_gives_the_same_loss(name):
+    dropout = {} if name == "head" or "adalora" in name else {"dropout": 0.2}
+    module = tuned(TUNINGS[name] | dropout, drop_path_rate=0.2).train()
+    compiled = torch.compile(module, backend="eager", fullgraph=True, dynamic=False)
+    for first in (0, 4):
+        one = batch()._replace(positions=torch.arange(first, first + 4))
+        with torch.compiler.set_stance("fail_on_recompile" if first else "default"):
+            assert compiled(one).loss.item() == pytest.approx(module(one).loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", TUNINGS)

@@ -19,6 +19,9 @@ class DroppingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        """From here on the address is nobody's."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, and would keep it open
         self._listener.close()
 
     def _accept(self) -> None:

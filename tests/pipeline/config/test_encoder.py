@@ -7,7 +7,7 @@ import pytest
 from pipeline.config.recipe import apply_overrides, validate
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import InputError
-from pipeline.preparation.training import _start_from, _without_keys_of_a_plain_vit
+from pipeline.preparation.origin import start_from, without_keys_of_a_plain_vit
 from pipeline.registry.locate import ModelSource
 from tests.recipes import load_recipe
 
@@ -65,14 +65,14 @@ def test_an_objective_and_an_encoder_that_do_not_go_together_are_refused_in_one_
 def test_weights_of_another_network_than_the_recipes_plain_vit_are_refused_by_its_name():
     swin = ModelSource("swin", "checkpoint", "swin", encoder={"name": "timm:swin_tiny_patch4_window7_224"})
     with pytest.raises(InputError, match="encoder.name vit_s16: the weights of `swin` are of timm:swin_tiny"):
-        _start_from({"stage": "pretrain", "encoder": {"name": "vit_s16"}}, swin, {}, Path("x.yaml"), [])
+        start_from({"stage": "pretrain", "encoder": {"name": "vit_s16"}}, swin, {}, Path("x.yaml"), [])
 
 
 def test_a_recipe_for_a_plain_vit_leaves_its_keys_out_for_another_network():
     notes: list[str] = []
     raw = {"encoder": {"name": "vit_s16", "image_size": 64, "pooling": "mean", "drop_path_rate": 0.1}}
     settings = {"encoder.name": "timm:convnext_tiny"}
-    found = _without_keys_of_a_plain_vit(raw, settings, notes)["encoder"]
+    found = without_keys_of_a_plain_vit(raw, settings, notes)["encoder"]
     assert found == {"name": "vit_s16", "drop_path_rate": 0.1}
     assert notes == [
         "encoder.name=timm:convnext_tiny: left out what the recipe says for a plain ViT: encoder.pooling, "

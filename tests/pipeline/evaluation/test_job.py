@@ -253,3 +253,35 @@ def test_embeddings_of_another_model_are_not_mixed_in(tmp_path):
     (tmp_path / "photos/a.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="is not empty and holds no embeddings"):
         begin_store(tmp_path / "photos", {"weights": "a"})
+
+
+def described_as(network: Path, directory: Path, lineage: dict) -> Path:
+    """A copy of a timm directory that says where it comes from."""
+    directory.mkdir()
+    for file in network.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"vit": {"lineage": lineage}}))
+    return directory
+
+
+def test_forgetting_is_the_old_protocols_before_and_after_on_what_the_parent_learned_from(
+    network, digits, home, tmp_path
+):
+    parent = described_as(network, tmp_path / "parent", {"datasets": [{"path": str(digits), "fingerprint": "f"}]})
+    child = described_as(network, tmp_path / "child", {"parent": str(parent)})
+
+    def forgetting(model: Path, **other):
+        return requested_evaluation({"model": str(model)}, protocols=["forgetting-v1"], profile="local", overrides=[],
+                                    run_dir=None, home=home, **({"data": None} | other))  # fmt: skip
+
+    config = forgetting(child).config()
+    assert config.models == {"before": str(parent), "after": str(child)}
+    assert config.datasets["digits"].protocols == ("knn-20-v1", "linear-cached-v1")
+    with pytest.raises(InputError, match="was initialised from no other model"):
+        forgetting(parent)
+    with pytest.raises(InputError, match="leave --data and others out"):
+        forgetting(child, data=str(digits))
+    orphan = described_as(network, tmp_path / "orphan", {"parent": str(network)})
+    with pytest.raises(InputError, match="does not say what data it learned from"):
+        forgetting(orphan)

@@ -148,6 +148,23 @@ def test_weights_that_were_not_trained_here_have_a_trail_that_ends_and_no_script
         reproduction(node)
 
 
+def test_a_registered_model_tells_of_its_run_and_of_foreign_parents_when_the_run_is_gone(pictures, tmp_path):
+    run = new_run(tmp_path, str(pictures))
+    foreign = ModelSource("timm:vit_tiny_patch16_224", "timm", "vit_tiny_patch16_224")
+    write_json(run.plan_file, run.plan() | {"initialise_from": foreign.as_dict()})
+    before = Trail(tmp_path).of(source_of(run))
+    artifact = tmp_path / "hf"
+    artifact.mkdir()
+    write_json(artifact / "provenance.json", {"trail": Trail().of(source_of(run))})
+    lineage = source_of(run).lineage | {"registered": "models:/birds/3"}
+    shutil.rmtree(run.path)
+    node = Trail(tmp_path).of(ModelSource("models:/birds@champion", "timm_directory", str(artifact), lineage=lineage))
+    assert "the registry says what follows" in node["notes"][0] and node["registered"] == "models:/birds/3"
+    assert node["parents"] == before["parents"] and "its history ends" in node["parents"][0]["notes"][0]
+    assert node["run"] == before["run"] | {"here": False} and node["reading"] == before["reading"]
+    assert "--set initialise_from=timm:vit_tiny_patch16_224" in reproduction(node)
+
+
 @pytest.mark.parametrize("odd", ["text with VIT_END in it\n\n", "bytes \udcff\udcfe\n", "$HOME `date` \\ 'quoted'\n"])
 def test_a_file_in_the_script_comes_out_as_it_went_in(odd, tmp_path):
     script = _Script("a model")

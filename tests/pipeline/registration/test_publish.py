@@ -8,6 +8,7 @@ from pipeline.errors import InputError
 from pipeline.registration import promotion
 from pipeline.registry.locate import locate_model
 from pipeline.registry.test_reads import read_key, record_test_read, recorded_reads
+from pipeline.run_directory import read_json, write_json
 from tests.pipeline.registration.stores import FINGERPRINT, evaluated, exported, forget, hf_of, registered, right
 
 
@@ -88,6 +89,25 @@ def test_the_same_weights_are_registered_once_and_compared_again_when_there_is_a
     assert "| eval/classify-v1/ants.validation/top1 | 1.0000 | 0.9900 – 1.0100 |" in (
         client(store).get_model_version("ants", "2").description
     )
+
+
+def test_a_newer_evaluation_of_other_data_of_that_name_hides_nothing_that_the_champion_was_scored_by(store, tmp_path):
+    old, new = exported(tmp_path / "old", 0), exported(tmp_path / "new", 1)
+    registered(store, old, "ants", evaluated(tmp_path / "e0", old, right(200)))
+    other = evaluated(tmp_path / "e1", new, right(100), fingerprint="0" * 64)
+    result = registered(store, new, "ants", other, evaluated(tmp_path / "e2", new, right(300)))
+    assert result["promoted"] and "0.7500 against the champion's 0.5000" in result["reason"]
+
+
+def test_a_protocol_without_top_1_is_compared_by_what_it_has(store, tmp_path):
+    for seed, value in enumerate((0.5, 0.504, 0.506)):
+        model = exported(tmp_path / f"m{seed}", seed)
+        run = evaluated(tmp_path / f"e{seed}", model, right(200), splits=("validation",))
+        result = read_json(run / "result.json")
+        result["metrics"]["model"] = {"eval/classify-v1/ants.validation/map": value}
+        write_json(run / "result.json", result)
+        assert registered(store, model, "ants", run)["promoted"] is (seed != 1)
+    assert "better by 0.0060, margin 0.005: eval/classify-v1/ants.validation/map" in tags(store, 3)["vit.gate_decision"]
 
 
 def test_a_registration_that_was_killed_before_the_gate_is_finished_by_the_next(store, tmp_path, monkeypatch):

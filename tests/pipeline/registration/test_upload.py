@@ -1,13 +1,17 @@
 """A model reaches a real MLflow server whole, whatever becomes of the connection, or there is no version of it."""
 
 import resource
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import mlflow
 import pytest
 
 from pipeline.errors import FaultError
-from pipeline.registration import upload
+from pipeline.rank import Stopped
+from pipeline.registration import publish, upload
 from pipeline.registry.locate import locate_model
 from tests.pipeline.dropping_proxy import DroppingProxy
 from tests.pipeline.registration.servers import tracking_server
@@ -48,6 +52,7 @@ def test_a_connection_that_drops_in_the_middle_costs_a_try_and_nothing_else(stor
     source = locate_model("models:/dropped@champion", tracking_uri=proxy.url, home=store)
     assert source.path.startswith(str(store / "registered"))
     proxy_sent = proxy.sent
+    Path(source.path, "config.json").write_text("{}")
     assert locate_model("models:/dropped/1", tracking_uri=proxy.url, home=store).path == source.path
     again = registered(store, model, "dropped", uri=proxy.url)
     assert again["version"] == 1 and "nothing was uploaded" in again["summary"]
@@ -70,6 +75,56 @@ def test_where_the_connection_always_drops_there_is_no_version(store, proxy, tmp
     proxy.drops = []
     monkeypatch.setattr(upload, "TRIES", 6)
     assert registered(store, model, "never", uri=proxy.url)["promoted"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.pipeline.registration.stores import registered
+registered(Path(sys.argv[1]), Path(sys.argv[2]), "killed", uri=sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_a_registration_that_is_killed_while_it_uploads_leaves_no_version_and_the_next_one_is_whole(
+    store, proxy, tmp_path
+):
+    model = wide(tmp_path / "m", 54)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(store), str(model), proxy.url])
+    deadline = time.monotonic() + 200
+    while proxy.sent < 20 * MIB:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    client = mlflow.MlflowClient(proxy.url)
+    assert not client.search_model_versions("name='killed'")
+    assert registered(store, model, "killed", uri=proxy.url)["uri"] == "models:/killed/1"
+    locate_model("models:/killed@champion", tracking_uri=proxy.url, home=store)
+
+
+def test_a_request_to_stop_is_no_fault_that_is_tried_again():
+    def stop():
+        raise Stopped("stopped on request")
+
+    with pytest.raises(Stopped):
+        upload.patiently("an upload", stop)
+
+
+@pytest.mark.slow
+def test_a_registry_that_goes_away_meanwhile_is_a_fault(store, server, tmp_path, monkeypatch):
+    model, proxy = exported(tmp_path / "m"), DroppingProxy(server[1])
+    monkeypatch.setitem(upload.SETTINGS, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(publish, "_new_version", lambda *arguments: gone(proxy))
+    with pytest.raises(FaultError, match="does not answer .*; what was registered by then stays, run it again"):
+        registered(store, model, "gone", uri=proxy.url)
+
+
+def gone(proxy: DroppingProxy):
+    """The server's address is nobody's from here on."""
+    proxy.close()
+    proxy.drops = [0] * 1000
+    return mlflow.MlflowClient(proxy.url).create_registered_model("gone")
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_plan_provenance_and_model_of_a_child_name_its_parent_and_the_parents_da
 
 
 def register_on_rank(run_path: str) -> None:
-    from pipeline.registry.publish import register
+    from pipeline.registration.publish import register
 
     run = RunDirectory(run_path)
     register(Rank(run, run.attempt(1).make(), 0, 0, 1))

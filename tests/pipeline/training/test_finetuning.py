@@ -199,3 +199,20 @@ def test_a_fine_tune_without_labels_or_with_a_teacher_of_other_classes_is_refuse
         fine_tuning(tmp_path / "3", pictures, model, distill)
     with pytest.raises(InputError, match="objective.kind: expected supervised or distill"):
         fine_tuning(tmp_path / "4", pictures, model, "objective.kind=mae")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["linear_batchnorm", "attentive"])
+def test_a_probes_head_is_partitioned_stopped_and_resumed_without_a_change(tmp_path, pictures, head):
+    """Under ZeRO-3 with all parameters training; statistics of a BatchNorm are state too."""
+    model = exported(tmp_path / "model", CLASSES)
+    settings = (f"objective.head.kind={head}", "zero.stage=3", "profile.ranks_per_node=2", "micro_batch_size=2",
+                "global_batch_size=8", "steps=4")  # fmt: skip
+    runs = [fine_tuning(tmp_path / f"run-{number}", pictures, model, *settings) for number in range(2)]
+    assert run_on_ranks(train_until, 2, str(runs[0].path), 1, 99) == ["done", "done"]
+    assert "checkpoint complete" in run_on_ranks(train_until, 2, str(runs[1].path), 1, 2)[0]
+    assert run_on_ranks(train_until, 2, str(runs[1].path), 2, 99) == ["done", "done"]
+    whole, parts = (read_weights(run.newest_checkpoint()) for run in runs)
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    if head == "linear_batchnorm":
+        assert whole["encoder.head.norm.running_mean"].any()
