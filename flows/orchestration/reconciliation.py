@@ -105,8 +105,8 @@ def _resolved(argument: str) -> str:
 
 def _repair_tracking(home: Path, standings: dict[RunDirectory, Standing], say: Say) -> int:
     """Ledgers that were not forwarded, and MLflow runs that read RUNNING and have ended; the number of faults."""
-    from pipeline.registry.locate import require_tracking_server
     from pipeline.registry.tracking import Mirror, keys_left_running
+    from pipeline.registry.versions import require_tracking_server
 
     uri = tracking_uri(home)
     mirrors = {

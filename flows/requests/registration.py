@@ -11,7 +11,8 @@ from flows.requests.stage import write_stage
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.stages import RegisterConfig
 from pipeline.errors import InputError
-from pipeline.registry.locate import ModelSource, require_tracking_server, same_checkpoint, unregistrable
+from pipeline.registry.locate import ModelSource, same_checkpoint, unregistrable
+from pipeline.registry.versions import require_tracking_server
 from pipeline.run_directory import RunDirectory, read_json
 
 SETTABLE = ("evaluations", "licence", "promotion_margin")

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.registry.locate import ModelSource, require_tracking_server
+from pipeline.registry.locate import ModelSource
 from pipeline.registry.tracking import connect, find_mirrored_run
+from pipeline.registry.versions import require_tracking_server
 from pipeline.run_directory import RunDirectory
 
 

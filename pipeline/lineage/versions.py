@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.registry.locate import require_tracking_server
+from pipeline.registry.versions import require_tracking_server
 from pipeline.run_directory import RunDirectory, read_json
 
 SQLITE = "sqlite:///"

@@ -24,10 +24,11 @@ from pipeline.registration.upload import patiently, send_verified, upload_model,
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import Standing
 from pipeline.registry.integrity import sha256_of
-from pipeline.registry.locate import ModelSource, require_tracking_server, source_from_dict, whole_directory
+from pipeline.registry.locate import ModelSource, source_from_dict
 from pipeline.registry.test_reads import TAG as TEST_READS
 from pipeline.registry.test_reads import merged_reads
 from pipeline.registry.tracking import experiment_id, with_key
+from pipeline.registry.versions import require_tracking_server, whole_directory
 from pipeline.registry.weights import load_model
 from pipeline.run_directory import RunDirectory, read_json, write_json
 

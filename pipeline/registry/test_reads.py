@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.registry.locate import connected, registered_version
+from pipeline.registry.versions import connected, registered_version
 
 TAG = "vit.test_reads"
 
