@@ -7,7 +7,7 @@ from flows.evaluating import carry_out, count_test_reads
 from flows.home import home_directory
 from flows.orchestration.own_state import own_state
 from flows.orchestration.reporting import concluded, controlled, refused, reporter, settled, state_of, stop_job
-from flows.requests.evaluation import requested_evaluation
+from flows.requests.evaluation import model_name, requested_evaluation
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
 
@@ -35,8 +35,10 @@ def evaluate(
     """
 
     def requested(home):
-        return requested_evaluation({"model": model}, data=data, protocols=protocols, suite=suite, profile=profile,
-                                    overrides=set, run_dir=run_dir, home=home)  # fmt: skip
+        return requested_evaluation(
+            {model_name(model): model}, data=data, protocols=protocols, suite=suite, profile=profile, overrides=set,
+            run_dir=run_dir, home=home,
+        )  # fmt: skip
 
     report, home = reporter(), home_directory()
     try:

@@ -13,7 +13,7 @@ from flows.home import home_directory
 from flows.planning import measured, plan_lines
 from flows.profiles import load_profile
 from flows.requests.embedding import embedding_run
-from flows.requests.evaluation import requested_evaluation
+from flows.requests.evaluation import model_name, requested_evaluation
 from flows.requests.inspection import inspection_run
 from flows.requests.registration import registration_run
 from flows.requests.training import prepared_training, training_run
@@ -135,7 +135,7 @@ def evaluate_command(
 
     home = home_directory(directory)
     evaluation = requested_evaluation(
-        {"model": model}, data=data, protocols=protocols, suite=suite, profile=profile, overrides=overrides,
+        {model_name(model): model}, data=data, protocols=protocols, suite=suite, profile=profile, overrides=overrides,
         run_dir=run_dir, home=home,
     )  # fmt: skip
     conclusion = carry_out(evaluation, say, lambda run, told: controlled(run, home, told))

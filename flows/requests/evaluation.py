@@ -95,6 +95,11 @@ class Evaluation:
         return validate(EvaluateConfig, raw, "--set")
 
 
+def model_name(reference: str) -> str:
+    """A MODEL's name in a table: the last part of a path, the reference where it is none."""
+    return reference if ":" in reference else Path(reference).name or reference
+
+
 def requested_evaluation(
     models: dict[str, str], *, data: str | None, protocols: Sequence[str], suite: str | None = None, profile: str,
     overrides: Sequence[str], run_dir: str | None, home: Path,

@@ -117,6 +117,7 @@ def prepared_training(
     stage: str, recipe: str, *, data: Data, placement: Placement, overrides: Sequence[str], home: Path,
     rehearse: Rehearse, model: str | None,
 ) -> PreparedRun:  # fmt: skip
+    recipe_path(recipe)  # its error comes first
     source = named_model(_model_reference(stage, recipe, overrides, model), home)
     teacher = _named_teacher(recipe, overrides, home)
     sources = training_sources(data, home)
@@ -129,6 +130,8 @@ def prepared_training(
         recipe_path(recipe), parse_overrides(overrides)  # their errors come before anything is written
         sources = Sources((built_in_dataset(home),))
     full = prepare_training(stage, recipe, overrides, sources, placement, source, teacher)
+    if built_in:
+        full.notes.append("no --data: these are the built-in images of handwritten digits")
     if _should_rehearse(rehearse, built_in, full, overrides, placement):
         full = prepare_rehearsal(
             stage, recipe, overrides, sources, placement, source, full, built_in_data=built_in, teacher=teacher

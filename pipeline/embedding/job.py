@@ -2,7 +2,6 @@
 
 import datetime
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.embedding.store import begin_store, missing_shards, nearest, write
 from pipeline.errors import DataError, InputError
 from pipeline.evaluation.feature_cache import weights_hash
 from pipeline.evaluation.features import TOLD_EVERY_SECONDS, evaluation_input_of, pooled_features
+from pipeline.evaluation.job import tell_terminal
 from pipeline.evaluation.single_images import file_samples, normalised_views
 from pipeline.loading.evaluation_stream import EvaluationStream
 from pipeline.loading.left_out import num_scored
@@ -36,7 +36,7 @@ PATIENCE = datetime.timedelta(days=2)  # of the ranks that are done, for the oth
 
 def embed(me: Rank) -> None:
     """Make the files that are missing, and look the queries up; rank 0 writes `result.json`. Collective at its end."""
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    tell_terminal(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
     source, index = source_from_dict(plan["source"]), read_index(config.data)
     if me.world_size > 1:

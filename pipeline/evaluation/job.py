@@ -38,7 +38,7 @@ TRAIN, SELECTION = "train", "validation"
 
 def evaluate(me: Rank) -> None:
     """Carry the config's evaluation out; rank 0 writes `result.json`, `table.csv` and `scores/`. Collective."""
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    tell_terminal(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
     work = Evaluation(me, config, plan, _extraction(me, config, plan))
     for model in config.models:
@@ -62,6 +62,15 @@ def _extraction(me: Rank, config: EvaluateConfig, plan: dict[str, Any]) -> Extra
         me.rank, me.world_size, device, config.batch_size, plan["loader_workers"], config.precision,
         me.attempt.path / "features", log.info,
     )  # fmt: skip
+
+
+def tell_terminal(me: Rank) -> None:
+    """Send the log of rank 0 to whoever follows the run too."""
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if me.is_first:
+        events = logging.FileHandler(me.attempt.events)
+        events.setFormatter(logging.Formatter("%(message)s"))
+        logging.getLogger("pipeline").addHandler(events)
 
 
 class Evaluation:

@@ -113,7 +113,10 @@ def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSourc
 
 def _random_weights(reference: str, *, tracking_uri: str, home: Path) -> ModelSource:
     """The network of another model, without its head, its weights and its past."""
-    same = locate_model(reference.removeprefix(RANDOM), tracking_uri=tracking_uri, home=home)
+    model = reference.removeprefix(RANDOM)
+    if not model or model.startswith(RANDOM):
+        raise InputError(f"MODEL `{reference}`: say whose network it is, for example random:RUN")
+    same = locate_model(model, tracking_uri=tracking_uri, home=home)
     if same.encoder is None:
         raise InputError(f"MODEL `{reference}`: weights alone do not say which network they fit; name a run")
     return replace(
