@@ -107,26 +107,14 @@ def requested_evaluation(
     """An evaluation of models on a dataset, or on those of a suite."""
     of_stage, of_profile = split_profile_overrides(overrides)
     chosen, placement = load_profile(profile, of_profile)
-    if FORGETTING in protocols:
-        models, suite_of_parent = _before_and_after(models, data, protocols, suite, home)
-    else:
-        suite_of_parent = None
-    plan = suite_of_parent or (_read_suite(suite) if suite else None)
-    if suite and (data or protocols):
-        raise InputError(f"--suite {suite}: the suite names datasets and protocols; leave --data and --protocol out")
-    models = models | (plan.models if plan else {})
+    models, plan = _models_and_suite(models, data, protocols, suite, home)
     sources = {name: described_model(reference, home, instead=INSTEAD) for name, reference in models.items()}
     if plan:
         name = Path(suite).stem if suite else FORGETTING
         indexes, asked, unavailable = _suite_datasets(plan, home)
         of_stage = [*(f"{key}={value}" for key, value in plan.settings.items()), *of_stage]
     else:
-        index = dataset(data, home)
-        if index is None:
-            raise InputError("no data: name a dataset directory with --data, or several in a file with --suite")
-        name, unavailable = index.directory.name, {}
-        indexes, asked = {name: index}, {name: _known(protocols) or _applicable(sources, index)}
-        _require_heads(asked[name], sources, index)
+        name, indexes, asked, unavailable = *_one_dataset(data, protocols, sources, home), {}
     groups = {key: one.group for key, one in plan.datasets.items()} if plan else {}
     raw = {
         "models": models, "unavailable": unavailable,
@@ -157,6 +145,30 @@ def evaluation_run(
     if evaluation.trainings:
         raise InputError(f"protocol {evaluation.trainings[0].name} trains a probe first; `vit evaluate` does that")
     return evaluation.write()
+
+
+def _models_and_suite(
+    models: dict[str, str], data: str | None, protocols: Sequence[str], suite: str | None, home: Path
+) -> tuple[dict[str, str], SuiteConfig | None]:
+    """The models with those that a suite names, and the suite: a file's, or what forgetting-v1 stands for; else None."""
+    if FORGETTING in protocols:
+        return _before_and_after(models, data, protocols, suite, home)
+    if suite and (data or protocols):
+        raise InputError(f"--suite {suite}: the suite names datasets and protocols; leave --data and --protocol out")
+    plan = _read_suite(suite) if suite else None
+    return models | (plan.models if plan else {}), plan
+
+
+def _one_dataset(
+    data: str | None, protocols: Sequence[str], sources: Mapping[str, ModelSource], home: Path
+) -> tuple[str, dict[str, DatasetIndex], dict[str, list[str]]]:
+    """The name of a dataset, and by it its index and the protocols; by default all that the models allow."""
+    index = dataset(data, home)
+    if index is None:
+        raise InputError("no data: name a dataset directory with --data, or several in a file with --suite")
+    asked = _known(protocols) or _applicable(sources, index)
+    _require_heads(asked, sources, index)
+    return index.directory.name, {index.directory.name: index}, {index.directory.name: asked}
 
 
 def _before_and_after(
