@@ -150,7 +150,7 @@ def evaluation_run(
 def _models_and_suite(
     models: dict[str, str], data: str | None, protocols: Sequence[str], suite: str | None, home: Path
 ) -> tuple[dict[str, str], SuiteConfig | None]:
-    """The models with those that a suite names, and the suite: a file's, or what forgetting-v1 stands for; else None."""
+    """The models with those that a suite names, and the suite: a file's, or what forgetting-v1 stands for."""
     if FORGETTING in protocols:
         return _before_and_after(models, data, protocols, suite, home)
     if suite and (data or protocols):
