@@ -7,9 +7,9 @@ from typing import Any
 from flows.control.jobs import Conclusion
 from flows.home import tracking_uri
 from flows.requests.evaluation import Evaluation
-from pipeline.errors import EXIT_DONE, InputError
+from pipeline.errors import EXIT_DONE
 from pipeline.registry.test_reads import read_key, record_test_read
-from pipeline.run_directory import RunDirectory, read_json
+from pipeline.run_directory import RunDirectory, read_json, write_json
 
 # What stands in the table, the first found.
 HEADLINES = ("top1", "map", "ece", "top1_5shot", "top1_1shot", "mean_iou", "ap50")
@@ -29,7 +29,7 @@ def carry_out(evaluation: Evaluation, report: Report, bring: Bring) -> Conclusio
         report(f"{one.name} of {one.model} on {one.dataset}: {evaluation.path_of(one).name}")
     if todo:
         trained = bring(todo[0] if len(todo) == 1 else evaluation.sequence(todo), report)
-        if trained.code != EXIT_DONE:
+        if trained.left or trained.code != EXIT_DONE:
             return trained
     conclusion = bring(evaluation.write(), report)
     if conclusion.code == EXIT_DONE and not conclusion.left:
@@ -38,27 +38,36 @@ def carry_out(evaluation: Evaluation, report: Report, bring: Bring) -> Conclusio
 
 
 def count_test_reads(run: RunDirectory, home: Path, report: Report) -> None:
-    """Keep each reading of a test split with the registered versions that a finished evaluation scored.
+    """Keep each reading of a test split with the registered versions that a finished evaluation scored, once a run.
 
     Told where it is not the first. The scores are there whatever the registry answers.
     """
+    counted = run.path / "test-reads.json"
+    if counted.is_file():
+        return
+    times = {}
+    try:
+        for version, key in _test_reads(run):
+            times[f"{version} {key}"] = record_test_read(version, key, tracking_uri=tracking_uri(home))
+    except Exception as error:  # whatever MLflow or its server says
+        report(f"readings of test splits were not counted: {str(error).splitlines()[0]}")
+        return
+    write_json(counted, times)
+    for what, count in times.items():
+        if count > 1:
+            report(f"{what}: the test split was now read {count} times; choose by validation, and report the first")
+
+
+def _test_reads(run: RunDirectory) -> Iterator[tuple[str, str]]:
+    """(registered version, what was read) of a finished evaluation."""
     result, sources = read_json(run.result_file) or {}, run.plan().get("sources", {})
     for model, metrics in result.get("metrics", {}).items():
         version = sources[model]["lineage"].get("registered")
-        for column in {key.rpartition("/")[0] for key in metrics} if version else ():
+        for column in sorted({key.rpartition("/")[0] for key in metrics}) if version else ():
             _, protocol, name = column.split("/")
             facts = result["datasets"][name]
-            if facts["split"] != "test":
-                continue
-            key = read_key(protocol, name, facts["fingerprint"])
-            try:
-                times = record_test_read(version, key, tracking_uri=tracking_uri(home))
-            except InputError as error:
-                report(f"not counted: {'; '.join(error.problems)}")
-                return
-            if times > 1:
-                report(f"the test split of {name} was now read {times} times by {protocol} for {version}: choose by "
-                       "validation, and report the first")  # fmt: skip
+            if facts["split"] == "test":
+                yield version, read_key(protocol, name, facts["fingerprint"])
 
 
 def difference_lines(result: Mapping[str, Any]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """From what a person asked to have scored to an evaluation that is valid, with what has to be trained for it first."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 from cluster.profile import Profile
 from flows.profiles import load_profile
 from flows.requests.named import dataset, described_model
+from flows.requests.scorable import LEARNED_FROM, require_heads, require_scorable
 from flows.requests.stage import write_stage
 from flows.requests.training import checked_training, sequence_run, written
 from pipeline.config.evaluation import EvaluateConfig, SuiteConfig
 from pipeline.config.protocols import BY_DEFAULT, FORGETTING, NEEDS, OF_FORGETTING, PROTOCOLS
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, split_profile_overrides, validate
-from pipeline.errors import InputError, near_matches
+from pipeline.errors import FaultError, InputError, near_matches
 from pipeline.preparation.placement import Placement
 from pipeline.preparation.training import PreparedRun
 from pipeline.preparation.write import run_path
@@ -112,7 +114,7 @@ def requested_evaluation(
     if plan:
         name = Path(suite).stem if suite else FORGETTING
         indexes, asked, unavailable = _suite_datasets(plan, home)
-        of_stage = [*(f"{key}={value}" for key, value in plan.settings.items()), *of_stage]
+        of_stage = [*_as_overrides(plan.settings), *of_stage]
     else:
         name, indexes, asked, unavailable = *_one_dataset(data, protocols, sources, home), {}
     groups = {key: one.group for key, one in plan.datasets.items()} if plan else {}
@@ -126,10 +128,10 @@ def requested_evaluation(
     settings_of_profile = [one for one in overrides if one.startswith("profile.")]
     evaluation = Evaluation(name, raw, of_stage, sources, indexes, (), chosen, placement, home, run_dir, profile,
                             settings_of_profile)  # fmt: skip
-    _require_splits(evaluation)
+    evaluation = _without_unscorable(evaluation, leave_out=bool(suite))
     trainings = tuple(
         _training(model, key, protocol, evaluation, plan)
-        for model in models for key in indexes for protocol in asked[key] if NEEDS[protocol].recipe
+        for model in models for key in evaluation.indexes for protocol in asked[key] if NEEDS[protocol].recipe
     )  # fmt: skip
     return replace(evaluation, trainings=trainings)
 
@@ -156,6 +158,8 @@ def _models_and_suite(
     if suite and (data or protocols):
         raise InputError(f"--suite {suite}: the suite names datasets and protocols; leave --data and --protocol out")
     plan = _read_suite(suite) if suite else None
+    if plan and (twice := models.keys() & plan.models.keys()):
+        raise InputError(f"--suite {suite}: models: {twice.pop()} is what the command's MODEL is called; rename it")
     return models | (plan.models if plan else {}), plan
 
 
@@ -167,7 +171,7 @@ def _one_dataset(
     if index is None:
         raise InputError("no data: name a dataset directory with --data, or several in a file with --suite")
     asked = _known(protocols) or _applicable(sources, index)
-    _require_heads(asked, sources, index)
+    require_heads(asked, sources, index)
     return index.directory.name, {index.directory.name: index}, {index.directory.name: asked}
 
 
@@ -189,7 +193,10 @@ def _before_and_after(
             "score both by --suite on a dataset of yours"
         )
     suite_config = SuiteConfig.model_validate({
-        "datasets": {Path(one["path"]).name: {"data": one["path"]} for one in datasets},
+        "datasets": {
+            Path(one["path"]).name + (f"-{number}" if number else ""): {"data": one["path"]}
+            for number, one in enumerate(datasets)
+        },
         "protocols": list(OF_FORGETTING),
     })  # fmt: skip
     return {"before": parent, "after": reference}, suite_config
@@ -203,22 +210,38 @@ def _read_suite(path: str) -> SuiteConfig:
 
 
 def _suite_datasets(suite: SuiteConfig, home: Path) -> tuple[dict, dict, dict[str, str]]:
-    """Indexes and protocols by dataset, and why others cannot be read. InputError where none can."""
+    """Indexes and protocols by dataset, and why others cannot be read."""
     indexes, asked, unavailable = {}, {}, {}
     for name, one in suite.datasets.items():
         try:
-            index = dataset(one.data, home)
-            protocols = one.protocols or suite.protocols
-            if not all(NEEDS[protocol].dense for protocol in protocols):
-                _require_labels(index, ("train", "test"))
-            _require_annotations(protocols, index)
+            indexes[name], asked[name] = dataset(one.data, home), list(one.protocols or suite.protocols)
+        except (InputError, FaultError) as error:
+            unavailable[name] = _in_one_line(error)
+    return indexes, asked, unavailable
+
+
+def _in_one_line(error: InputError | FaultError) -> str:
+    return "; ".join(error.problems) if isinstance(error, InputError) else str(error)
+
+
+def _without_unscorable(evaluation: Evaluation, *, leave_out: bool) -> Evaluation:
+    """The evaluation without the datasets that cannot be scored, if those are left out: InputError where none is left.
+
+    Otherwise the first of them is an InputError.
+    """
+    config, unavailable = evaluation.config(), dict(evaluation.raw["unavailable"])
+    for name, index in evaluation.indexes.items():
+        try:
+            require_scorable(index, config.datasets[name].protocols, config.splits, evaluation.sources)
         except InputError as error:
-            unavailable[name] = "; ".join(error.problems)
-            continue
-        indexes[name], asked[name] = index, list(protocols)
+            if not leave_out:
+                raise
+            unavailable[name] = _in_one_line(error)
+    indexes = {name: index for name, index in evaluation.indexes.items() if name not in unavailable}
     if not indexes:
         raise InputError(*(f"{name}: {reason}" for name, reason in unavailable.items()))
-    return indexes, asked, unavailable
+    datasets = {name: one for name, one in evaluation.raw["datasets"].items() if name in indexes}
+    return replace(evaluation, indexes=indexes, raw=evaluation.raw | {"datasets": datasets, "unavailable": unavailable})
 
 
 def _known(protocols: Sequence[str]) -> list[str]:
@@ -241,90 +264,24 @@ def _applicable(sources: Mapping[str, ModelSource], index: DatasetIndex) -> list
     with_heads = all(
         source.num_classes and not unknown_classes(source, index.classes) for source in sources.values()
     )  # fmt: skip
-    return [protocol for protocol in BY_DEFAULT if with_heads or not NEEDS[protocol].head]
-
-
-def _require_heads(protocols: Sequence[str], sources: Mapping[str, ModelSource], index: DatasetIndex) -> None:
-    asked = [protocol for protocol in protocols if NEEDS[protocol].head]
-    if not asked:
-        return
-    instead = "score it without its head: --protocol knn-20-v1 --protocol linear-cached-v1"
-    with_heads = {name: source for name, source in sources.items() if source.num_classes}
-    for name, source in (with_heads or sources).items():  # of several models those without one are left out
-        if not source.num_classes:
-            raise InputError(f"protocol {asked[0]} scores a model's own head, and {name} has none; {instead}")
-        if reason := unknown_classes(source, index.classes if source.classes else ()):
-            raise InputError(f"MODEL `{source.reference}`: {reason}; {instead}")
-        if not source.classes and source.num_classes != index.num_classes:
-            raise InputError(
-                f"MODEL `{source.reference}`: its head is for {source.num_classes:,} classes without names, the "
-                f"dataset has {index.num_classes:,}; {instead}"
-            )
-
-
-def _require_splits(evaluation: Evaluation) -> None:
-    """InputError where a dataset has none of the splits that are scored, or samples in them without labels."""
-    config = evaluation.config()
-    for name, index in evaluation.indexes.items():
-        others = [one for one in config.datasets[name].protocols if one != "classify-v1"]
-        if index.label_sets is not None and others:
-            raise InputError(
-                f"{index.directory}: its images may be of several classes, and protocol {others[0]} is of one class an "
-                "image; score it by --protocol classify-v1"
-            )
-        scored = [split for split in config.splits if split in index.splits and index.num_samples(split)]
-        if not scored:
-            raise InputError(
-                f"{index.directory}: none of its splits ({', '.join(index.splits)}) is scored; name one, for example "
-                f"--set splits=[{next(iter(index.splits))}]"
-            )
-        protocols = config.datasets[name].protocols
-        if not all(NEEDS[protocol].dense for protocol in protocols):
-            learned = any(NEEDS[protocol].features for protocol in protocols)
-            _require_labels(index, [*scored, *(["train"] if learned else [])])
-        _require_annotations(protocols, index)
-        _require_patches(protocols, evaluation.sources)
-
-
-def _require_annotations(protocols: Sequence[str], index: DatasetIndex) -> None:
-    """InputError where a dense protocol is asked of a dataset without its masks or boxes, or without a train split."""
-    for protocol in [protocol for protocol in protocols if NEEDS[protocol].dense]:
-        what, classes = ("masks", index.mask_classes) if NEEDS[protocol].masks else ("boxes", index.box_classes)
-        if not classes:
-            hint = f"ingest the images again with --set {what}={'FOLDER' if what == 'masks' else 'FILE'}"
-            raise InputError(f"{index.directory}: {protocol} needs {what}, and the dataset has none; {hint}")
-        if "train" not in index.splits or not index.num_samples("train"):
-            raise InputError(f"{index.directory}: {protocol} learns from `train`, and there are: "
-                             f"{', '.join(index.splits)}")  # fmt: skip
-
-
-def _require_patches(protocols: Sequence[str], sources: Mapping[str, ModelSource]) -> None:
-    asked = [protocol for protocol in protocols if NEEDS[protocol].dense]
-    for source in sources.values() if asked else ():
-        if not source.is_plain_vit:
-            raise InputError(
-                f"MODEL `{source.reference}`: {asked[0]} reads patch tokens of a plain ViT, and this is "
-                f"{source.encoder['name']}"
-            )
-
-
-def _require_labels(index: DatasetIndex, splits: Sequence[str]) -> None:
-    for split in [split for split in splits if split in index.splits]:
-        if missing := index.num_unlabelled(split):
-            raise InputError(
-                f"{index.directory}: evaluation needs labels, and {missing:,} of {index.num_samples(split):,} samples "
-                f"of `{split}` have none"
-            )
+    learns = bool(LEARNED_FROM in index.splits and index.num_samples(LEARNED_FROM))
+    return [one for one in BY_DEFAULT if (with_heads if NEEDS[one].head else learns)] or list(BY_DEFAULT)
 
 
 def _training(
     model: str, name: str, protocol: str, evaluation: Evaluation, suite: SuiteConfig | None
 ) -> Training:  # fmt: skip
     """The training that a protocol asks for; settings of a suite other than the protocol's own are in its name."""
-    settings = [f"{key}={value}" for key, value in (suite.training.get(protocol, {}) if suite else {}).items()]
+    settings = _as_overrides(suite.training.get(protocol, {}) if suite else {})
     prepared, chosen = checked_training(
         "finetune", NEEDS[protocol].recipe, data=str(evaluation.indexes[name].directory),
         profile=evaluation.where, overrides=[*settings, *evaluation.of_profile], home=evaluation.home, rehearse="never",
         model=evaluation.sources[model].reference,
     )  # fmt: skip
-    return Training(model, name, "+".join([protocol, *settings]), prepared, chosen)
+    called = "+".join([protocol, *(setting.replace("/", ":") for setting in settings)])  # `/` parts a metric's name
+    return Training(model, name, called, prepared, chosen)
+
+
+def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """As `--set` gives them: a value in JSON is the same value in YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]

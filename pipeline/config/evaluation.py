@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from models.schema import Config, Count, CountOrZero, Size, Text
 from pipeline.config.protocols import Protocol
 
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^/]+$")]  # `/` parts the name of a metric
 Protocols = Annotated[tuple[Protocol, ...], Field(min_length=1)]
 
 
@@ -17,7 +18,7 @@ class ScoredDataset(Config):
     """The dataset directory, absolute."""
     protocols: Protocols
     """What is measured on it; see pipeline/config/protocols."""
-    group: Text | None = None
+    group: Name | None = None
     """Datasets of one group are averaged in the table too, as VTAB's natural, specialised and structured ones."""
 
 
@@ -27,7 +28,7 @@ class EvaluateConfig(Config):
     stage: Literal["evaluate"] = "evaluate"
     models: Annotated[dict[Text, Text], Field(min_length=1)]
     """MODELs by the name they get in the table."""
-    datasets: Annotated[dict[Text, ScoredDataset], Field(min_length=1)]
+    datasets: Annotated[dict[Name, ScoredDataset], Field(min_length=1)]
     """Datasets by the name they get in the metrics."""
     trained: dict[Text, dict[Text, dict[Text, Text]]] = {}
     """Runs that protocols trained: by model, dataset and protocol. Filled in by the command."""
@@ -65,14 +66,14 @@ class SuiteDataset(Config):
     """The dataset directory, or its URL."""
     protocols: tuple[Protocol, ...] = ()
     """What is measured on it; left out: the suite's."""
-    group: Text | None = None
+    group: Name | None = None
     """The group whose mean it counts towards."""
 
 
 class SuiteConfig(Config):
     """A file of datasets and protocols that models are held to: `vit evaluate MODEL --suite FILE`."""
 
-    datasets: Annotated[dict[Text, SuiteDataset], Field(min_length=1)]
+    datasets: Annotated[dict[Name, SuiteDataset], Field(min_length=1)]
     """By the name they get in the metrics."""
     protocols: Protocols
     """What is measured on every dataset that does not say."""

@@ -24,13 +24,15 @@ VERSION = 1  # of how features are made: a change of pooled_features or of the v
 LIMIT_BYTES = 20_000_000_000
 
 
-def feature_key(model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, precision: str) -> str:
+def feature_key(
+    model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, precision: str, head: bool
+) -> str:
     """Equal for equal weights, network, preprocessing, samples and their order; SHA-256 in hexadecimal."""
     said = {
         "version": VERSION, "weights": weights_hash(model), "encoder": source.encoder, "classes": source.num_classes,
         "input": asdict(evaluation_input_of(source)), "std": source.std, "fingerprint": index.remaining_fingerprint,
         "split": split, "shards": [[shard.sha256, shard.samples] for shard in index.shards(split)],
-        "precision": precision, "torch": torch.__version__,
+        "precision": precision, "logits": head, "torch": torch.__version__,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

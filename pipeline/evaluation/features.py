@@ -74,15 +74,15 @@ def pooled_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def extract_features(
     model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, how: Extraction,
-    alter: Alteration | None = None,
+    alter: Alteration | None = None, *, head: bool = True,
 ) -> SplitFeatures | None:  # fmt: skip
-    """All rows on rank 0, None elsewhere. Collective: every rank must call it.
+    """All rows on rank 0, None elsewhere; without `head` logits are left out. Collective: every rank must call it.
 
     Batches are padded to be as many on every rank, and what is padding is left out; rank 0 asserts that there are as
     many rows as the index says, but for those on the tombstone list.
     """
     rows = [
-        (positions, features, logits, labels)
+        (positions, features, logits if head else logits[:, :0], labels)
         for positions, labels, (features, logits) in each_batch(model, source, index, split, how, alter)
     ]
     columns = [torch.cat(column).contiguous() for column in zip(*rows, strict=True)]

@@ -3,7 +3,9 @@
 Features of a model on a split are extracted once, whatever number of protocols reads them, and kept in the home.
 """
 
+import datetime
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from pipeline.run_directory import write_json
 from pipeline.shards.index import DatasetIndex, read_index
 
 log = logging.getLogger(__name__)
+PATIENCE = datetime.timedelta(days=2)  # of the ranks that are done, for rank 0
 TRAIN, SELECTION = "train", "validation"
 
 
@@ -40,6 +43,9 @@ def evaluate(me: Rank) -> None:
     """Carry the config's evaluation out; rank 0 writes `result.json`, `table.csv` and `scores/`. Collective."""
     tell_terminal(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
+    if me.is_first:  # what killed attempts left
+        for left in set(me.run.path.glob("attempts/*/patches")) - {me.attempt.path / "patches"}:
+            shutil.rmtree(left, ignore_errors=True)
     work = Evaluation(me, config, plan, _extraction(me, config, plan))
     for model in config.models:
         for dataset in config.datasets:
@@ -57,7 +63,8 @@ def _extraction(me: Rank, config: EvaluateConfig, plan: dict[str, Any]) -> Extra
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", me.local_rank) if cuda else torch.device("cpu")
     if me.world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", rank=me.rank, world_size=me.world_size)
+        # Nothing but files and a few words goes between ranks, and rank 0 fits probes while the others wait.
+        dist.init_process_group("gloo", rank=me.rank, world_size=me.world_size, timeout=PATIENCE)
     return Extraction(
         me.rank, me.world_size, device, config.batch_size, plan["loader_workers"], config.precision,
         me.attempt.path / "features", log.info,
@@ -116,7 +123,7 @@ class Evaluation:
             return
         rows: dict[str, SplitFeatures | None] = {}
         if any(NEEDS[kind].features for kind in protocols.values()):
-            rows[TRAIN] = self._features(network, source, index, TRAIN)
+            rows[TRAIN] = self._features(network, source, index, TRAIN, head=False)
         for split in splits:
             if split not in rows:
                 rows[split] = self._features(network, source, index, split)
@@ -146,7 +153,7 @@ class Evaluation:
         def begin(what: str) -> None:
             self.me.phase = f"evaluate {model}: {what} on {dataset}"
 
-        place = self.me.run.path / "patches"  # of the run: the next attempt finds what a killed one left
+        place = self.me.attempt.path / "patches"
         for name, scored in dense_scores(
             self._network(source), source, self.indexes[dataset], protocols, splits, self.how, place,
             bootstrap_samples=self.config.bootstrap_samples, begin=begin,
@@ -162,17 +169,20 @@ class Evaluation:
         return self.loaded[1]
 
     def _features(
-        self, network: nn.Module, source: ModelSource, index: DatasetIndex, split: str
+        self, network: nn.Module, source: ModelSource, index: DatasetIndex, split: str, *, head: bool = True
     ) -> SplitFeatures | None:
-        """All rows on rank 0, None elsewhere; from the home where they are kept. Collective."""
+        """All rows on rank 0, None elsewhere; from the home where they are kept. Collective.
+
+        `head`: with logits, of which those of a train split would be the most and are read by nobody.
+        """
         self.me.phase = f"features of {source.reference} on {index.directory.name}, {split}"
         if self.cache is None:
-            return extract_features(network, source, index, split, self.how)
-        key = feature_key(network, source, index, split, self.config.precision) if self.me.is_first else ""
+            return extract_features(network, source, index, split, self.how, head=head)
+        key = feature_key(network, source, index, split, self.config.precision, head) if self.me.is_first else ""
         found = read_features(self.cache, key) if self.me.is_first else None
         if not self._agreed(found is None):
             return found
-        rows = extract_features(network, source, index, split, self.how)
+        rows = extract_features(network, source, index, split, self.how, head=head)
         if rows is not None:
             keep_features(self.cache, key, rows)
         return rows
@@ -181,7 +191,7 @@ class Evaluation:
         """What rank 0 says, on every rank."""
         if self.me.world_size == 1:
             return of_first
-        said = torch.tensor([int(of_first)], device=self.how.device)
+        said = torch.tensor([int(of_first)])
         dist.broadcast(said, 0)
         return bool(said)
 
@@ -225,7 +235,11 @@ def _headless(source: ModelSource, index: DatasetIndex) -> str | None:
     """Why a model's own head cannot be scored on a dataset; None where it can."""
     if not source.num_classes:
         return "it has no head"
-    return unknown_classes(source, index.classes) if source.classes else None
+    if source.classes:
+        return unknown_classes(source, index.classes)
+    if source.num_classes != index.num_classes:
+        return f"its head is for {source.num_classes:,} classes without names, the dataset has {index.num_classes:,}"
+    return None
 
 
 def _in_words(metrics: dict[str, float]) -> str:

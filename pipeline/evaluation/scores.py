@@ -32,7 +32,7 @@ def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (S, 5)
     correct = top == labels.unsqueeze(1)
-    first = correct[:, 0].double()
+    first = (logits.topk(1, dim=1).indices == labels.unsqueeze(1))[:, 0].double()
     right, counts = _per_class(first, labels, logits.shape[1])
     seen = counts > 0
     return {
@@ -50,7 +50,8 @@ def classified(logits: Tensor, labels: Tensor, *, bootstrap_samples: int, calibr
     and says only which decisions were close.
     """
     metrics = classification_scores(logits, labels)
-    confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
+    predicted = logits.topk(1, dim=1).indices.squeeze(1)  # as for top-1: two ways may break a tie differently
+    confidence = logits.float().softmax(dim=1).gather(1, predicted.unsqueeze(1)).squeeze(1)
     correct = (predicted == labels).float()
     count = int(metrics["count"])
 

@@ -137,8 +137,11 @@ def _draw_worst(path: Path, images: Sequence[bytes], rows: Sequence[tuple]) -> N
     lines = -(-len(images) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.5 * lines), layout="constrained")
     for axes, content, row in zip(figure.subplots(lines, columns, squeeze=False).flat, images, rows, strict=False):
-        with Image.open(io.BytesIO(content)) as image:
-            axes.imshow(image.convert("RGB"))
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                axes.imshow(image.convert("RGB"))
+        except (OSError, ValueError):  # an array, or of channels that Pillow does not know
+            axes.text(0.5, 0.5, row[0], ha="center", va="center", fontsize=6)
         axes.set_title(f"{row[2]}\nsaid {row[3]}, {row[4]}", fontsize=7)
     for axes in figure.axes:
         axes.set_axis_off()

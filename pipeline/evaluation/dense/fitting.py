@@ -61,7 +61,9 @@ def shared_probe(probe: PatchProbe | None, width: int, outputs: int, device: tor
         return probe
     probe = probe or PatchProbe(width, outputs).to(device).requires_grad_(False)
     for tensor in probe.state_dict().values():
-        dist.broadcast(tensor, 0)
+        shared = tensor.cpu()  # the ranks of an evaluation talk through the host
+        dist.broadcast(shared, 0)
+        tensor.copy_(shared)
     return probe
 
 

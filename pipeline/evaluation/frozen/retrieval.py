@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 RANKS = (1, 5, 10)
+PAIRS_AT_A_TIME = 1 << 25  # of a query and an image: each costs about 40 bytes
 
 
 def retrieval_values(
-    gallery: Tensor, gallery_labels: Tensor, queries: Tensor, labels: Tensor, *, chunk: int = 256
+    gallery: Tensor, gallery_labels: Tensor, queries: Tensor, labels: Tensor, *, chunk: int | None = None
 ) -> dict[str, Tensor]:
     """(S,) values of each query: `map`, the average precision over the whole gallery, and `recall_K`, whether one of
     the K nearest is of its class. Means of them are mAP and recall at K.
@@ -18,6 +19,7 @@ def retrieval_values(
     Shape:
         gallery: (M, D), queries: (S, D) float
     """
+    chunk = chunk or max(1, PAIRS_AT_A_TIME // len(gallery))
     gallery = torch.nn.functional.normalize(gallery.float(), dim=1)
     places = torch.arange(1, len(gallery) + 1, dtype=torch.float64)
     values: dict[str, list[Tensor]] = {"map": [], **{f"recall_{rank}": [] for rank in RANKS}}
