@@ -70,6 +70,16 @@ def _test_reads(run: RunDirectory) -> Iterator[tuple[str, str]]:
                 yield version, read_key(protocol, name, facts["fingerprint"])
 
 
+def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Every metric of the only model, with its interval where there is one."""
+    ((model, metrics),) = result["metrics"].items()
+    intervals, width = result["intervals"].get(model, {}), max(map(len, metrics))
+    for key, value in metrics.items():
+        number = f"{value:,.0f}" if key.endswith("/count") else f"{value:.4f}"
+        interval = intervals.get(key)
+        yield f"{key:<{width}}  {number}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+
+
 def difference_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Of every model but the first, how far it is from the first on the same images, and whether that may be chance."""
     for model, columns in result.get("differences", {}).items():

@@ -131,7 +131,7 @@ def evaluate_command(
     model: str, data: str | None, protocols: list[str], suite: str | None, profile: str, overrides: list[str],
     run_dir: str | None, directory: str | None, say: Say,
 ) -> int:  # fmt: skip
-    from flows.evaluating import carry_out, difference_lines, table_lines
+    from flows.evaluating import carry_out, difference_lines, score_lines, table_lines
 
     home = home_directory(directory)
     evaluation = requested_evaluation(
@@ -141,8 +141,8 @@ def evaluate_command(
     conclusion = carry_out(evaluation, say, lambda run, told: controlled(run, home, told))
     metrics = conclusion.result.get("metrics", {}) if conclusion.result.get("stage") == "evaluate" else {}
     if len(metrics) == 1 and not suite:
-        for key, value in next(iter(metrics.values())).items():
-            say(f"{key:<50} {value:.4f}")
+        for line in score_lines(conclusion.result):
+            say(line)
     elif metrics:
         for line in [*table_lines(conclusion.result), *difference_lines(conclusion.result)]:
             say(line)

@@ -206,7 +206,18 @@ def _read_suite(path: str) -> SuiteConfig:
     file = Path(path).expanduser()
     if not file.is_file():
         raise InputError(f"--suite {path}: no such file")
-    return validate(SuiteConfig, read_yaml(file), str(file))
+    suite = validate(SuiteConfig, read_yaml(file), str(file))
+    named = {"protocols": suite.protocols, "training": tuple(suite.training)}
+    named |= {f"datasets.{name}.protocols": one.protocols for name, one in suite.datasets.items()}
+    for key, protocols in named.items():
+        for protocol in protocols:
+            if protocol not in PROTOCOLS:
+                near = near_matches(protocol, PROTOCOLS)
+                raise InputError(f"{file}: {key}: protocol `{protocol}` does not exist; {near}")
+    for protocol in suite.training:
+        if not NEEDS[protocol].recipe:
+            raise InputError(f"{file}: training: protocol `{protocol}` trains nothing; leave it out")
+    return suite
 
 
 def _suite_datasets(suite: SuiteConfig, home: Path) -> tuple[dict, dict, dict[str, str]]:

@@ -17,7 +17,9 @@ class EmbedConfig(Config):
     """The dataset directory, absolute."""
     destination: Text
     """The folder of the parquet files, absolute."""
-    splits: Annotated[tuple[Text, ...], Field(min_length=1)] = ("train", "validation", "test")
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = (
+        "train", "validation", "test",
+    )  # fmt: skip
     """Which splits, of those that the dataset has."""
     query: tuple[Text, ...] = ()
     """Image files, absolute: the images most like each are looked up in the destination."""

@@ -34,7 +34,7 @@ class EvaluateConfig(Config):
     """Runs that protocols trained: by model, dataset and protocol. Filled in by the command."""
     unavailable: dict[Text, Text] = {}
     """Datasets of a suite that could not be read, and why. Filled in by the command."""
-    splits: Annotated[tuple[Text, ...], Field(min_length=1)] = ("validation", "test")
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = ("validation", "test")
     """Which splits are scored, of those that a dataset has. Scores of `test` go by the dataset's name, those of another
     split by `DATASET.SPLIT`. Probes learn from `train`; what chooses a model should be validation."""
     batch_size: Size = 64
@@ -64,7 +64,7 @@ class SuiteDataset(Config):
 
     data: Text
     """The dataset directory, or its URL."""
-    protocols: tuple[Protocol, ...] = ()
+    protocols: tuple[Text, ...] = ()
     """What is measured on it; left out: the suite's."""
     group: Name | None = None
     """The group whose mean it counts towards."""
@@ -75,12 +75,12 @@ class SuiteConfig(Config):
 
     datasets: Annotated[dict[Name, SuiteDataset], Field(min_length=1)]
     """By the name they get in the metrics."""
-    protocols: Protocols
+    protocols: Annotated[tuple[Text, ...], Field(min_length=1)]
     """What is measured on every dataset that does not say."""
     models: dict[Text, Text] = {}
     """MODELs that are scored beside the command's, by their names in the table, for example `random:RUN`."""
     settings: dict[Text, Any] = {}
     """Settings of the evaluation by their dotted keys, as `--set` gives them."""
-    training: dict[Protocol, dict[Text, Any]] = {}
+    training: dict[Text, dict[Text, Any]] = {}
     """Settings of the recipes that protocols train, by protocol. Other than the protocol's own, they make another
     protocol: the name of its metrics ends in `+` and the settings."""

@@ -33,12 +33,12 @@ def recipe_path(recipe: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys to values, this file holds a {type(raw).__name__}")
+        raise InputError(f"{path}: a mapping of keys to values is expected, this file holds a {type(raw).__name__}")
     return raw
 
 
