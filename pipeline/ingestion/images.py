@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.shards.decoding import FORMATS, ImageFault, open_all_channels, open_array, open_image
+from pipeline.shards.decoding import FORMATS, ImageFault, open_all_channels, open_array, open_image, tiff_orientation
 
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -97,8 +97,8 @@ def file_orientation(content: bytes) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception:  # as below; whether it is an image is another's question
-        return 1
+    except Exception:  # as below; and a TIFF of more channels than Pillow knows
+        return tiff_orientation(content)
     return _orientation(image)
 
 

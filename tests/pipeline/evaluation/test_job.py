@@ -18,10 +18,11 @@ from timm.models._hub import save_for_hf
 from flows.evaluating import group_means, table_lines
 from flows.requests.embedding import embedding_run
 from flows.requests.evaluation import requested_evaluation
+from flows.requests.named import described_model
 from pipeline.config.evaluation import EvaluateConfig
 from pipeline.embedding.store import begin_store, file_of, nearest, write_shard
 from pipeline.errors import InputError
-from pipeline.evaluation.feature_cache import keep_features, read_features
+from pipeline.evaluation.feature_cache import feature_key, keep_features, read_features
 from pipeline.evaluation.features import SplitFeatures
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
@@ -333,3 +334,11 @@ def test_the_limit_of_the_features_is_read_before_they_are_made_and_old_halves_g
     rows = SplitFeatures(torch.ones(2, 3), torch.ones(2, 1), torch.zeros(2, dtype=torch.int64))
     keep_features(tmp_path, "key", rows)
     assert new.exists() and not old.exists() and torch.equal(read_features(tmp_path, "key").features, rows.features)
+
+
+def test_features_of_another_pillow_are_others(network, digits, home, monkeypatch):
+    source, index = described_model(str(network), home, instead=""), read_index(digits)
+    model = torch.nn.Linear(2, 2)
+    keys = [feature_key(model, source, index, "test", "fp32") for _ in range(2)]
+    monkeypatch.setattr("PIL.__version__", "0.1")
+    assert keys[0] == keys[1] != feature_key(model, source, index, "test", "fp32")

@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import tifffile
 import webdataset as wds
 from PIL import Image
 
@@ -15,6 +16,7 @@ from pipeline.errors import DataError, InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.annotations import AnnotationRule, MaskFile, prepare_annotations
 from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.images import file_orientation
 from pipeline.shards.annotations import boxes_fault, decode_mask
 from pipeline.shards.check import check_dataset
 from pipeline.shards.decoding import ImageFault
@@ -214,6 +216,13 @@ def test_a_mask_is_refused_where_image_or_mask_is_turned_by_its_exif(turned, for
     (tmp_path / "a.png").write_bytes(encoded(mask, "PNG"))
     upright = prepare_annotations(AnnotationRule(tmp_path), row, (), encoded(square, form), (16, 16))
     assert upright.classes == 1
+
+
+def test_the_orientation_of_a_tiff_of_many_channels_is_read_too():
+    buffer = io.BytesIO()
+    pixels, tags = np.zeros((8, 8, 7), np.uint16), [(274, "H", 1, 3, True)]
+    tifffile.imwrite(buffer, pixels, extratags=tags, photometric="minisblack", planarconfig="contig")
+    assert file_orientation(buffer.getvalue()) == 3 and file_orientation(b"no image") == 1
 
 
 BOXES = "path,x,y,width,height,class\n"
