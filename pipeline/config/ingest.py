@@ -23,7 +23,8 @@ class IngestConfig(Config):
 
     masks: Path | None = None
     """A folder with one mask per image, for segmentation: a .png of the image's path or name, grey or palette of 8
-    bits, a pixel is the number of its class, 255 counts for nothing. An image without a mask is rejected.
+    bits, a pixel is the number of its class, 255 counts for nothing. Rejected are an image without a mask, and an image
+    or a mask with an EXIF orientation: a mask of the file's pixels may fit the upright image in size and nothing else.
     Adopted tars keep theirs for other readers; for evaluation, ingest their files."""
 
     mask_classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=255)] | None = None

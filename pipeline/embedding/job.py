@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config.embed import EmbedConfig
 from pipeline.config.plan import BatchPlan
@@ -21,7 +21,7 @@ from pipeline.evaluation.features import TOLD_EVERY_SECONDS, evaluation_input_of
 from pipeline.evaluation.job import tell_terminal
 from pipeline.evaluation.single_images import file_samples, normalised_views
 from pipeline.loading.evaluation_stream import EvaluationStream
-from pipeline.loading.left_out import num_scored
+from pipeline.loading.left_out import all_but_left_out, num_scored
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import Damaged
 from pipeline.rank import Rank
@@ -29,6 +29,7 @@ from pipeline.registry.locate import ModelSource, source_from_dict
 from pipeline.registry.weights import load_model
 from pipeline.run_directory import write_json
 from pipeline.shards.index import DatasetIndex, read_index
+from pipeline.shards.reader import ShardReader
 
 log = logging.getLogger(__name__)
 PATIENCE = datetime.timedelta(days=2)  # of the ranks that are done, for the others
@@ -39,6 +40,7 @@ def embed(me: Rank) -> None:
     tell_terminal(me)
     config, plan = read_run_config(me.run.path), me.run.plan()
     source, index = source_from_dict(plan["source"]), read_index(config.data)
+    queries = _queries(source, config)  # what is no image is said before anything is embedded
     if me.world_size > 1:
         dist.init_process_group("gloo", rank=me.rank, world_size=me.world_size, timeout=PATIENCE)
     me.phase = "embed"
@@ -52,16 +54,16 @@ def embed(me: Rank) -> None:
     before = missing_shards(folder, index, splits)
     if me.world_size > 1:
         dist.barrier()  # all have looked before the first writes
+    made = torch.tensor(0)
     for split, shards in before.items():
-        _embed_shards(model, source, index, split, shards[me.rank :: me.world_size], config, plan, device)
+        made += _embed_shards(model, source, index, split, shards[me.rank :: me.world_size], config, plan, device)
     if me.world_size > 1:
-        dist.barrier()
+        dist.all_reduce(made)
     if me.is_first:
-        made = sum(index.shards(split)[shard].samples for split, shards in before.items() for shard in shards)
         result = {
             "format_version": 1, "stage": "embed", "destination": str(folder), "dimensions": model.num_features,
-            "images": sum(num_scored(index, split) for split in splits), "made": made,
-            "nearest": _answers(model, source, config, device),
+            "images": sum(num_scored(index, split) for split in splits), "made": int(made),
+            "nearest": _answers(model, queries, config, device),
         }  # fmt: skip
         write_json(me.run.result_file, result)
 
@@ -98,21 +100,24 @@ class _Excerpt:
 def _embed_shards(
     model: nn.Module, source: ModelSource, index: DatasetIndex, split: str, shards: list[int], config: EmbedConfig,
     plan: dict, device: torch.device,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
+    """How many images were embedded."""
+    folder, tars = Path(config.destination), index.shards(split)
+    sizes = all_but_left_out(ShardReader(index, split)).shard_sizes[shards]
+    for number in np.array(shards)[sizes == 0].tolist():  # all of it was taken down
+        write_shard(folder, tars[number].name, split, [], np.empty(0, np.int64), (), np.empty((0, model.num_features)))
+    shards = np.array(shards, int)[sizes > 0].tolist()
     if not shards:
-        return
+        return 0
     stream = EvaluationStream([index], split, config.batch_size, evaluation_input_of(source), index.classes)
     excerpt = _Excerpt(stream, shards, config.batch_size)
     batches = BatchPlan(config.batch_size, config.batch_size, 1, 1)
     rows = _rows(model, source, excerpt, batches, config, plan["loader_workers"], device)
     for number in shards:
-        shard, size = index.shards(split)[number], int(stream.starts[number + 1] - stream.starts[number])
-        if not size:  # all of it was taken down
-            continue
+        size = int(stream.starts[number + 1] - stream.starts[number])
         keys, labels, features = zip(*(next(rows) for _ in range(size)), strict=True)
-        write_shard(
-            Path(config.destination), shard.name, split, keys, np.array(labels), index.classes or (), np.stack(features)
-        )
+        write_shard(folder, tars[number].name, split, keys, np.array(labels), index.classes or (), np.stack(features))
+    return int(sizes.sum())
 
 
 def _rows(
@@ -135,17 +140,25 @@ def _rows(
                 log.info("%d of %d images", count, len(excerpt.places))
 
 
-@torch.inference_mode()
-def _answers(model: nn.Module, source: ModelSource, config: EmbedConfig, device: torch.device) -> dict[str, list[dict]]:
-    """For each query its nearest images."""
+def _queries(source: ModelSource, config: EmbedConfig) -> Tensor | None:
+    """(Q, C, H, W) float32, None without queries. InputError names the file that is no image."""
     if not config.query:
-        return {}
+        return None
     samples = file_samples(config.query, evaluation_input_of(source).channels, named="--query")
     try:
-        images = normalised_views(samples, source).to(device)
+        return normalised_views(samples, source)
     except DataError as error:
         raise InputError(f"--query: {error}") from None
-    features, _ = pooled_features(model, images)
+
+
+@torch.inference_mode()
+def _answers(
+    model: nn.Module, queries: Tensor | None, config: EmbedConfig, device: torch.device
+) -> dict[str, list[dict]]:
+    """For each query its nearest images."""
+    if queries is None:
+        return {}
+    features, _ = pooled_features(model, queries.to(device))
     found = nearest(Path(config.destination), features.float().cpu().numpy(), config.nearest)
     return {
         path: [one._asdict() for one in neighbours] for path, neighbours in zip(config.query, found, strict=True)

@@ -2,10 +2,9 @@
 
 A file is whole or not there, and one that is there is not made again: so a killed job goes on where it was, and any
 number of ranks may write. Columns: key, split, shard, label (null where there is none), class, embedding (a list of D
-float32). Torch-free.
+float32). A shard of which every sample was taken down has a file without rows. Torch-free.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,11 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.run_directory import read_json, write_json
+from pipeline.shards.atomic import TEMPORARY_PREFIX, remove_temporaries, replaced_file
 from pipeline.shards.index import DatasetIndex
 
 FACTS = "embeddings.json"
+DAY = 86_400.0  # seconds
 
 
 class Neighbour(NamedTuple):
@@ -32,7 +33,8 @@ class Neighbour(NamedTuple):
 
 
 def begin_store(folder: Path, facts: dict[str, Any]) -> None:
-    """Make the folder, or go on with it. InputError where it holds something else or other embeddings."""
+    """Make the folder, or go on with it, rid of what a writer left that was killed a day ago. InputError where it holds
+    something else or other embeddings."""
     known = read_json(folder / FACTS)
     if known is not None:
         different = [key for key in facts if known.get(key) != facts[key]]
@@ -42,11 +44,17 @@ def begin_store(folder: Path, facts: dict[str, Any]) -> None:
                 f"{folder}: holds other embeddings ({key} {known.get(key)!r}, asked for {facts[key]!r}); choose "
                 "another DEST"
             )
+        remove_temporaries(folder, older_than_seconds=DAY)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not _is_temporary(path) for path in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no embeddings; choose another DEST")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FACTS, facts)
+
+
+def _is_temporary(path: Path) -> bool:
+    """Of `write_shard`, or of `write_json` a moment before the folder was one of embeddings."""
+    return path.name.startswith((TEMPORARY_PREFIX, f".{FACTS}."))
 
 
 def file_of(folder: Path, shard_name: str) -> Path:
@@ -81,12 +89,8 @@ def write_shard(
         "class": pa.array([classes[label] if 0 <= label < len(classes) else None for label in labels], pa.string()),
         "embedding": pa.FixedSizeListArray.from_arrays(flat, width),
     })  # fmt: skip
-    path = file_of(folder, shard)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    pq.write_table(table, partial, compression="zstd")
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with replaced_file(file_of(folder, shard)) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def nearest(folder: Path, queries: np.ndarray, count: int) -> list[list[Neighbour]]:
@@ -111,8 +115,10 @@ def nearest(folder: Path, queries: np.ndarray, count: int) -> list[list[Neighbou
 
 
 def _tables(folder: Path) -> Iterator[pa.Table]:
+    """Of every file that has rows."""
     for path in sorted(folder.glob("*.parquet")):
-        yield pq.read_table(path)
+        if not _is_temporary(path) and len(table := pq.read_table(path)):
+            yield table
 
 
 def _neighbour(table: pa.Table, place: int, similarity: float) -> Neighbour:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
+from pipeline.ingestion.images import UPRIGHT, file_orientation
 from pipeline.ingestion.labels import FILE_COLUMNS, LABEL_COLUMNS, NO_CLASS, match_files, number_classes, table_rows
 from pipeline.ingestion.sources import FolderSource, named_like_image
 from pipeline.shards.annotations import (
@@ -80,14 +81,16 @@ def find_annotations(config: IngestConfig, files: Sequence[str], others: Sequenc
 
 
 def prepare_annotations(
-    rule: AnnotationRule, mask: MaskFile | None, boxes: Sequence[Box], size: tuple[int, int]
+    rule: AnnotationRule, mask: MaskFile | None, boxes: Sequence[Box], image: bytes, size: tuple[int, int]
 ) -> PreparedAnnotations:
-    """Of an image of (width, height); ImageFault `no_mask`, `bad_mask` or `bad_box`, or as reading a file does."""
+    """Of an image's file and its (width, height) upright; ImageFault `no_mask`, `bad_mask` or `bad_box`, or as reading
+    a file does."""
     values, content, classes, cut = None, None, 0, None
     if rule.masks is not None:
         if mask is None:
             raise ImageFault("no_mask", f"no .png of its name in {rule.masks}")
         content = _read(rule.masks / mask.path)
+        _require_upright(image, content)
         values = decode_mask(content)
         if fault := mask_fault(values, size, rule.mask_classes):
             raise ImageFault("bad_mask", fault)
@@ -97,6 +100,16 @@ def prepare_annotations(
             raise ImageFault("bad_box", fault)
         cut = cut_to(boxes, size)
     return PreparedAnnotations(content, cut, classes, annotation_bytes(values, cut))
+
+
+def _require_upright(image: bytes, mask: bytes) -> None:
+    """A mask drawn on the file's pixels and one drawn on what a viewer shows can be of one size."""
+    for what, content in (("the image", image), ("its mask", mask)):
+        if (orientation := file_orientation(content)) in UPRIGHT:
+            raise ImageFault(
+                "bad_mask", f"{what} has EXIF orientation {orientation}, so whether mask and image lie alike cannot be "
+                "told; save both upright, without an orientation"
+            )  # fmt: skip
 
 
 def mask_class_names(found: FoundAnnotations, classes: int) -> tuple[str, ...] | None:

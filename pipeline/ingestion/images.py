@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.shards.decoding import ImageFault, open_all_channels, open_array, open_image
+from pipeline.shards.decoding import FORMATS, ImageFault, open_all_channels, open_array, open_image, tiff_orientation
 
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -89,6 +89,17 @@ def decode_image(content: bytes, channels: str) -> DecodedImage:
 def image_size(pixels: Image.Image | np.ndarray) -> tuple[int, int]:
     """(width, height)"""
     return (pixels.shape[1], pixels.shape[0]) if isinstance(pixels, np.ndarray) else pixels.size
+
+
+def file_orientation(content: bytes) -> int:
+    """EXIF's orientation of an image file, 1 for upright or unknown. Not decoded: Pillow turns a TIFF as it loads."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception:  # as below; and a TIFF of more channels than Pillow knows
+        return tiff_orientation(content)
+    return _orientation(image)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -21,6 +21,7 @@ from pipeline.shards.table import NO_LABEL
 from pipeline.shards.writer import NewSample, write_shard
 
 JOB_VERSION = 1  # raise it when the same file would become another sample
+ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
 
 
@@ -90,7 +91,8 @@ class WriteShard:
         plain = [tuple(candidate)[: Candidate._fields.index("mask")] for candidate in self.candidates]
         content = repr((JOB_VERSION, self.channels, plain))  # without annotations as before there were any
         if self.rule.asks:
-            content += repr((self.rule, [(candidate.mask, candidate.boxes) for candidate in self.candidates]))
+            annotations = [(candidate.mask, candidate.boxes) for candidate in self.candidates]
+            content += repr((ANNOTATIONS_VERSION, self.rule, annotations))
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -113,9 +115,10 @@ class WriteShard:
         """One file at a time, so a worker holds one image; the arguments are filled on the way."""
         for candidate in self.candidates:
             try:
-                image = prepare_image(_read(self.source, candidate.path), self.channels)
+                content = _read(self.source, candidate.path)
+                image = prepare_image(content, self.channels)
                 size = image.width, image.height
-                annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, size)
+                annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
             except ImageFault as fault:
                 rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue

@@ -15,12 +15,12 @@ Answer = dict[str, Any]  # {model, role, answer: yes|no|unknown, reason, samples
 
 
 class Asker:
-    """Asks models about one image; each dataset is looked through once."""
+    """Asks models about one image; each dataset is looked through once, and each copy of it in other shards."""
 
     def __init__(self, query: Query, home: Path, progress: Callable[[str, int, int], None] | None = None):
         self.query, self.cache, self.datasets = query, home / "cache", Datasets(home)
         self.progress = progress or (lambda name, done, total: None)
-        self._found: dict[str, tuple[list[Match], int]] = {}
+        self._found: dict[tuple[str, str], tuple[list[Match], int]] = {}  # by content, and by the shards it lies in
 
     def answers(self, node: Node) -> list[Answer]:
         """Of the model and each of its ancestors, nearest first."""
@@ -50,12 +50,13 @@ class Asker:
         return answer | {"answer": "yes" if any(match["steps"] for match in answer["matches"]) else "no"}
 
     def _look(self, index: Any) -> tuple[list[Match], int]:
-        if index.fingerprint not in self._found:
+        copy = index.fingerprint, Sources((index,)).shards_sha256
+        if copy not in self._found:
             name = str(index.directory)
-            self._found[index.fingerprint] = find_image(
+            self._found[copy] = find_image(
                 self.query, index, self.cache, lambda done, total: self.progress(name, done, total)
             )
-        return self._found[index.fingerprint]
+        return self._found[copy]
 
 
 def opened(node: Node, datasets: Datasets) -> Consumption:

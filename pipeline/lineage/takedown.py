@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import DataError, FaultError, InputError, near_matches
-from pipeline.lineage.consumption import Seen
+from pipeline.lineage.consumption import Consumption, Seen
 from pipeline.lineage.containment import opened
 from pipeline.lineage.datasets import Datasets
 from pipeline.lineage.trail import Node, Trail, ancestors
+from pipeline.loading.sources import Sources
 from pipeline.registry.locate import ModelSource, locate_model
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import ShardReader, node_reader
@@ -66,13 +67,28 @@ def take_down(index: DatasetIndex, places: list[Place], reason: str) -> int:
     return added
 
 
+def places_in(copy: DatasetIndex, index: DatasetIndex, places: list[Place]) -> list[Place]:
+    """Where samples of `index` lie in a copy of it, which may have the same images in other shards: by their keys."""
+    if Sources((copy,)).shards_sha256 == Sources((index,)).shards_sha256:
+        return places
+    keys = [(place.split, ShardReader(index, place.split).keys(place.shard)[place.sample]) for place in places]
+    return [Place(split, *found) for split, key in dict.fromkeys(keys)
+            for found in ShardReader(copy, split).places_of_key(key)]  # fmt: skip
+
+
+def _seen(read: Consumption, number: int, place: Place) -> Seen | None:
+    if place.split != read.config.data.split:
+        return None
+    return read.seen(number, place.shard, place.sample)
+
+
 class Descendants:
     """The runs and registered versions of a home that learned from samples of a dataset, or from a model that did."""
 
     def __init__(self, home: Path, tracking_uri: str):
         self.home, self.tracking_uri = home, tracking_uri
         self.trail, self.datasets = Trail(home), Datasets(home)
-        self._opened: dict[tuple, Any] = {}
+        self._opened: dict[tuple, Consumption] = {}
 
     def of(self, index: DatasetIndex, places: list[Place]) -> list[dict[str, Any]]:
         """{model, answer: yes|unknown, words} of each that did, or may have, which it says; runs, then versions."""
@@ -97,7 +113,9 @@ class Descendants:
                     words.append("cannot be told: it was trained on what this dataset was before it was ingested again")
                 continue
             try:
-                seen = [seen for place in places if (seen := self._seen(node, number, place)) and seen.steps]
+                read = self._read_from(node)
+                there = places_in(read.indexes[number], index, places)
+                seen = [seen for place in there if (seen := _seen(read, number, place)) and seen.steps]
             except (InputError, DataError, FaultError) as error:
                 words.append(f"cannot be told: {str(error).splitlines()[0]}")
                 continue
@@ -105,16 +123,14 @@ class Descendants:
             words += [one.in_words() for one in seen]
         return words, certain
 
-    def _seen(self, node: Node, number: int, place: Place) -> Seen | None:
+    def _read_from(self, node: Node) -> Consumption:
+        """What a node's run read; InputError where it cannot be told."""
         if node["reading"] is None:
             raise InputError("; ".join(node["notes"]) or "what it read is not recorded")
         key = (node["run"]["path"] if node["run"] else node["model"], node["weights"]["step"])
         if key not in self._opened:
             self._opened[key] = opened(node, self.datasets)
-        consumption = self._opened[key]
-        if place.split != consumption.config.data.split:
-            return None
-        return consumption.seen(number, place.shard, place.sample)
+        return self._opened[key]
 
     def _runs(self) -> Iterator[tuple[str, Node]]:
         """Trainings that have a checkpoint, those of sweeps too."""

@@ -12,6 +12,8 @@ from pipeline.loading.selection import Selection
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import ShardReader
 
+_NUM_LEFT_OUT: dict[tuple, int] = {}  # by directory, split, shards, and fingerprint of what remains
+
 
 class LeftOut:
     """The left-out places of a selection. `places` holds (shard, place) of each."""
@@ -40,9 +42,14 @@ def following(sizes: list[int], shard: int, place: int) -> Iterator[tuple[int, i
 
 
 def num_scored(index: DatasetIndex, split: str) -> int:
-    """How many samples of a split are scored."""
-    left_out = ShardReader(index, split).left_out() if index.tombstones else ()
-    return index.num_samples(split) - len(left_out)
+    """How many samples of a split are scored. What is left out is looked up once in a process."""
+    if not index.tombstones:
+        return index.num_samples(split)
+    shards = tuple((shard.name, shard.sha256) for shard in index.shards(split))
+    read = str(index.directory), split, shards, index.remaining_fingerprint
+    if read not in _NUM_LEFT_OUT:
+        _NUM_LEFT_OUT[read] = len(ShardReader(index, split).left_out())
+    return index.num_samples(split) - _NUM_LEFT_OUT[read]
 
 
 def all_but_left_out(reader: ShardReader) -> Selection:

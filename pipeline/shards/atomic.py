@@ -5,6 +5,7 @@ the directory can remove it. The name carries the process id, so two writers nev
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,12 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(directory: Path) -> None:
-    """Remove what killed writers left behind. The caller holds whatever lock guards the directory."""
+def remove_temporaries(directory: Path, older_than_seconds: float = 0) -> None:
+    """Remove what killed writers left behind. The caller holds whatever lock guards the directory, or removes only what
+    is too old to be still written to."""
     for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
-        path.unlink(missing_ok=True)
+        try:
+            if time.time() - path.stat().st_mtime >= older_than_seconds:
+                path.unlink()
+        except FileNotFoundError:  # another was quicker
+            pass

@@ -89,6 +89,15 @@ def open_tiff_array(content: bytes) -> np.ndarray:
     return _require_pixels(np.ascontiguousarray(np.moveaxis(array, 0, -1)) if planes_first else array)
 
 
+def tiff_orientation(content: bytes) -> int:
+    """The orientation tag of a TIFF's first page, 1 where it has none or is no TIFF."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+            return int(tiff.pages.first.tags.valueof("Orientation", 1))
+    except Exception:  # as above
+        return 1
+
+
 def _require_pixels(array: np.ndarray) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or 0 in array.shape:
         shape = getattr(array, "shape", "?")

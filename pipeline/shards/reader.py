@@ -64,6 +64,7 @@ class ShardReader:
         self._index, self._split, self._cache = index, split, cache
         self._max_open_shards, self._remote = max_open_shards, remote
         self._shards = index.shards(split)
+        self._left_out: frozenset[tuple[int, int]] | None = None  # not looked up yet
         self._forget()
 
     def __reduce__(self) -> tuple:
@@ -107,9 +108,11 @@ class ShardReader:
         return self._open(shard).table.records["label"].astype(np.int64)
 
     def left_out(self) -> frozenset[tuple[int, int]]:
-        """(shard, sample) of what the dataset's tombstone list leaves out of this split."""
-        stones = (stone for stone in self._index.tombstones if stone.split == self._split)
-        return frozenset(place for stone in stones for place in self.places_of_tombstone(stone))
+        """(shard, sample) of what the dataset's tombstone list leaves out of this split; looked up once."""
+        if self._left_out is None:
+            stones = (stone for stone in self._index.tombstones if stone.split == self._split)
+            self._left_out = frozenset(place for stone in stones for place in self.places_of_tombstone(stone))
+        return self._left_out
 
     def places_of_tombstone(self, stone: Tombstone) -> list[tuple[int, int]]:
         """(shard, sample) of its key: in its shard, or where it is not there any more, in any."""

@@ -10,6 +10,7 @@ from pipeline.errors import EXIT_DONE
 from pipeline.rank import Rank
 from pipeline.run_directory import RunDirectory, read_json, write_json
 from pipeline.supervision.judgement import ExitRecord
+from pipeline.supervision.watchdog import collective_time_out
 from pipeline.training.loop import train
 
 
@@ -33,7 +34,10 @@ def _shared_attempt_number(me: Rank, run: RunDirectory, job_file: Path) -> int:
     number = run.last_attempt() + 1
     if me.world_size > 1:
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            cuda = torch.cuda.is_available()
+            if cuda:
+                torch.cuda.set_device(me.local_rank)  # else each rank's first collective is on the first device
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=collective_time_out())
         agreed = [number]
         dist.broadcast_object_list(agreed)
         number = agreed[0]

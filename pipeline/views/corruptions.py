@@ -27,6 +27,7 @@ def corrupt(image: np.ndarray, position: int, corruption: str, severity: int) ->
     """
     generator = np.random.Generator(np.random.Philox(sample_seed(0, position, f"{corruption}:{severity}")))
     values = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image.astype(np.float32)
+    values = values.clip(0, 1)  # a bicubic view of a float image overshoots
     spoiled = CORRUPTIONS[corruption](values, severity - 1, generator).clip(0, 1)
     image[...] = np.rint(spoiled * 255) if image.dtype == np.uint8 else spoiled
 

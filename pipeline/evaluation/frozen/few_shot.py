@@ -23,14 +23,16 @@ def few_shot_scores(
 ) -> dict[str, float]:
     """`top1_Nshot`: the mean over the draws, and `top1_Nshot_deviation`: their standard deviation (n - 1).
 
-    Shots that a class has not enough images for are left out.
+    Shots that a class has not enough images for are left out. A class without any training image is never decided for,
+    its test images count as wrong, and `classes_without_images` says how many such classes there are.
 
     Shape:
         train: (M, D), test: (S, D) float
         train_labels: (M,), labels: (S,) int64
     """
-    least = int(torch.bincount(train_labels, minlength=num_classes).min())
-    scores = {}
+    images = torch.bincount(train_labels, minlength=num_classes)
+    least, absent = int(images[images > 0].min()), int((images == 0).sum())
+    scores = {"classes_without_images": float(absent)} if absent else {}
     for shot in [shot for shot in shots if shot <= least]:
         accuracies = [
             _accuracy(
@@ -44,7 +46,7 @@ def few_shot_scores(
 
 
 def drawn_shots(labels: Tensor, num_classes: int, shot: int, seed: int) -> Tensor:
-    """(num_classes x shot,) places of `shot` samples of each class; more shots contain fewer."""
+    """(num_classes x shot,) places of `shot` samples of each class that has any; more shots contain fewer."""
     places = []
     for label in range(num_classes):
         of_class = (labels == label).nonzero().squeeze(1)
@@ -73,4 +75,5 @@ def least_squares(features: Tensor, labels: Tensor, num_classes: int, scored: Te
 
 def _accuracy(train, train_labels, test, labels, num_classes, places) -> float:
     scores = least_squares(train[places], train_labels[places], num_classes, test)
+    scores[:, torch.bincount(train_labels, minlength=num_classes) == 0] = -torch.inf
     return float((scores.argmax(dim=1) == labels).double().mean())

@@ -18,9 +18,12 @@ from timm.models._hub import save_for_hf
 from flows.evaluating import group_means, table_lines
 from flows.requests.embedding import embedding_run
 from flows.requests.evaluation import requested_evaluation
+from flows.requests.named import described_model
 from pipeline.config.evaluation import EvaluateConfig
-from pipeline.embedding.store import file_of
+from pipeline.embedding.store import begin_store, file_of, nearest, write_shard
 from pipeline.errors import InputError
+from pipeline.evaluation.feature_cache import feature_key, keep_features, read_features
+from pipeline.evaluation.features import SplitFeatures
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
@@ -227,7 +230,7 @@ def test_embeddings_go_on_where_they_were_at_any_number_of_ranks(network, digits
     assert before["key"].to_pylist() == ShardReader(index, "train").keys(0)
     others = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet") if path != first}
     first.unlink()
-    (folder / "train-000000.partial-1").write_bytes(b"left by a killed rank")
+    (folder / ".tmp-1-train-000000.parquet").write_bytes(b"left by a killed rank")
     tar = ShardReader(index, "test").read(0, 5)
     query = tmp_path / "query.png"
     query.write_bytes(tar.image)
@@ -243,8 +246,6 @@ def test_embeddings_go_on_where_they_were_at_any_number_of_ranks(network, digits
 
 
 def test_embeddings_of_another_model_are_not_mixed_in(tmp_path):
-    from pipeline.embedding.store import begin_store
-
     begin_store(tmp_path / "store", {"weights": "a"})
     begin_store(tmp_path / "store", {"weights": "a"})
     with pytest.raises(InputError, match="holds other embeddings .*choose another DEST"):
@@ -253,6 +254,40 @@ def test_embeddings_of_another_model_are_not_mixed_in(tmp_path):
     (tmp_path / "photos/a.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="is not empty and holds no embeddings"):
         begin_store(tmp_path / "photos", {"weights": "a"})
+
+
+def test_what_killed_writers_left_is_not_in_the_way_of_an_embedding_and_goes_after_a_day(tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / ".embeddings.json.77.tmp").write_text("{")
+    begin_store(folder, {"weights": "a"})
+    old, new = folder / ".tmp-7-train-000000.parquet", folder / ".tmp-8-train-000000.parquet"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    begin_store(folder, {"weights": "a"})
+    assert new.exists() and not old.exists()
+    write_shard(folder, "train-000000.tar", "train", [], np.empty(0, np.int64), (), np.empty((0, 2), np.float32))
+    write_shard(folder, "train-000001.tar", "train", ["a"], np.array([-1]), (), np.array([[1, 2]], np.float32))
+    assert [[one.key for one in of_query] for of_query in nearest(folder, np.ones((1, 2)), 3)] == [["a"]]
+
+
+def test_a_query_is_read_first_and_a_shard_that_is_all_taken_down_is_done(network, digits, home, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    folder, stage, text = tmp_path / "embeddings", "pipeline.embedding.job:embed", tmp_path / "query.txt"
+    text.write_text("no image")
+    data = Path(shutil.copytree(digits, tmp_path / "digits"))
+    take_down(data, *((0, sample) for sample in range(read_index(data).shards("test")[0].samples)), split="test")
+    with pytest.raises(InputError, match=r"--query `.*query.txt`: cannot be read as an image"):
+        rank_of(str(embedding(network, data, folder, home, ranks=1, queries=[str(text)]).path), stage)
+    assert not folder.exists()
+    for made in (1442, 0):
+        run = embedding(network, data, folder, home, ranks=1)
+        rank_of(str(run.path), stage)
+        result = json.loads(run.result_file.read_text())
+        assert (result["images"], result["made"]) == (1442, made)
+        run.result_file.unlink()
 
 
 def described_as(network: Path, directory: Path, lineage: dict) -> Path:
@@ -285,3 +320,25 @@ def test_forgetting_is_the_old_protocols_before_and_after_on_what_the_parent_lea
     orphan = described_as(network, tmp_path / "orphan", {"parent": str(network)})
     with pytest.raises(InputError, match="does not say what data it learned from"):
         forgetting(orphan)
+
+
+def test_the_limit_of_the_features_is_read_before_they_are_made_and_old_halves_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_FEATURE_CACHE_BYTES", "20GB")
+    with pytest.raises(InputError, match="VIT_FEATURE_CACHE_BYTES=20GB: not a number of bytes"):
+        read_features(tmp_path, "key")
+    monkeypatch.setenv("VIT_FEATURE_CACHE_BYTES", "0")  # the newest stays all the same
+    old, new = tmp_path / "a.partial-7", tmp_path / "b.partial-8"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    rows = SplitFeatures(torch.ones(2, 3), torch.ones(2, 1), torch.zeros(2, dtype=torch.int64))
+    keep_features(tmp_path, "key", rows)
+    assert new.exists() and not old.exists() and torch.equal(read_features(tmp_path, "key").features, rows.features)
+
+
+def test_features_of_another_pillow_are_others(network, digits, home, monkeypatch):
+    source, index = described_model(str(network), home, instead=""), read_index(digits)
+    model = torch.nn.Linear(2, 2)
+    keys = [feature_key(model, source, index, "test", "fp32") for _ in range(2)]
+    monkeypatch.setattr("PIL.__version__", "0.1")
+    assert keys[0] == keys[1] != feature_key(model, source, index, "test", "fp32")

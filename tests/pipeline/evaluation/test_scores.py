@@ -6,9 +6,11 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
 
+from pipeline.errors import InputError
 from pipeline.evaluation.calibration import calibration_scores, expected_calibration_error, fitted_temperature
 from pipeline.evaluation.differences import differences_from_first
 from pipeline.evaluation.frozen.few_shot import STRENGTH, drawn_shots, few_shot_scores, least_squares
+from pipeline.evaluation.frozen.linear import held_back, linear_scores
 from pipeline.evaluation.frozen.retrieval import retrieval_values
 from pipeline.evaluation.intervals import interval_of_counts, interval_of_mean
 from pipeline.evaluation.multilabel import multilabel_scores, targets_of
@@ -100,6 +102,47 @@ def test_few_shot_accuracy_grows_with_shots_and_leaves_out_what_is_not_there():
     scores = few_shot_scores(train, train_labels, test, labels, 4)
     assert "top1_25shot" not in scores or int(torch.bincount(train_labels).min()) >= 25
     assert scores["top1_10shot"] > scores["top1_1shot"] and scores["top1_1shot_deviation"] > 0
+
+
+def test_a_class_without_training_images_is_left_out_of_few_shots_and_said():
+    (train, train_labels), (test, labels) = draws(120, 4), draws(200, 4, seed=9)
+    kept, known = train_labels != 3, labels != 3
+    scores = few_shot_scores(train[kept], train_labels[kept], test, labels, 4)
+    assert scores["classes_without_images"] == 1 and scores["count"] == 200
+    alone = few_shot_scores(train[kept], train_labels[kept], test[known], labels[known], 3)
+    assert scores["top1_10shot"] == pytest.approx(alone["top1_10shot"] * float(known.double().mean()))
+    assert "classes_without_images" not in alone
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (1, 1), (9, 1), (30, 1, 1, 1), (12, 12)])
+def test_a_linear_probe_is_fitted_to_every_class_however_few_it_has(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    fitted, held = held_back(labels)
+    assert set(labels[fitted]) == set(labels) and sorted([*fitted, *held]) == list(range(len(labels)))
+    features = torch.eye(len(counts))[labels] + 0.01 * torch.randn(len(labels), len(counts))
+    scores = linear_scores(features, torch.from_numpy(labels), features, len(counts) + 1)
+    assert torch.isfinite(scores[:, :-1]).all() and torch.isinf(scores[:, -1]).all()
+
+
+def test_what_is_held_back_of_an_ordinary_dataset_is_a_fifth_of_one_permutation():
+    labels = np.arange(500) % 10
+    order = np.random.Generator(np.random.Philox(0)).permutation(500)
+    fitted, held = held_back(labels)
+    assert np.array_equal(held, order[:100]) and np.array_equal(fitted, order[100:])
+
+
+def test_a_linear_probe_of_one_class_is_a_line():
+    with pytest.raises(InputError, match="all 5 training images are of class 3"):
+        linear_scores(torch.randn(5, 2), torch.full((5,), 3), torch.randn(2, 2), 4)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_float_image_that_overshoots_is_spoiled_like_one_that_does_not(corruption):
+    image = np.linspace(-0.2, 1.2, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
+    clipped = image.clip(0, 1)
+    for one in (image, clipped):
+        corrupt(one, 7, corruption, 3)
+    assert np.array_equal(image, clipped) and 0 <= image.min() <= image.max() <= 1
 
 
 def test_retrieval_is_the_average_precision_of_scikit_learn():

@@ -7,13 +7,16 @@ import tarfile
 
 import numpy as np
 import pytest
+import tifffile
 import webdataset as wds
 from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError, InputError
 from pipeline.ingestion import plan
+from pipeline.ingestion.annotations import AnnotationRule, MaskFile, prepare_annotations
 from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.images import file_orientation
 from pipeline.shards.annotations import boxes_fault, decode_mask
 from pipeline.shards.check import check_dataset
 from pipeline.shards.decoding import ImageFault
@@ -194,6 +197,32 @@ def test_wrong_masks_and_boxes_are_rejected_with_a_reason(tmp_path):
     assert sum(1 for _ in samples_of(directory)) == 4 and check_dataset(directory, full=True) == []
     with pytest.raises(IngestError, match="no_mask"):
         ingest(str(source / "images"), tmp_path / "other", settings(tmp_path, mask_classes=CLASSES))
+
+
+@pytest.mark.parametrize("form, orientation", [("JPEG", 2), ("JPEG", 3), ("PNG", 4), ("TIFF", 3), ("WEBP", 6)])
+@pytest.mark.parametrize("turned", ["image", "mask"])
+def test_a_mask_is_refused_where_image_or_mask_is_turned_by_its_exif(turned, form, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    square, mask = picture(0, 16, 16), Image.new("L", (16, 16))
+    if turned == "mask":
+        image, content = encoded(square, form), encoded(mask, "PNG", exif=exif)
+    else:
+        image, content = encoded(square, form, exif=exif), encoded(mask, "PNG")
+    (tmp_path / "a.png").write_bytes(content)
+    row = MaskFile("a.png", len(content), 0)
+    with pytest.raises(ImageFault, match=f"EXIF orientation {orientation}, so whether mask and image lie alike"):
+        prepare_annotations(AnnotationRule(tmp_path), row, (), image, (16, 16))
+    (tmp_path / "a.png").write_bytes(encoded(mask, "PNG"))
+    upright = prepare_annotations(AnnotationRule(tmp_path), row, (), encoded(square, form), (16, 16))
+    assert upright.classes == 1
+
+
+def test_the_orientation_of_a_tiff_of_many_channels_is_read_too():
+    buffer = io.BytesIO()
+    pixels, tags = np.zeros((8, 8, 7), np.uint16), [(274, "H", 1, 3, True)]
+    tifffile.imwrite(buffer, pixels, extratags=tags, photometric="minisblack", planarconfig="contig")
+    assert file_orientation(buffer.getvalue()) == 3 and file_orientation(b"no image") == 1
 
 
 BOXES = "path,x,y,width,height,class\n"

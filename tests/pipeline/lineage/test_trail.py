@@ -10,7 +10,7 @@ from pipeline.errors import InputError
 from pipeline.lineage.containment import Asker, answer_lines
 from pipeline.lineage.matches import read_query
 from pipeline.lineage.reproduction import _Script, reproduction
-from pipeline.lineage.takedown import places_of
+from pipeline.lineage.takedown import Descendants, Place, places_in, places_of
 from pipeline.lineage.trail import Trail, ancestors
 from pipeline.lineage.tree import tree_lines
 from pipeline.registry.locate import ModelSource
@@ -146,6 +146,29 @@ def test_weights_that_were_not_trained_here_have_a_trail_that_ends_and_no_script
     assert Asker(read_query(str(image[0])), tmp_path).answer(node)["answer"] == "unknown"
     with pytest.raises(InputError, match="its history ends"):
         reproduction(node)
+
+
+def test_a_copy_in_other_shards_is_asked_and_taken_down_by_its_own_places(tmp_path):
+    from tests.pipeline.pictures import small_dataset
+
+    whole = small_dataset(tmp_path / "a", samples_per_shard=10_000).directory
+    cut = small_dataset(tmp_path / "b", samples_per_shard=9).directory
+    one, many = read_index(whole), read_index(cut)
+    assert one.fingerprint == many.fingerprint and len(one.shards("train")) == 1 < len(many.shards("train"))
+    parent, child = new_run(tmp_path / "one", str(whole)), new_run(tmp_path / "two", str(cut), "seed=7")
+    write_json(child.plan_file, child.plan() | {"initialise_from": source_of(parent).as_dict()})
+    reader, photo = ShardReader(many, "train"), tmp_path / "photo.png"
+    sample = reader.read(2, 1)
+    photo.write_bytes(sample.image)
+    node = Trail(tmp_path).of(source_of(child))
+    answers = Asker(read_query(str(photo)), tmp_path).answers(node)
+    alone = Asker(read_query(str(photo)), tmp_path).answer(node["parents"][0])
+    assert answers[1] == alone and alone["answer"] == "yes" and alone["matches"][0]["key"] == sample.key
+    found = places_in(one, many, [Place("train", 2, 1)])
+    assert found == places_of(one, sample.key) and found != [Place("train", 2, 1)]
+    descendants = Descendants(tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    words, certain = descendants._read_by(node["parents"][0], many, [Place("train", 2, 1)])
+    assert certain and alone["matches"][0]["words"].endswith(words[0])
 
 
 def test_a_registered_model_tells_of_its_run_and_of_foreign_parents_when_the_run_is_gone(pictures, tmp_path):

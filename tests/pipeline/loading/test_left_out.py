@@ -144,3 +144,18 @@ def test_the_same_sample_is_put_on_the_list_once_and_a_torn_line_does_not_swallo
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     take_down(dataset, (1, 1))
     assert len(read_index(dataset).tombstones) == 2
+
+
+def test_what_is_left_out_is_looked_up_once(dataset, monkeypatch):
+    take_down(dataset, (2, 3), (7, 0))
+    index, looked_up = read_index(dataset), []
+    places = ShardReader.places_of_tombstone
+    monkeypatch.setattr(
+        ShardReader, "places_of_tombstone", lambda self, stone: looked_up.append(stone) or places(self, stone)
+    )
+    reader = ShardReader(index, "train")
+    assert reader.left_out() == reader.left_out() == {(2, 3), (7, 0)} and len(looked_up) == 2
+    total = index.num_samples("train")
+    assert num_scored(index, "train") == num_scored(index, "train") == total - 2 and len(looked_up) == 4
+    take_down(dataset, (0, 0))
+    assert num_scored(read_index(dataset), "train") == total - 3, "a list that has grown is another"
