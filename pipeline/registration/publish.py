@@ -195,7 +195,8 @@ def _nothing_new(client: Any, config: RegisterConfig, version: Any) -> dict[str,
 
 
 def _renew(client: Any, request: Request, version: Any, tags: dict[str, str], folder: Path, scratch: Path) -> None:
-    """Give a version that is there what newer evaluations say of it."""
+    """Give a version that is there what newer evaluations say of it; what its tags say of its files stays."""
+    tags = {key: value for key, value in tags.items() if key.startswith("vit.gate_") or key == "vit.licence"}
     tags[TEST_READS] = merged_reads(version.tags, request.evidence.test_reads)
     model = client.get_logged_model(_model_id(version))
     parent = scratch / "renewed"
