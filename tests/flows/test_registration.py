@@ -77,6 +77,13 @@ def test_an_evaluation_of_another_checkpoint_is_refused_by_name(home, tmp_path):
     assert registration_run(str(ours), "ants", home=home, evaluations=[str(mine)]).plan()["source"]["lineage"]["step"]
 
 
+def test_a_run_that_makes_no_model_is_refused_by_its_stage(home, tmp_path):
+    run = registration_run(str(exported(tmp_path / "m")), "ants", home=home)
+    with pytest.raises(InputError) as error:
+        registration_run(str(run.path), "ants", home=home)
+    assert str(error.value) == (f"MODEL `{run.path}`: a run of stage register makes no model; name the run that did")
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
