@@ -4,8 +4,8 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.registration import promotion
+from pipeline.errors import FaultError, InputError
+from pipeline.registration import promotion, upload
 from pipeline.registry.locate import locate_model
 from pipeline.registry.test_reads import read_key, record_test_read, recorded_reads
 from pipeline.registry.weights import load_model
@@ -104,6 +104,18 @@ def test_a_version_that_a_newer_evaluation_speaks_of_still_loads_as_it_was_regis
     after = tags(store, 1)
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert changed == {"vit.gate_evidence_sha256", "vit.gate_value"}
+
+
+def test_where_newer_evidence_cannot_be_stored_the_version_is_said_to_stay(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(upload, "FIRST_WAIT_SECONDS", 0.0)
+    model = exported(tmp_path / "m")
+    registered(store, model, "ants", evaluated(tmp_path / "e0", model, right(200)))
+    before, folder = tags(store, 1), hf_of(store).parents[1] / "gate"
+    forget(folder)
+    folder.write_text("in the way")
+    with pytest.raises(FaultError, match=r"failed 6 times: .*; models:/ants/1 stays as it was$"):
+        registered(store, model, "ants", evaluated(tmp_path / "e1", model, right(201)))
+    assert tags(store, 1) == before and champion(store) == "1"
 
 
 def test_a_newer_evaluation_of_other_data_of_that_name_hides_nothing_that_the_champion_was_scored_by(store, tmp_path):
