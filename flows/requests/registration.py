@@ -31,7 +31,7 @@ def registration_run(
         raise InputError(f"MODEL `{model}`: only what was trained here is registered, a run or a checkpoint")
     if reason := unregistrable(source):
         raise InputError(f"MODEL `{model}`: it cannot be registered: {reason}")
-    _require_finished(raw["evaluations"])
+    _require_evaluations_of(source, raw["evaluations"])
     require_tracking_server(tracking_uri(home))
     raw |= {"model": source.reference, "evaluations": raw["evaluations"] or _evaluations_of(source, home)}
     config = validate(RegisterConfig, raw, "register")
@@ -54,11 +54,24 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _require_finished(evaluations: Sequence[str]) -> None:
+def _require_evaluations_of(source: ModelSource, evaluations: Sequence[str]) -> None:
+    """InputError for the first that is not a finished evaluation of this very checkpoint."""
     for path in evaluations:
-        result = read_json(RunDirectory(path).result_file) if Path(path).is_dir() else None
-        if (result or {}).get("stage") != "evaluate":
+        run = RunDirectory(path)
+        result = (read_json(run.result_file) if Path(path).is_dir() else None) or {}
+        if result.get("stage") != "evaluate" or not run.plan_file.is_file():
             raise InputError(f"{path}: not a finished evaluation: name the run directory of one, whole")
+        sources = {name: one for name, one in run.plan()["sources"].items() if name in result["metrics"]}
+        if not any(same_checkpoint(one["lineage"], source.lineage) for one in sources.values()):
+            scored = ", ".join(_checkpoint_in_words(name, one["lineage"]) for name, one in sources.items())
+            raise InputError(
+                f"{path}: an evaluation of {scored or 'no model'}, not of "
+                f"{_checkpoint_in_words(source.reference, source.lineage)}; leave it out, or evaluate this checkpoint"
+            )
+
+
+def _checkpoint_in_words(name: str, lineage: dict[str, Any]) -> str:
+    return f"step {lineage.get('step')} of {lineage['run']}" if lineage.get("run") else name
 
 
 def _evaluations_of(source: ModelSource, home: Path) -> list[str]:

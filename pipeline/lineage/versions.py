@@ -1,12 +1,9 @@
 """What is registered: every name, its versions and aliases, what each learned from, and its headline metric."""
 
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline.registry.versions import require_tracking_server
+from pipeline.registry.versions import connected, every, require_tracking_server, sqlite_file, versions_named
 from pipeline.run_directory import RunDirectory, read_json
-
-SQLITE = "sqlite:///"
 
 
 class Version(NamedTuple):
@@ -31,34 +28,28 @@ class Version(NamedTuple):
 
 def registered_versions(tracking_uri: str) -> list[Version]:
     """All of a store, by name and number. InputError where its server does not answer; none where there is no store."""
-    if tracking_uri.startswith(SQLITE) and not Path(tracking_uri.removeprefix(SQLITE)).is_file():
-        return []
     require_tracking_server(tracking_uri)
-    from pipeline.registry.tracking import connect
+    if (file := sqlite_file(tracking_uri)) is not None and not file.is_file():
+        return []
+    client = connected(tracking_uri)
+    found = [
+        version
+        for model in every(client.search_registered_models, max_results=200)
+        for version in _versions_of(client, model)
+    ]
+    return sorted(found, key=lambda version: (version.name, version.number))
 
-    client, found, token = connect(tracking_uri), [], None
-    while True:
-        page = client.search_registered_models(max_results=200, page_token=token)
-        for model in page:
-            found += _versions_of(client, model)
-        if not (token := page.token):
-            return sorted(found, key=lambda version: (version.name, version.number))
 
-
-def _versions_of(client, model) -> list[Version]:
+def _versions_of(client: Any, model: Any) -> list[Version]:
     by_number: dict[str, list[str]] = {}
     for alias, number in client.get_registered_model(model.name).aliases.items():
         by_number.setdefault(str(number), []).append(alias)
-    quoted = model.name.replace("'", "''")
-    versions, token = [], None
-    while True:
-        page = client.search_model_versions(f"name = '{quoted}'", max_results=200, page_token=token)
-        for one in page:
-            tags = {key: value for key, value in one.tags.items() if key.startswith("vit.")}
-            aliases = tuple(sorted(by_number.get(str(one.version), [])))
-            versions.append(Version(model.name, int(one.version), aliases, tags))
-        if not (token := page.token):
-            return versions
+    versions = []
+    for one in versions_named(client, model.name):
+        tags = {key: value for key, value in one.tags.items() if key.startswith("vit.")}
+        aliases = tuple(sorted(by_number.get(str(one.version), [])))
+        versions.append(Version(model.name, int(one.version), aliases, tags))
+    return versions
 
 
 def _trained_on(tags: dict[str, str]) -> str:

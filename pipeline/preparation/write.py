@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.lineage.trail import ancestors_of_plan
 from pipeline.preparation.code_state import code_state
 from pipeline.preparation.training import PreparedRun, dump_config
+from pipeline.registry.locate import lasting_reference
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.atomic import write_file
 
@@ -159,8 +160,8 @@ def provenance(plan: dict[str, Any], code: dict[str, Any]) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "host": platform.node(),
         "data": plan.get("data"),
-        "parent": (plan.get("initialise_from") or {}).get("reference"),
-        "teacher": (plan.get("teacher") or {}).get("reference"),
+        "parent": lasting_reference(plan.get("initialise_from")),
+        "teacher": lasting_reference(plan.get("teacher")),
         "config_sha256": plan.get("config_sha256"),
         "ancestors": ancestors_of_plan(plan),
     }

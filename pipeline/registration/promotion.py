@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.registry.gate import Standing, Verdict, champion_verdict
+from pipeline.registry.versions import versions_named
 
 CLAIM, DECISION = "vit.gate_claim", "vit.gate_decision"
 NOBODY = "none"
@@ -104,16 +105,12 @@ class Promotion:
         return None if found is None else str(found)
 
     def _claims(self) -> list[Claim]:
-        claims, token = [], None
-        while True:
-            page = self.client.search_model_versions(f"name='{self.name}'", max_results=1000, page_token=token)
-            for one in page:
-                if written := one.tags.get(CLAIM):
-                    base, moment, *settled = written.split()
-                    claims.append(Claim(int(moment), str(one.version), base, bool(settled)))
-            token = page.token
-            if not token:
-                return claims
+        claims = []
+        for one in versions_named(self.client, self.name):
+            if written := one.tags.get(CLAIM):
+                base, moment, *settled = written.split()
+                claims.append(Claim(int(moment), str(one.version), base, bool(settled)))
+        return claims
 
     def _tags(self) -> dict[str, str]:
         return self.client.get_model_version(self.name, self.number).tags

@@ -1,8 +1,8 @@
 """Registration: a trained checkpoint becomes a version in MLflow that anybody can pull.
 
 The order is what makes a killed registration harmless: files first, read back and held to their hashes; then the
-version, with all its tags at once; then the gate. A second registration goes on where the first one ended, and makes no
-second version of the same weights.
+version, with all its tags at once; then the gate. A registration that is begun again finds the version of the same
+weights and goes on at the gate; files without a version are sent anew. Two at once may make a version each.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from pipeline.registry.locate import ModelSource, source_from_dict
 from pipeline.registry.test_reads import TAG as TEST_READS
 from pipeline.registry.test_reads import merged_reads
 from pipeline.registry.tracking import experiment_id, with_key
-from pipeline.registry.versions import require_tracking_server, whole_directory
+from pipeline.registry.versions import every, require_tracking_server, versions_named, whole_directory
 from pipeline.registry.weights import load_model
 from pipeline.run_directory import RunDirectory, read_json, write_json
 
@@ -144,8 +144,8 @@ def _run_of(client: Any, request: Request) -> str:
     config, trained = request.config, request.source.lineage.get("run")
     if trained:
         key = RunDirectory(trained).key
-        ids = [experiment.experiment_id for experiment in client.search_experiments()]
-        found = client.search_runs(ids, with_key(key), max_results=1)
+        ids = [experiment.experiment_id for experiment in every(client.search_experiments)]
+        found = client.search_runs(ids, with_key(key), max_results=1) if ids else []
         if found:
             return found[0].info.run_id
     experiment = experiment_id(client, "vit/register", config.tracking_uri, request.home)
@@ -156,7 +156,7 @@ def _version_of(client: Any, request: Request, weights: str) -> Any:
     """The version of this name that has this checkpoint's weights and is whole in the store; None where none is."""
     name, lineage = request.config.name, request.source.lineage
     step = None if lineage.get("step") is None else str(lineage["step"])
-    for version in client.search_model_versions(f"name='{name}'", max_results=1000):
+    for version in versions_named(client, name):
         same = (version.tags.get("vit.model_sha256"), version.tags.get("vit.run"), version.tags.get("vit.step"))
         if same != (weights, lineage.get("run"), step):
             continue
@@ -195,13 +195,17 @@ def _nothing_new(client: Any, config: RegisterConfig, version: Any) -> dict[str,
 
 
 def _renew(client: Any, request: Request, version: Any, tags: dict[str, str], folder: Path, scratch: Path) -> None:
-    """Give a version that is there what newer evaluations say of it."""
+    """Give a version that is there what newer evaluations say of it; what its tags say of its files stays."""
+    tags = {key: value for key, value in tags.items() if key.startswith("vit.gate_") or key == "vit.licence"}
     tags[TEST_READS] = merged_reads(version.tags, request.evidence.test_reads)
     model = client.get_logged_model(_model_id(version))
     parent = scratch / "renewed"
     parent.mkdir()
     folder.rename(parent / GATE)
-    send_verified(client, model, parent, scratch)
+    try:
+        send_verified(client, model, parent, scratch)
+    except FaultError as error:
+        raise FaultError(f"{error}; models:/{version.name}/{version.version} stays as it was") from error
     for key, value in request.evidence.metrics.items():
         if version.run_id:
             client.log_metric(version.run_id, key, value, model_id=model.model_id)

@@ -84,6 +84,9 @@ def upload_model(
         for key, value in metrics.items():
             client.log_metric(run_id, key, value, model_id=model.model_id)
         client.finalize_logged_model(model.model_id, "READY")
+    except FaultError as error:
+        _mark_failed(client, model.model_id)
+        raise FaultError(f"{error}; no version was made") from error
     except BaseException:
         _mark_failed(client, model.model_id)
         raise
@@ -111,7 +114,7 @@ def send_verified(client: Any, model: Any, saved: Path, scratch: Path) -> None:
             return
         log.warning("try %d: the store has other bytes than were sent of %s; sent again", attempt + 1, wanting)
     raise FaultError(f"{model.artifact_location}: after {TRIES} uploads the store has other bytes than were sent of "
-                     f"{', '.join(wanting)}; nothing was registered")  # fmt: skip
+                     f"{', '.join(wanting)}")  # fmt: skip
 
 
 def patiently(what: str, work: Callable[[], Any]) -> Any:
@@ -124,9 +127,7 @@ def patiently(what: str, work: Callable[[], Any]) -> Any:
         except Exception as error:  # whatever a store and its HTTP library raise
             log.warning("%s failed (try %d of %d): %s", what, attempt + 1, TRIES, _first_line(error))
             if attempt == TRIES - 1:
-                raise FaultError(
-                    f"{what} failed {TRIES} times: {_first_line(error)}; nothing was registered"
-                ) from error
+                raise FaultError(f"{what} failed {TRIES} times: {_first_line(error)}") from error
         time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
 
 

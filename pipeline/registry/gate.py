@@ -49,10 +49,16 @@ def champion_verdict(new: Sequence[Standing], champion: Sequence[Standing] | Non
     ordered = [*(one for one in new if one.split == SELECTION), *(one for one in new if one.split != SELECTION)]
     for ours in ordered:
         for theirs in champion:
-            if (ours.metric, ours.data, ours.split) == (theirs.metric, theirs.data, theirs.split):
+            if (_asked(ours), ours.data, ours.split) == (_asked(theirs), theirs.data, theirs.split):
                 verdict = _compared(ours, theirs, margin)
                 return Verdict(verdict.promoted, verdict.reason + _of_the_split(ours, champion))
     return Verdict(False, _why_not_compared(ordered[0], champion))
+
+
+def _asked(one: Standing) -> tuple[str, str]:
+    """Protocol and metric; what the folder of the dataset was called says nothing, its fingerprint does."""
+    protocol, _, name = one.metric.removeprefix("eval/").partition("/")
+    return protocol, name.rpartition("/")[2]
 
 
 def _compared(ours: Standing, theirs: Standing, margin: float) -> Verdict:
@@ -97,7 +103,7 @@ def _of_the_split(ours: Standing, champion: Sequence[Standing]) -> str:
 
 
 def _why_not_compared(ours: Standing, champion: Sequence[Standing]) -> str:
-    same = next((one for one in champion if one.metric == ours.metric), None)
+    same = next((one for one in champion if _asked(one) == _asked(ours)), None)
     if same is not None and same.data != ours.data:
         return f"not compared: evaluated on other data ({ours.data} against {same.data})"
     there = same or champion[0]

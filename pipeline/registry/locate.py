@@ -65,6 +65,18 @@ def same_checkpoint(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return ours.get("run") is not None and (ours["run"], ours.get("step")) == (theirs.get("run"), theirs.get("step"))
 
 
+def lasting_reference(source: dict[str, Any] | None) -> str | None:
+    """A MODEL that means the very weights of a source in a plan tomorrow, too: its version, its checkpoint's directory.
+
+    An alias may have moved by then, and a run may have trained on. None where there is no source.
+    """
+    if source is None:
+        return None
+    if registered := source.get("lineage", {}).get("registered"):
+        return registered
+    return source["path"] if source["kind"] == "checkpoint" else source["reference"]
+
+
 def different_classes(teacher: str, theirs: int, ours: int) -> str:
     """What to say of a teacher that knows other classes than the labels are of."""
     return (
@@ -128,16 +140,16 @@ def _random_weights(reference: str, *, tracking_uri: str, home: Path) -> ModelSo
 def _of_run(reference: str, run: RunDirectory) -> ModelSource:
     if (parent := run.result_file).is_file() and json.loads(parent.read_text()).get("rehearsal"):
         raise InputError(f"MODEL `{reference}` is a rehearsal, not a trained model; train it with --rehearse never")
+    config = read_run_config(run.path)
+    if not isinstance(config, TrainingConfig):
+        raise InputError(f"MODEL `{reference}`: a run of stage {config.stage} makes no model; name the run that did")
     checkpoint = run.newest_checkpoint()
     if checkpoint is None:
         raise InputError(f"MODEL `{reference}`: the run has no complete checkpoint yet; `vit resume {run.path}`")
-    return _of_checkpoint(reference, run, checkpoint)
+    return _of_checkpoint(reference, run, config, checkpoint)
 
 
-def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) -> ModelSource:
-    config = read_run_config(run.path)
-    if not isinstance(config, TrainingConfig):
-        raise InputError(f"MODEL `{reference}`: a run of stage {config.stage} makes no model")
+def _of_checkpoint(reference: str, run: RunDirectory, config: TrainingConfig, checkpoint: Checkpoint) -> ModelSource:
     plan = run.plan()
     return ModelSource(
         reference,
@@ -161,8 +173,8 @@ def _of_checkpoint(reference: str, run: RunDirectory, checkpoint: Checkpoint) ->
             "data_tombstones": _tombstones(checkpoint.manifest),
             "datasets": _datasets(plan["data"]),
             "config_sha256": plan["config_sha256"],
-            "parent": (plan.get("initialise_from") or {}).get("reference"),
-            "teacher": (plan.get("teacher") or {}).get("reference"),
+            "parent": lasting_reference(plan.get("initialise_from")),
+            "teacher": lasting_reference(plan.get("teacher")),
             "tuning": config.tuning.kind,
         },
     )
@@ -194,8 +206,8 @@ def _of_checkpoint_directory(reference: str, path: Path) -> ModelSource:
     if manifest is None:
         raise InputError(f"MODEL `{reference}`: the checkpoint's files do not agree with its manifest.json")
     run = RunDirectory(path.parent.parent)
-    if run.config_file.is_file():
-        return _of_checkpoint(reference, run, Checkpoint(path, manifest))
+    if run.config_file.is_file() and isinstance(config := read_run_config(run.path), TrainingConfig):
+        return _of_checkpoint(reference, run, config, Checkpoint(path, manifest))
     return ModelSource(
         reference, "checkpoint", str(path), encoder=manifest["encoder"], objective=manifest["objective"]["kind"],
         num_classes=manifest["num_classes"], tuning=_tuning_of(manifest), head=_head(manifest["objective"]),
@@ -209,8 +221,10 @@ def _tuning_of(manifest: dict[str, Any]) -> dict[str, Any] | None:
     return raw if raw and not TypeAdapter(TuningConfig).validate_python(raw).expressible else None
 
 
-def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | None = None) -> ModelSource:
-    """timm's own layout; ours adds a `vit` block that says what timm has no key for."""
+def _of_timm_directory(
+    reference: str, path: Path, lineage: dict[str, Any] | None = None, uri: str | None = None
+) -> ModelSource:
+    """timm's own layout; ours adds a `vit` block that says what timm has no key for. `uri` is of a version, if any."""
     raw = json.loads((path / "config.json").read_text())
     if "architecture" not in raw:
         raise InputError(f"MODEL `{reference}`: its config.json is not timm's; say hf:{path} if transformers wrote it")
@@ -224,7 +238,7 @@ def _of_timm_directory(reference: str, path: Path, lineage: dict[str, Any] | Non
         std=tuple(data["std"]) if "std" in data else None, evaluation_crop=data.get("crop_pct"),
         evaluation_crop_mode=data.get("crop_mode") or "center",
         objective=ours.get("objective"), outputs=ours.get("outputs", "softmax"),
-        lineage=(lineage or {}) | ours.get("lineage", {}),
+        lineage=(lineage or {}) | ours.get("lineage", {}) | ({"registered": uri} if uri else {}),
     )  # fmt: skip
 
 
@@ -298,5 +312,5 @@ def _registered(reference: str, tracking_uri: str, home: Path) -> ModelSource:
     version = registered_version(client, reference, tracking_uri)
     uri = f"models:/{version.name}/{version.version}"
     directory = whole_directory(client, version, home)
-    lineage = {"registered": uri} | {key: version.tags[f"vit.{key}"] for key in LINEAGE if f"vit.{key}" in version.tags}
-    return _of_timm_directory(reference, directory, lineage)
+    lineage = {key: version.tags[f"vit.{key}"] for key in LINEAGE if f"vit.{key}" in version.tags}
+    return _of_timm_directory(reference, directory, lineage, uri)

@@ -17,10 +17,11 @@ import numpy as np
 import timm
 import torch
 from mlflow.pyfunc import PythonModel
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 
 SUMS = "SHA256SUMS"
+KNOWN_MODES = ("1", "I", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 BASE64_SHOWN = 40  # characters of a string that is no image, in the error
 
 
@@ -83,7 +84,31 @@ class VisionTransformerModel(PythonModel):
             image = Image.open(item)
         else:
             raise TypeError(f"an image is a PIL image, an array, bytes, a path or base64, not {type(item).__name__}")
-        return image.convert("L" if self.module.in_chans == 1 else "RGB")
+        return _upright(image).convert("L") if self.module.in_chans == 1 else _rgb(_upright(image))
+
+
+def _upright(image):
+    """Turned as its EXIF says, and 8 bits deep: what a dataset holds of such a file, and the model was scored on."""
+    if image.mode not in KNOWN_MODES and not image.mode.startswith("I;16"):
+        raise ValueError(f"an image of mode {image.mode} has no agreed meaning as RGB; convert it first")
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata; `vit ingest` passes it over, too
+        upright = image
+    if not upright.mode.startswith("I"):
+        return upright
+    values = np.asarray(upright).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"an image of mode {image.mode} with values beyond 16 bit; scale it first")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _rgb(image):
+    """On white where it is transparent."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
 
 
 def _items(model_input):

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config.recipe import read_yaml
 from pipeline.registry.ledger_cursor import LedgerCursor, metrics_of
+from pipeline.registry.versions import every
 from pipeline.run_directory import RunDirectory, read_json
 
 KEY_TAG = "vit.run_key"
@@ -72,7 +73,7 @@ def with_key(key: str) -> str:
 def keys_left_running(tracking_uri: str) -> set[str]:
     """Keys of the runs that MLflow holds for running, in all experiments of ours."""
     client, keys = connect(tracking_uri), set()
-    ours = [each.experiment_id for each in client.search_experiments() if each.name.startswith("vit/")]
+    ours = [each.experiment_id for each in every(client.search_experiments) if each.name.startswith("vit/")]
     token = "" if ours else None
     while token is not None:
         found = client.search_runs(ours, "attributes.status = 'RUNNING'", page_token=token or None)

@@ -64,6 +64,26 @@ def test_evaluations_of_the_very_checkpoint_are_found_newest_first(home, tmp_pat
     assert _evaluations_of(locate_model(str(first), tracking_uri="", home=home), home) == [str(new), str(old)]
 
 
+def test_an_evaluation_of_another_checkpoint_is_refused_by_name(home, tmp_path):
+    ours, theirs = exported(tmp_path / "m1", 1), exported(tmp_path / "m2", 2)
+    mine, other = evaluated(tmp_path / "mine", ours, right(1)), evaluated(tmp_path / "other", theirs, right(2))
+    with pytest.raises(InputError) as error:
+        registration_run(str(ours), "ants", home=home, overrides=[f"evaluations=[{mine}, {other}]"])
+    assert str(error.value) == (
+        f"{other}: an evaluation of step 2 of /elsewhere/run, not of step 1 of /elsewhere/run; leave it out, or "
+        "evaluate this checkpoint"
+    )
+    assert not list((home / "runs").glob("register-*"))
+    assert registration_run(str(ours), "ants", home=home, evaluations=[str(mine)]).plan()["source"]["lineage"]["step"]
+
+
+def test_a_run_that_makes_no_model_is_refused_by_its_stage(home, tmp_path):
+    run = registration_run(str(exported(tmp_path / "m")), "ants", home=home)
+    with pytest.raises(InputError) as error:
+        registration_run(str(run.path), "ants", home=home)
+    assert str(error.value) == (f"MODEL `{run.path}`: a run of stage register makes no model; name the run that did")
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [

@@ -4,10 +4,11 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.registration import promotion
+from pipeline.errors import FaultError, InputError
+from pipeline.registration import promotion, upload
 from pipeline.registry.locate import locate_model
 from pipeline.registry.test_reads import read_key, record_test_read, recorded_reads
+from pipeline.registry.weights import load_model
 from pipeline.run_directory import read_json, write_json
 from tests.pipeline.registration.stores import FINGERPRINT, evaluated, exported, forget, hf_of, registered, right
 
@@ -89,6 +90,32 @@ def test_the_same_weights_are_registered_once_and_compared_again_when_there_is_a
     assert "| eval/classify-v1/ants.validation/top1 | 1.0000 | 0.9900 – 1.0100 |" in (
         client(store).get_model_version("ants", "2").description
     )
+
+
+def test_a_version_that_a_newer_evaluation_speaks_of_still_loads_as_it_was_registered(store, tmp_path):
+    model, uri = exported(tmp_path / "m"), f"sqlite:///{store / 'mlflow.db'}"
+    registered(store, model, "ants", evaluated(tmp_path / "e0", model, right(200)))
+    before = tags(store, 1)
+    newer = evaluated(tmp_path / "e1", model, right(201))
+    assert not registered(store, model, "ants", newer)["registered"]
+    source = locate_model("models:/ants/1", tracking_uri=uri, home=store)
+    assert load_model(source).num_classes == 3
+    assert mlflow.pyfunc.load_model("models:/ants/1").predict([np.zeros((32, 32, 3), np.uint8)]).shape == (1, 3)
+    after = tags(store, 1)
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert changed == {"vit.gate_evidence_sha256", "vit.gate_value"}
+
+
+def test_where_newer_evidence_cannot_be_stored_the_version_is_said_to_stay(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(upload, "FIRST_WAIT_SECONDS", 0.0)
+    model = exported(tmp_path / "m")
+    registered(store, model, "ants", evaluated(tmp_path / "e0", model, right(200)))
+    before, folder = tags(store, 1), hf_of(store).parents[1] / "gate"
+    forget(folder)
+    folder.write_text("in the way")
+    with pytest.raises(FaultError, match=r"failed 6 times: .*; models:/ants/1 stays as it was$"):
+        registered(store, model, "ants", evaluated(tmp_path / "e1", model, right(201)))
+    assert tags(store, 1) == before and champion(store) == "1"
 
 
 def test_a_newer_evaluation_of_other_data_of_that_name_hides_nothing_that_the_champion_was_scored_by(store, tmp_path):

@@ -17,7 +17,9 @@ import timm
 import torch
 from PIL import Image
 
+from pipeline.ingestion.images import prepare_image
 from pipeline.registration.upload import SETTINGS, save_served_model
+from pipeline.views.evaluation import evaluation_view
 from tests.pipeline.registration.servers import free_port, process_on
 from tests.pipeline.registration.stores import exported
 
@@ -64,11 +66,56 @@ def test_every_form_of_an_image_gives_the_same_probabilities(model, tmp_path):
     assert model.predict([]).shape == model.predict(pd.DataFrame({"image": []})).shape == (0, 3)
 
 
+def grown(mode: str) -> Image.Image:
+    """An image of this mode whose meaning `.convert("RGB")` alone gets wrong, or may."""
+    noise = np.random.default_rng(1)
+    if mode == "I;16":
+        return Image.fromarray(noise.integers(0, 65536, (40, 56), dtype=np.uint16))
+    image = Image.fromarray(noise.integers(0, 256, (40, 56, 4), dtype=np.uint8), "RGBA")
+    if mode == "P":
+        image = image.convert("RGB").convert("P")
+        image.info["transparency"] = bytes(range(256))
+        return image
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16", "L"])
+def test_a_file_is_served_as_the_dataset_that_holds_it_is_scored(model, mode, orientation):
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    grown(mode).save(buffer, "PNG", exif=exif)
+    stored = prepare_image(buffer.getvalue(), "rgb")
+    view = np.empty((32, 32, 3), np.uint8)
+    evaluation_view(stored.content, stored.extension, view, crop=1.0, crop_mode="center", mean=(0.5,) * 3)
+    loaded = model.unwrap_python_model()
+    with torch.no_grad():
+        scored = loaded.module((torch.from_numpy(view.transpose(2, 0, 1).copy())[None] / 255 - 0.5) / 0.5).softmax(1)
+    assert np.allclose(model.predict([buffer.getvalue()]), scored.numpy(), atol=1e-6)
+    assert np.allclose(model.predict([Image.open(buffer)]), scored.numpy(), atol=1e-6)
+
+
+def test_a_photo_that_lies_on_its_side_is_turned(model):
+    upright = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees to see it
+    upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "JPEG", exif=exif, quality=95)
+    assert np.allclose(model.predict([buffer.getvalue()]), model.predict([upright]), atol=0.02)
+
+
+def test_damaged_metadata_is_passed_over(model):
+    buffer = io.BytesIO()
+    IMAGE.save(buffer, "PNG", exif=b"Exif\0\0XX\0*")
+    assert np.allclose(model.predict([buffer.getvalue()]), model.predict([IMAGE]), atol=1e-6)
+
+
 def test_what_is_no_image_is_said_in_a_line(model):
     for wrong, words in (
         (["no such file"], "neither a file on this machine nor base64"),
         ([3.5], "not float"),
         ([np.zeros((4, 4, 3))], "uint8, not"),
+        ([Image.new("F", (4, 4))], "mode F has no agreed meaning"),
+        ([Image.new("I", (4, 4), 70_000)], "beyond 16 bit"),
         (pd.DataFrame({"a": [1], "b": [2]}), "columns a, b"),
     ):
         with pytest.raises(Exception, match=words):
