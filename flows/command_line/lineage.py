@@ -97,6 +97,7 @@ def takedown_command(dataset: str, key: str, reason: str, directory: str | None,
     home = home_directory(directory)
     index = read_index(location(dataset) if is_url(dataset) else Path(dataset).expanduser().absolute())
     places = places_of(index, key)
+    require_tracking_server(tracking_uri(home))  # whoever learned from it is named, or nothing is taken down
     added = take_down(index, places, reason)
     splits = ", ".join(place.split for place in places)
     say(f"{key} (split {splits}) is on the tombstone list of {index.directory}" + ("" if added else " already"))

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import mlflow
@@ -128,14 +129,19 @@ def _items(model_input):
 
 
 def _file_or_base64(text):
-    """A path that exists, or the decoded bytes of a file in base64 as a JSON request carries it."""
+    """A path that exists, or the decoded bytes of a file in base64 as a JSON request carries it.
+
+    Who asks a server (`mlflow models serve`) sends images: the files of its machine are none of theirs.
+    """
+    served = "mlflow.pyfunc.scoring_server" in sys.modules
     try:
-        if os.path.isfile(text):
+        if not served and os.path.isfile(text):
             return text
         return io.BytesIO(base64.b64decode(text.partition(";base64,")[2] or text, validate=True))
     except (ValueError, binascii.Error):
         shown = text if len(text) <= BASE64_SHOWN else f"{text[:BASE64_SHOWN]}..."
-        raise ValueError(f"{shown!r} is neither a file on this machine nor base64 of an image file") from None
+        what = "not base64" if served else "neither a file on this machine nor base64"
+        raise ValueError(f"{shown!r} is {what} of an image file") from None
 
 
 def _require_whole(directory):

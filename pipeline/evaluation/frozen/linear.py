@@ -5,12 +5,14 @@ import warnings
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.errors import InputError
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # scikit-learn's C: inverse of the L2 penalty
 HELD_BACK = 0.2
+ON_ONE_THREAD = 1 << 23  # numbers
 ALONE = 1.0  # the strength where nothing can be held back: scikit-learn's own
 
 
@@ -55,6 +57,11 @@ def held_back(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> LogisticRegression:
-    with warnings.catch_warnings():  # an unconverged probe in the sweep is scored like any other
+    # Threads that wait for each other cost a small problem a hundred times its arithmetic where cores are busy.
+    threads = 1 if features.size <= ON_ONE_THREAD else None
+    with (
+        threadpool_limits(threads),
+        warnings.catch_warnings(),
+    ):  # an unconverged probe in the sweep is scored like any other
         warnings.simplefilter("ignore")
         return LogisticRegression(C=strength, max_iter=500).fit(features, labels)

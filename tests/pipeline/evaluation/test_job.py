@@ -339,6 +339,6 @@ def test_the_limit_of_the_features_is_read_before_they_are_made_and_old_halves_g
 def test_features_of_another_pillow_are_others(network, digits, home, monkeypatch):
     source, index = described_model(str(network), home, instead=""), read_index(digits)
     model = torch.nn.Linear(2, 2)
-    keys = [feature_key(model, source, index, "test", "fp32") for _ in range(2)]
+    keys = [feature_key(model, source, index, "test", "fp32", True) for _ in range(2)]
     monkeypatch.setattr("PIL.__version__", "0.1")
-    assert keys[0] == keys[1] != feature_key(model, source, index, "test", "fp32")
+    assert keys[0] == keys[1] != feature_key(model, source, index, "test", "fp32", True)
