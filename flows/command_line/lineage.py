@@ -18,6 +18,7 @@ from pipeline.lineage.trail import Node, Trail
 from pipeline.lineage.tree import tree_lines
 from pipeline.lineage.versions import registered_versions
 from pipeline.registry.locate import locate_model
+from pipeline.registry.versions import require_tracking_server
 from pipeline.shards.index import read_index
 from pipeline.storage.location import is_url, location
 

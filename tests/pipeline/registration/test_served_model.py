@@ -180,7 +180,12 @@ def test_a_scoring_server_answers_requests_with_an_image(tmp_path):
             assert np.allclose(asked(port, body), expected, atol=1e-6), body
         with pytest.raises(urllib.error.HTTPError) as refused:
             asked(port, {"inputs": ["no image"]})
-        assert refused.value.code in (400, 500) and "neither a file" in refused.value.read().decode()
+        assert refused.value.code in (400, 500) and "not base64 of an image" in refused.value.read().decode()
+        photo = tmp_path / "private.png"
+        photo.write_bytes(png())
+        with pytest.raises(urllib.error.HTTPError) as refused:  # a file of the server's machine
+            asked(port, {"inputs": [str(photo)]})
+        assert "not base64 of an image" in refused.value.read().decode()
 
 
 def asked(port: int, body: dict) -> np.ndarray:
