@@ -89,8 +89,9 @@ def _matched(consumption: Consumption, source: int, match: Match) -> dict[str, A
     if match.split != trained_on:
         return facts | {"words": f"{where}: not trained on, which was split {trained_on}"}
     if not consumption.takes_part(source, match.shard, match.sample):
-        share = consumption.config.data.label_fraction
-        return facts | {"words": f"{where}: not among the {share:.0%} that data.label_fraction chose"}
+        data = consumption.config.data
+        most = "" if data.max_samples is None else f" and data.max_samples={data.max_samples}"
+        return facts | {"words": f"{where}: not chosen by data.label_fraction={data.label_fraction:g}{most}"}
     seen = consumption.seen(source, match.shard, match.sample)
     if not seen.steps:
         return facts | {"words": f"{where}: not read in the {consumption.step:,} steps of this model"}
@@ -105,7 +106,9 @@ def answer_lines(answer: Answer) -> list[str]:
     matches = [match["words"] for match in answer["matches"]]
     unread = f" ({answer['unread']} samples could not be read)" if answer["unread"] else ""
     if answer["answer"] == "no":
-        first = f"{who}: no: none of the {answer['samples']:,} samples that it could learn from was this image{unread}"
+        samples = f"{answer['samples']:,} samples of what it learned from"
+        said = f"it is among the {samples}, and was not read" if matches else f"none of the {samples} is this image"
+        first = f"{who}: no: {said}{unread}"
     else:
         first = f"{who}: yes{unread}"
     notes = [f"  {answer['reason']}"] if answer["reason"] else []

@@ -46,12 +46,15 @@ def _records(node: Node) -> list[tuple[str, str]]:
     if node.get("version"):
         aliases = ", ".join(node["version"]["aliases"]) or "none"
         lines.append(("aliases", aliases))
-    for one in node.get("evaluations", []):
-        for metric, value in one["metrics"].items():
+    newest = {}
+    for one in node.get("evaluations", []):  # oldest first; the first metric of a protocol is what it is known by
+        columns = dict.fromkeys(metric.rpartition("/")[0] for metric in one["metrics"])
+        for column in columns:
+            metric = next(metric for metric in one["metrics"] if metric.startswith(f"{column}/"))
             interval = one["intervals"].get(metric)
             between = f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
-            lines.append(("evaluation", f"{metric} {value:.4f}{between}  {one['run']}"))
-    return lines
+            newest[metric] = f"{metric} {one['metrics'][metric]:.4f}{between}  {one['run']}"
+    return [*lines, *(("evaluation", line) for line in newest.values())]
 
 
 def _run(run: dict[str, Any], weights: dict[str, Any]) -> str:
