@@ -24,11 +24,12 @@ def carry_out(evaluation: Evaluation, report: Report, bring: Bring) -> Conclusio
     """
     for name, reason in evaluation.raw["unavailable"].items():
         report(f"{name} is left out: {reason}")
-    todo = [run for run in evaluation.train() if not run.result_file.is_file()]
+    runs = evaluation.train()
+    todo = [run for run in runs if not run.result_file.is_file()]
     for one in evaluation.trainings:
         report(f"{one.name} of {one.model} on {one.dataset}: {evaluation.path_of(one).name}")
     if todo:
-        trained = bring(todo[0] if len(todo) == 1 else evaluation.sequence(todo), report)
+        trained = bring(todo[0] if len(runs) == 1 else evaluation.sequence(runs), report)
         if trained.left or trained.code != EXIT_DONE:
             return trained
     conclusion = bring(evaluation.write(), report)

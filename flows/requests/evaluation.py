@@ -67,8 +67,12 @@ class Evaluation:
         return path.with_name(f"{path.name}-{checkpoint}")
 
     def sequence(self, runs: Sequence[RunDirectory]) -> RunDirectory:
-        """Several trainings in one set of processes, on disk and ready to submit."""
-        return sequence_run(runs, profile=self.where, overrides=self.of_profile, home=self.home)
+        """All trainings in one set of processes, on disk and ready to submit; the same again for the same ones."""
+        key = hashlib.sha256("\n".join(str(run.path) for run in runs).encode()).hexdigest()[:8]
+        return sequence_run(
+            runs, profile=self.where, overrides=self.of_profile, home=self.home,
+            run_dir=str(self.home / "runs" / f"sequence-{key}"),
+        )  # fmt: skip
 
     def write(self) -> RunDirectory:
         """The evaluation on disk, ready to submit. To be called when its trainings are done."""

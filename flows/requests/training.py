@@ -183,9 +183,11 @@ def _should_rehearse(
     return where.accelerators_per_node == 0 and seconds_without_accelerator(full) > DAY_SECONDS
 
 
-def sequence_run(runs: Sequence[RunDirectory], *, profile: str, overrides: Sequence[str], home: Path) -> RunDirectory:
+def sequence_run(
+    runs: Sequence[RunDirectory], *, profile: str, overrides: Sequence[str], home: Path, run_dir: str | None = None
+) -> RunDirectory:
     """Several prepared training runs in one set of processes."""
     chosen, placement = load_profile(profile, split_profile_overrides(overrides)[1])
     config = SequenceConfig(runs=tuple(str(run.path) for run in runs))
     plan = {"format_version": 1, "stage": "sequence", **placement.as_plan(), "precision": placement.precision("bf16")}
-    return write_stage(config, plan, "sequence", None, home, chosen)
+    return write_stage(config, plan, "sequence", run_dir, home, chosen)

@@ -74,6 +74,9 @@ def _data(source: ModelSource, datasets: Any) -> str:
 def _recipe(source: ModelSource, recipe: Mapping[str, Any]) -> str:
     facts = {"objective": source.objective or "not known"} | dict(recipe)
     facts["parent"] = source.lineage.get("parent") or "none, from random weights"
+    if (tuning := source.lineage.get("tuning") or "full") != "full":
+        of_encoder = "the head alone" if tuning == "head" else "a few, merged into the weights here"
+        facts["trained parameters"] = f"{of_encoder} (tuning.kind {tuning})"
     if source.lineage.get("teacher"):
         facts["teacher"] = source.lineage["teacher"]
     if source.lineage.get("config_sha256"):

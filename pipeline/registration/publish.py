@@ -57,7 +57,15 @@ def register(me: Rank) -> None:
     licence = config.licence or next(
         (one["licence"] for one in (training or {}).get("data", ()) if "licence" in one), None
     )
-    facts = Facts(evidence.metrics, evidence.intervals, evidence.scored, evidence.test_reads, training, licence)
+    facts = Facts(
+        evidence.metrics,
+        evidence.intervals,
+        evidence.scored,
+        evidence.test_reads,
+        training,
+        licence,
+        uri=f"models:/{config.name}/VERSION",
+    )
     request = Request(config, source, evidence, facts, Path(plan["home"]))
     model = load_model(source)
     width = model.num_classes or model.num_features  # scores, or pooled features
