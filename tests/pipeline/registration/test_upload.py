@@ -67,7 +67,7 @@ def test_where_the_connection_always_drops_there_is_no_version(store, proxy, tmp
     monkeypatch.setattr(upload, "TRIES", 2)
     monkeypatch.setattr(upload, "FIRST_WAIT_SECONDS", 0.1)
     monkeypatch.setitem(upload.SETTINGS, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(FaultError, match="upload of artifacts/hf/model.safetensors failed 2 times: .*; no version was made"):
+    with pytest.raises(FaultError, match="artifacts/hf/model.safetensors failed 2 times: .*; no version was made"):
         registered(store, model, "never", uri=proxy.url)
     client = mlflow.MlflowClient(proxy.url)
     assert not client.search_model_versions("name='never'")
