@@ -33,26 +33,22 @@ def evaluate(
         set: settings of the evaluation or the profile, as key=value.
         run_dir: the run directory; by default a new one in the home.
     """
-
-    def requested(home):
-        return requested_evaluation(
+    report, home = reporter(), home_directory()
+    try:
+        evaluation = requested_evaluation(
             {model_name(model): model}, data=data, protocols=protocols, suite=suite, profile=profile, overrides=set,
             run_dir=run_dir, home=home,
         )  # fmt: skip
-
-    report, home = reporter(), home_directory()
-    try:
-        trains = bool(requested(home).trainings)
     except InputError as error:
         return refused(error)
-    if not trains:
-        state = concluded(lambda home: requested(home).write())
+    if not evaluation.trainings:
+        state = concluded(lambda _: evaluation.write())
         if state.is_completed():
             count_test_reads(RunDirectory(state.data), home, report)
         return state
     with own_state(home, single=False) as watch:
         try:
-            conclusion = carry_out(requested(home), report, lambda run, told: controlled(run, home, told))
+            conclusion = carry_out(evaluation, report, lambda run, told: controlled(run, home, told))
         except InputError as error:
             return settled(watch, refused(error))
         report(conclusion.message)

@@ -1,6 +1,5 @@
 """Features of every image of a dataset, shard by shard; ranks share the shards and need not meet until the end."""
 
-import datetime
 import logging
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pipeline.embedding.store import begin_store, missing_shards, nearest, write
 from pipeline.errors import DataError, InputError
 from pipeline.evaluation.feature_cache import weights_hash
 from pipeline.evaluation.features import TOLD_EVERY_SECONDS, evaluation_input_of, pooled_features
-from pipeline.evaluation.job import tell_terminal
+from pipeline.evaluation.job import meet_patiently, tell_terminal
 from pipeline.evaluation.single_images import file_samples, normalised_views
 from pipeline.loading.evaluation_stream import EvaluationStream
 from pipeline.loading.left_out import all_but_left_out, num_scored
@@ -32,7 +31,6 @@ from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.shards.reader import ShardReader
 
 log = logging.getLogger(__name__)
-PATIENCE = datetime.timedelta(days=2)  # of the ranks that are done, for the others
 
 
 def embed(me: Rank) -> None:
@@ -41,8 +39,7 @@ def embed(me: Rank) -> None:
     config, plan = read_run_config(me.run.path), me.run.plan()
     source, index = source_from_dict(plan["source"]), read_index(config.data)
     queries = _queries(source, config)  # what is no image is said before anything is embedded
-    if me.world_size > 1:
-        dist.init_process_group("gloo", rank=me.rank, world_size=me.world_size, timeout=PATIENCE)
+    meet_patiently(me)
     me.phase = "embed"
     device = torch.device("cuda", me.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     model, folder = load_model(source).to(device), Path(config.destination)

@@ -35,7 +35,7 @@ from pipeline.run_directory import write_json
 from pipeline.shards.index import DatasetIndex, read_index
 
 log = logging.getLogger(__name__)
-PATIENCE = datetime.timedelta(days=2)  # of the ranks that are done, for rank 0
+PATIENCE = datetime.timedelta(days=2)  # of the ranks that are done, for the others
 TRAIN, SELECTION = "train", "validation"
 
 
@@ -62,13 +62,17 @@ def evaluate(me: Rank) -> None:
 def _extraction(me: Rank, config: EvaluateConfig, plan: dict[str, Any]) -> Extraction:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", me.local_rank) if cuda else torch.device("cpu")
-    if me.world_size > 1 and not dist.is_initialized():
-        # Nothing but files and a few words goes between ranks, and rank 0 fits probes while the others wait.
-        dist.init_process_group("gloo", rank=me.rank, world_size=me.world_size, timeout=PATIENCE)
+    meet_patiently(me)
     return Extraction(
         me.rank, me.world_size, device, config.batch_size, plan["loader_workers"], config.precision,
         me.attempt.path / "features", log.info,
     )  # fmt: skip
+
+
+def meet_patiently(me: Rank) -> None:
+    """A group of ranks that hand each other nothing but files and a few words, and wait long for those that work."""
+    if me.world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", rank=me.rank, world_size=me.world_size, timeout=PATIENCE)
 
 
 def tell_terminal(me: Rank) -> None:
