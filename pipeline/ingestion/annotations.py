@@ -11,7 +11,8 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.images import UPRIGHT, file_orientation
 from pipeline.ingestion.labels import FILE_COLUMNS, LABEL_COLUMNS, NO_CLASS, match_files, number_classes, table_rows
-from pipeline.ingestion.sources import FolderSource, named_like_image
+from pipeline.ingestion.sources.folder import FolderSource
+from pipeline.ingestion.sources.listing import named_like_image
 from pipeline.shards.annotations import (
     Box,
     annotation_bytes,

@@ -21,7 +21,7 @@ from pipeline.ingestion.journal import Journal, check_destination, open_journal
 from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons, rejected_lines
 from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
-from pipeline.ingestion.sources import DIGITS
+from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.ingestion.tars import names_tars
 from pipeline.shards.atomic import sync_directory, write_file

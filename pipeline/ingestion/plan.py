@@ -14,10 +14,12 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
-from pipeline.ingestion.labels import Labels, number_folders, read_labels, read_split_lists
+from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import Candidate, ShardJob, WriteShard, order_key
-from pipeline.ingestion.sources import DIGITS, Listing, Source, SourceFile, open_source
+from pipeline.ingestion.sources.digits import DIGITS
+from pipeline.ingestion.sources.listing import Listing, Source, SourceFile
+from pipeline.ingestion.sources.opening import open_source
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.tars import expand_tars, label_rule, names_tars, split_of_tar, survey_tar
 from pipeline.shards.index import SPLITS
@@ -59,14 +61,14 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     paths = [file.path for file in listing.images]
     root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
-    labels = read_labels(config.labels, paths, others) if config.labels else number_folders(class_folders(paths, root))
+    labels = _labels(config, listing, paths, root)
     if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
         raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
     annotations = find_annotations(config, paths, others)
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, others)
     else:
-        splits = _splits_without_lists(opened, listing.images, root, config)
+        splits = _splits_without_lists(opened, listing, root, config)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
@@ -88,12 +90,21 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     return config.workers or available_cores()
 
 
-def _splits_without_lists(
-    source: Source, files: Sequence[SourceFile], root: str, config: IngestConfig
-) -> Mapping[str, str]:
+def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str) -> Labels:
+    """From the labels file, else as the source itself says, else from folders."""
+    if config.labels:
+        return read_labels(config.labels, paths, [entry.path for entry in listing.rejected])
+    if not listing.labels:
+        return number_folders(class_folders(paths, root))
+    return number_classes(listing.labels) if listing.classes is None else Labels(listing.labels, listing.classes)
+
+
+def _splits_without_lists(source: Source, listing: Listing, root: str, config: IngestConfig) -> Mapping[str, str]:
     """Path -> split; an image outside all splits is missing."""
-    by_folder = folder_splits([file.path for file in files], root) if config.splits == "folders" else {}
-    return by_folder or hash_splits(source, files, config.split_fractions, config.seed)
+    said: Mapping[str, str] = {}
+    if config.splits == "folders":
+        said = listing.splits or folder_splits([file.path for file in listing.images], root)
+    return said or hash_splits(source, listing.images, config.split_fractions, config.seed)
 
 
 def _shards_of(

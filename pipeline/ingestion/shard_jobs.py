@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from pipeline.ingestion.annotations import AnnotationRule, MaskFile, PreparedAnnotations, prepare_annotations
 from pipeline.ingestion.images import PreparedImage, prepare_image
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.sources import Source
+from pipeline.ingestion.sources.listing import Source
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.annotations import Box
 from pipeline.shards.decoding import ImageFault

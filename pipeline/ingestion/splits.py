@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.ingestion.sources import Source, SourceFile
+from pipeline.ingestion.sources.listing import Source, SourceFile
 
 SPLIT_FOLDERS = {
     "train": "train",

@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from pipeline.errors import InputError
 from pipeline.ingestion.labels import MAX_INTEGER_LABEL
-from pipeline.ingestion.sources import IMAGE_SUFFIXES
+from pipeline.ingestion.sources.listing import IMAGE_SUFFIXES
 from pipeline.ingestion.splits import SPLIT_FOLDERS
 from pipeline.shards.index import shortened
 from pipeline.shards.table import NO_LABEL, split_member

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import InputError
-from pipeline.ingestion.sources import FolderSource
+from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.inspection.page import MARK, PAGE
 from pipeline.shards.index import INDEX_NAME
 from pipeline.storage.location import is_url

@@ -8,9 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import DataError, InputError
+from pipeline.ingestion.duplicates.likeness import (
+    Likeness,
+    are_near_copies,
+    candidates,
+    likeness,
+    mirrored,
+    pixel_distance,
+    words,
+)
+from pipeline.ingestion.duplicates.sample_hashes import hashed_shards
 from pipeline.ingestion.images import prepare_image
-from pipeline.ingestion.likeness import Likeness, are_near_copies, candidates, likeness, mirrored, pixel_distance, words
-from pipeline.ingestion.sample_hashes import hashed_shards
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import ShardReader, node_reader

@@ -11,8 +11,14 @@ from PIL import Image
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.build import ingest
-from pipeline.ingestion.likeness import are_near_copies, candidates, likeness, num_differing_bits, perceptual_hash
-from pipeline.ingestion.sample_hashes import hashed_shards
+from pipeline.ingestion.duplicates.likeness import (
+    are_near_copies,
+    candidates,
+    likeness,
+    num_differing_bits,
+    perceptual_hash,
+)
+from pipeline.ingestion.duplicates.sample_hashes import hashed_shards
 from pipeline.lineage.matches import find_image, read_query
 from pipeline.shards.index import read_index
 from tests.pipeline.pictures import encoded

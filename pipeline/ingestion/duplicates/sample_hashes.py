@@ -15,7 +15,7 @@ import numpy as np
 import PIL
 
 from pipeline.errors import DataError
-from pipeline.ingestion.likeness import HASHES, likeness
+from pipeline.ingestion.duplicates.likeness import HASHES, likeness
 from pipeline.shards.atomic import write_file
 from pipeline.shards.index import DatasetIndex, Shard
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes

@@ -1,0 +1,61 @@
+"""A folder of images, through links to folders too (a subset of ImageNet is often made of those)."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.ingestion.rejected import Rejected
+from pipeline.ingestion.sources.listing import (
+    HEAD_BYTES,
+    MAX_FILE_BYTES,
+    Listing,
+    SourceFile,
+    looks_like_image,
+    named_like_image,
+)
+from pipeline.shards.decoding import ImageFault
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Every file below `root`."""
+
+    root: Path
+
+    def list_files(self) -> Listing:
+        listing = Listing()
+        self._list_folder("", (), listing)
+        return listing
+
+    def read(self, path: str, num_bytes: int = -1) -> bytes:
+        with open(self.root / path, "rb") as file:
+            if num_bytes < 0 and os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise ImageFault("file_too_large", f"more than {MAX_FILE_BYTES} bytes")
+            return file.read(num_bytes)
+
+    def _list_folder(self, folder: str, above: tuple[tuple[int, int], ...], listing: Listing) -> None:
+        status = os.stat(self.root / folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            listing.rejected.append(Rejected(folder, "unreadable_file", "a link to a folder that holds it"))
+            return
+        with os.scandir(self.root / folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                try:
+                    if entry.is_dir():
+                        self._list_folder(path, (*above, here), listing)
+                    else:
+                        self._list_file(path, entry.stat(), listing)
+                except OSError as error:
+                    listing.rejected.append(Rejected(path, "unreadable_file", error.strerror or str(error)))
+
+    def _list_file(self, path: str, status: os.stat_result, listing: Listing) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            listing.rejected.append(Rejected(path, "unreadable_file", "not a regular file"))
+        elif named_like_image(path) or looks_like_image(self.read(path, HEAD_BYTES)):
+            listing.images.append(SourceFile(path, status.st_size, status.st_mtime_ns))
+        else:
+            why = "neither its name nor its first bytes are an image's"
+            listing.rejected.append(Rejected(path, "not_an_image", why))

@@ -1,0 +1,71 @@
+"""What a source of raw images is: it lists every file once and reads one at a time.
+
+A source is small and picklable, so that worker processes read their own files.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from pipeline.ingestion.rejected import Rejected
+from pipeline.shards.decoding import TIFF_SIGNATURES
+
+MAX_FILE_BYTES = 1 << 29
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .tif .tiff .gif .bmp .dib .avif .avifs .jp2 .j2k "
+    ".ppm .pgm .pbm .pfm .npy "
+    # These cannot be decoded, but whoever has a folder of them must hear of it.
+    ".heic .heif .jxl .tga .psd .exr .hdr .dng .cr2 .cr3 .nef .arw .dcm".split()
+)
+HEAD_BYTES = 16
+SIGNATURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\x93NUMPY"),
+    *TIFF_SIGNATURES,
+)
+
+
+class SourceFile(NamedTuple):
+    """A file that may be an image. `path` is relative to the source, with slashes; `stamp` changes with the content."""
+
+    path: str
+    bytes: int
+    stamp: int
+
+
+@dataclass
+class Listing:
+    """Every file of a source, and what the source itself says of its images, by path; a labels file overrules it.
+
+    A label is a class name, or a number where `classes` names all of them in the order of their numbers.
+    """
+
+    images: list[SourceFile] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    labels: Mapping[str, str | int] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def num_files(self) -> int:
+        return len(self.images) + len(self.rejected)
+
+
+class Source(Protocol):
+    def list_files(self) -> Listing:
+        """Every file: as a possible image, or with the reason why not."""
+
+    def read(self, path: str, num_bytes: int = -1) -> bytes:
+        """The file's first bytes, or all; OSError or ImageFault when that fails."""
+
+
+def named_like_image(path: str) -> bool:
+    name = path.rpartition("/")[2].lower()
+    # "._photo.jpg" is what macOS writes beside photo.jpg on foreign disks; it holds no image.
+    return not name.startswith("._") and os.path.splitext(name)[1] in IMAGE_SUFFIXES
+
+
+def looks_like_image(head: bytes) -> bool:
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    avif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
+    return webp or avif or head.startswith(SIGNATURES)
