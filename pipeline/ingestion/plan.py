@@ -27,6 +27,9 @@ from pipeline.shards.label_sets import LabelSets, names_of
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.shards.table import NO_LABEL
 
+UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
+LATER_KEYS = ("masks", "mask_classes", "boxes")  # older datasets lack them: they count where they are not the default
+
 
 @dataclass(frozen=True)
 class IngestPlan:
@@ -164,9 +167,8 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
 
 
 def _identity(source: str, config: IngestConfig) -> dict[str, Any]:
-    """Not `workers` and `max_rejected_fraction`: they change no byte of the result. Not what older datasets lack."""
-    said = config.model_dump(mode="json", exclude={"workers", "max_rejected_fraction"})
-    unsaid = [key for key in ("masks", "mask_classes", "boxes") if said[key] is None]
+    said, default = config.model_dump(mode="json"), IngestConfig().model_dump(mode="json")
+    unsaid = [*UNIDENTIFYING_KEYS, *(key for key in LATER_KEYS if said[key] == default[key])]
     return {"source": source, **{key: value for key, value in said.items() if key not in unsaid}}
 
 
