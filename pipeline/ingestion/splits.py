@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.ingestion.sources.listing import Source, SourceFile
+from pipeline.shards.decoding import ImageFault
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -78,7 +79,7 @@ def _content_hash(source: Source, file: SourceFile, seed: int) -> float:
     """A number in [0, 1)."""
     try:
         beginning = source.read(file.path, HASHED_BYTES)
-    except OSError:
+    except (OSError, ImageFault):
         beginning = file.path.encode(errors="surrogateescape")
     digest = hashlib.sha256(f"{seed}:split:{file.bytes}:".encode() + beginning).digest()
     return int.from_bytes(digest[:6], "little") / (1 << 48)

@@ -9,6 +9,7 @@ from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import (
     HEAD_BYTES,
     MAX_FILE_BYTES,
+    NO_IMAGE,
     Listing,
     SourceFile,
     looks_like_image,
@@ -57,5 +58,4 @@ class FolderSource:
         elif named_like_image(path) or looks_like_image(self.read(path, HEAD_BYTES)):
             listing.images.append(SourceFile(path, status.st_size, status.st_mtime_ns))
         else:
-            why = "neither its name nor its first bytes are an image's"
-            listing.rejected.append(Rejected(path, "not_an_image", why))
+            listing.rejected.append(Rejected(path, "not_an_image", NO_IMAGE))
