@@ -10,6 +10,7 @@ import gzip
 import lzma
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ class Scratch:
 
     def __exit__(self, *exception: object) -> None:
         for path, file in self._files.items():
+            file.truncate(0)  # frees the disk now, whoever in this process still has it open
             path.unlink(missing_ok=True)
             file.close()
         if self._made and not os.listdir(self.directory):
@@ -46,9 +48,7 @@ class Scratch:
         self._made |= not self.directory.exists()
         self.directory.mkdir(parents=True, exist_ok=True)
         remove_unpacked(self.directory)
-        path = self.directory / f"{UNPACKED_PREFIX}{os.getpid()}-{len(self._files)}-{tar.name}"
-        file = self._files[path] = open(path, "wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        path, file = self._new_file()
         try:
             with open_random(tar) as packed, _opened(tar, packed) as plain:
                 shutil.copyfileobj(plain, file, PIECE_BYTES)
@@ -63,6 +63,19 @@ class Scratch:
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise _damaged(tar, error) from None
         return path
+
+    def _new_file(self) -> tuple[Path, IO[bytes]]:
+        while True:
+            descriptor, name = tempfile.mkstemp(dir=self.directory, prefix=UNPACKED_PREFIX, suffix=".tar")
+            file = open(descriptor, "wb")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.exists(name):
+                    self._files[Path(name)] = file
+                    return Path(name), file
+            except BlockingIOError:
+                pass
+            file.close()  # another ingestion came between the two lines, and took it for left behind
 
 
 def remove_unpacked(directory: Path) -> None:
