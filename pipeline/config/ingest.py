@@ -10,6 +10,15 @@ from models.schema import MOST, Config, Count, Fraction, Text
 Split = Literal["train", "validation", "test"]
 
 
+class SplitConfig(Config):
+    """What a split must not tear apart."""
+
+    group: Text | None = None
+    """What images that belong together share, such as a patient, a site or a video: a column of the labels file, or a
+    regular expression whose first group in parentheses is found in their path, as `patient([0-9]+)`. A group is in one
+    split: by a hash of its name where images are split by hash; folders or lists that tear one apart are refused."""
+
+
 class IngestConfig(Config):
     """Everything about a dataset but its source and destination."""
 
@@ -42,6 +51,8 @@ class IngestConfig(Config):
 
     split_fractions: dict[Split, Fraction] = Field(default={"train": 0.9, "validation": 0.05, "test": 0.05})
     """Share of the files that each split gets, where they are split by hash; adds up to 1."""
+
+    split: SplitConfig = SplitConfig()
 
     samples_per_shard: Count = 1000
     """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""

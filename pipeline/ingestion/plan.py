@@ -14,6 +14,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
+from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
 from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import Candidate, ShardJob, WriteShard, order_key
@@ -28,7 +29,12 @@ from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_proces
 from pipeline.shards.table import NO_LABEL
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
-LATER_KEYS = ("masks", "mask_classes", "boxes")  # older datasets lack them: they count where they are not the default
+LATER_KEYS = (
+    "masks",
+    "mask_classes",
+    "boxes",
+    "split",
+)  # older datasets lack them: they count where they are not the default
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,13 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
         raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
     annotations = find_annotations(config, paths, others)
+    groups = read_groups(config, paths, others) if config.split.group else {}
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, others)
     else:
-        splits = _splits_without_lists(opened, listing, root, config)
+        splits = _splits_without_lists(opened, listing, root, groups, config)
+    if groups:
+        require_whole_groups(groups, splits)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
@@ -102,12 +111,18 @@ def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: 
     return number_classes(listing.labels) if listing.classes is None else Labels(listing.labels, listing.classes)
 
 
-def _splits_without_lists(source: Source, listing: Listing, root: str, config: IngestConfig) -> Mapping[str, str]:
+def _splits_without_lists(
+    source: Source, listing: Listing, root: str, groups: Mapping[str, str], config: IngestConfig
+) -> Mapping[str, str]:
     """Path -> split; an image outside all splits is missing."""
     said: Mapping[str, str] = {}
     if config.splits == "folders":
         said = listing.splits or folder_splits([file.path for file in listing.images], root)
-    return said or hash_splits(source, listing.images, config.split_fractions, config.seed)
+    if said:
+        return said
+    if groups:
+        return hash_group_splits(groups, config.split_fractions, config.seed)
+    return hash_splits(source, listing.images, config.split_fractions, config.seed)
 
 
 def _shards_of(
@@ -141,6 +156,8 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
     if config.masks or config.boxes:
         key = "masks" if config.masks else "boxes"
         raise InputError(f"{config.masks or config.boxes}: {key}: for folders; unpack the tars and ingest the folder")
+    if config.split.group:
+        raise InputError(f"{source}: split.group: a tar belongs to one split; unpack the tars and ingest the folder")
     if config.splits == "hash":
         raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
     tars = expand_tars(source)
