@@ -142,7 +142,7 @@ def _full_shard_check(index: DatasetIndex, task: tuple[str, Shard]) -> tuple[str
             if sha256 != shard.sha256:
                 fault = f"{path}: its bytes have changed: sha256 {sha256}, the index says {shard.sha256}"
                 return split, shard, [fault], 0
-            faults, digests = _member_faults(index, path, copy, table)
+            faults, digests = _member_faults(index, shard, copy, table)
     except (DataError, OSError, tarfile.TarError) as error:
         named = str(path) in str(error) or str(index.table_path(shard)) in str(error)
         return split, shard, [str(error) if named else f"{path}: {error}"], 0
@@ -161,8 +161,9 @@ def _local_copy(path: Location, shard: Shard) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
+def _member_faults(index: DatasetIndex, shard: Shard, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
     """Faults and sample digests of one shard, from the members that the tar itself lists, in its local copy."""
+    path, ours = index.shard_path(shard), shard.location is None
     faults, digests = [], []
     with tarfile.open(copy, "r:") as tar, open(copy, "rb") as file:
         sizes = {member.offset_data: (member.name, member.size) for member in tar}
@@ -183,7 +184,8 @@ def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: Shard
             annotations, wrong = _read_annotations(index, record, mask)
             label = int(row["label"])
             digests.append(sample_digest(sha256.digest(), label, annotations))
-            fault = fault or _image_fault(name, image, sha256.hexdigest(), record) or _label_fault(index, record, label)
+            fault = fault or _image_fault(name, image, sha256.hexdigest(), record)
+            fault = fault or (_label_fault(index, record, label) if ours else None)
             if fault := fault or wrong:
                 faults.append(f"{path}: sample `{name}`: {fault}")
     return faults, digests
@@ -199,13 +201,13 @@ def _read_record(content: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def _label_fault(index: DatasetIndex, record: Mapping[str, Any], label: int) -> str | None:
-    """Of a record that we wrote; the .json of an adopted tar may say its label otherwise, or not at all."""
+    """Of a record that we wrote: the .json of an adopted tar may say its label otherwise, or not at all."""
     if index.label_sets is not None and label != NO_LABEL:
         classes = names_of(label, index.label_sets, index.classes)
         if record.get("classes") != classes:
             return f"its .json says classes {record.get('classes')}, its label in the index {classes}"
     said = record.get("label", NO_LABEL)
-    if "source" in record and said != label:
+    if said != label:
         words = ["no label" if number == NO_LABEL else f"label {number}" for number in (said, label)]
         return f"its .json says {words[0]}, the index {words[1]}"
     return None
