@@ -3,15 +3,23 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pipeline.ingestion.annotations import AnnotationRule, MaskFile, PreparedAnnotations, prepare_annotations
+import numpy as np
+
+from pipeline.ingestion.annotations import (
+    AnnotationRule,
+    FoundAnnotations,
+    MaskFile,
+    PreparedAnnotations,
+    prepare_annotations,
+)
 from pipeline.ingestion.images import PreparedImage, prepare_image
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.sources.listing import Source
+from pipeline.ingestion.sources.listing import Source, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.annotations import Box
 from pipeline.shards.decoding import ImageFault
@@ -68,6 +76,47 @@ class Candidate(NamedTuple):
     boxes: tuple[Box, ...] = ()
 
 
+ClassNames = Mapping[int, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class CandidateColumns:
+    """The candidates of a plan, whose shards are ranges of them. `labels` is (files,) int32, `class_names` by label."""
+
+    files: SourceFiles
+    labels: np.ndarray
+    class_names: ClassNames
+    annotations: FoundAnnotations
+
+    def candidate(self, number: int) -> Candidate:
+        file, label = self.files[number], int(self.labels[number])
+        mask, boxes = self.annotations.masks.get(file.path), self.annotations.boxes.get(file.path, ())
+        return Candidate(*file, label, self.class_names.get(label), mask, boxes)
+
+
+class CandidateRange(Sequence[Candidate]):
+    """The candidates of one shard, made of the plan's columns when they are asked for; pickled as a tuple of them."""
+
+    def __init__(self, columns: CandidateColumns, start: int, stop: int):
+        self._columns, self._numbers = columns, range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: int) -> Candidate:
+        return self._columns.candidate(self._numbers[number])
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return map(self._columns.candidate, self._numbers)
+
+    def __reduce__(self) -> tuple:
+        return tuple, (list(self),)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self._columns.files.bytes[self._numbers.start : self._numbers.stop])
+
+
 @dataclass(frozen=True)
 class WriteShard:
     """A shard from files of a source, in the order given."""
@@ -75,7 +124,7 @@ class WriteShard:
     name: str
     split: str
     source: Source
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     channels: str
     rule: AnnotationRule = AnnotationRule()
 
@@ -85,6 +134,8 @@ class WriteShard:
 
     @property
     def num_bytes(self) -> int:
+        if isinstance(self.candidates, CandidateRange):
+            return self.candidates.num_bytes
         return sum(candidate.bytes for candidate in self.candidates)
 
     def key(self) -> str:
@@ -170,6 +221,10 @@ def sample_key(path: str) -> str:
     return f"{readable}-{digest}" if readable else digest
 
 
-def order_key(seed: int, path: str) -> bytes:
-    """Files sorted by it are in the order of the dataset: shuffled, and the same wherever the source lies."""
-    return hashlib.blake2b(f"{seed}:{path}".encode(errors="surrogateescape"), digest_size=16).digest()
+def order_keys(seed: int, paths: Sequence[str]) -> np.ndarray:
+    """(files, 2) uint64. Files sorted by it, the first column before the second, are in the order of the dataset:
+    shuffled, and the same wherever the source lies."""
+    digests, start = bytearray(), f"{seed}:".encode()
+    for path in paths:
+        digests += hashlib.blake2b(start + path.encode(errors="surrogateescape"), digest_size=16).digest()
+    return np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
