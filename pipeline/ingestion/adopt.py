@@ -81,7 +81,10 @@ class AdoptTar:
         if wrong:
             raise ImageFault("needs_rewriting", f"{', '.join(wrong)}; unpack the tar and ingest the folder to keep it")
         width, height = image_size(decoded.pixels)
-        return PreparedImage(content, "", width, height, (), *pixel_moments(decoded.pixels))
+        moments = pixel_moments(decoded.pixels)
+        return PreparedImage(
+            content, "", width, height, (), *moments, decoded.format, decoded.mode, decoded.pixels
+        )  # fmt: skip
 
 
 class _TableOfTar:
