@@ -30,7 +30,8 @@ from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_proces
 from pipeline.shards.table import NO_LABEL
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
-LATER_KEYS = ("masks", "mask_classes", "boxes")  # older datasets lack them: they count where they are not the default
+# Datasets of before lack them: they count where they are not the default.
+LATER_KEYS = ("masks", "mask_classes", "boxes", "examine")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
-        WriteShard(name, split, opened, candidates, config.channels, annotations.rule)
+        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, config.examine)
         for name, split, candidates in ranges
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
@@ -170,7 +171,7 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels))
+        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, config.examine))
     return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
 
 

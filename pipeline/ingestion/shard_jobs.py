@@ -17,6 +17,7 @@ from pipeline.ingestion.annotations import (
     PreparedAnnotations,
     prepare_annotations,
 )
+from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
 from pipeline.ingestion.images import PreparedImage, prepare_image
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Source, SourceFiles
@@ -127,6 +128,7 @@ class WriteShard:
     candidates: Sequence[Candidate]
     channels: str
     rule: AnnotationRule = AnnotationRule()
+    examine: str = "pixels"
 
     @property
     def num_files(self) -> int:
@@ -144,6 +146,8 @@ class WriteShard:
         if self.rule.asks:
             annotations = [(candidate.mask, candidate.boxes) for candidate in self.candidates]
             content += repr((ANNOTATIONS_VERSION, self.rule, annotations))
+        if self.examine != "pixels":
+            content += repr((HEADER_VERSION, self.examine))
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -167,7 +171,8 @@ class WriteShard:
         for candidate in self.candidates:
             try:
                 content = _read(self.source, candidate.path)
-                image = prepare_image(content, self.channels)
+                image = prepare_by_header(content) if self.examine == "header" else None
+                image = image or prepare_image(content, self.channels)
                 size = image.width, image.height
                 annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
             except ImageFault as fault:
