@@ -27,7 +27,9 @@ _JPEG_MODES = {1: "L", 3: "RGB"}  # by components
 _PNG_MODES = {(1, 0): "1", (2, 0): "L", (4, 0): "L", (8, 0): "L", (8, 2): "RGB"}  # by depth and colour type
 _PNG_MODES |= {(depth, 3): "P" for depth in (1, 2, 4, 8)}
 # Neither do they change how a pixel is shown, nor can they hold an orientation.
-_PLAIN_CHUNKS = frozenset((b"IHDR", b"PLTE", b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"hIST", b"pHYs", b"tIME"))
+_PLAIN_CHUNKS = frozenset(
+    (b"IHDR", b"PLTE", b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"hIST", b"pHYs", b"tIME")
+)
 _TIFF_PLACES = ((273, 279), (324, 325))  # tags of the offsets and sizes of strips, and of tiles
 
 

@@ -31,6 +31,7 @@ from pipeline.shards.writer import NewSample, write_shard
 
 JOB_VERSION = 1  # raise it when the same file would become another sample
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
+UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
 
 
@@ -89,10 +90,12 @@ class CandidateColumns:
     class_names: ClassNames
     annotations: FoundAnnotations
 
-    def candidate(self, number: int) -> Candidate:
-        file, label = self.files[number], int(self.labels[number])
-        mask, boxes = self.annotations.masks.get(file.path), self.annotations.boxes.get(file.path, ())
-        return Candidate(*file, label, self.class_names.get(label), mask, boxes)
+    def between(self, start: int, stop: int) -> Iterator[Candidate]:
+        files, labels = self.files, self.labels[start:stop].tolist()
+        columns = files.paths[start:stop], files.bytes[start:stop], files.stamps[start:stop], labels
+        class_name, mask, boxes = self.class_names.get, self.annotations.masks.get, self.annotations.boxes.get
+        for path, num_bytes, stamp, label in zip(*columns, strict=True):
+            yield Candidate(path, num_bytes, stamp, label, class_name(label), mask(path), boxes(path, ()))
 
 
 class CandidateRange(Sequence[Candidate]):
@@ -105,10 +108,11 @@ class CandidateRange(Sequence[Candidate]):
         return len(self._numbers)
 
     def __getitem__(self, number: int) -> Candidate:
-        return self._columns.candidate(self._numbers[number])
+        at = self._numbers[number]
+        return next(self._columns.between(at, at + 1))
 
     def __iter__(self) -> Iterator[Candidate]:
-        return map(self._columns.candidate, self._numbers)
+        return self._columns.between(self._numbers.start, self._numbers.stop)
 
     def __reduce__(self) -> tuple:
         return tuple, (list(self),)
@@ -221,7 +225,7 @@ def _record(
 
 def sample_key(path: str) -> str:
     """A key that any tar program and webdataset take: a readable part and 64 bits of a hash of the whole path."""
-    readable = re.sub(r"[^A-Za-z0-9_]+", "-", os.path.splitext(path)[0]).strip("-")[-MAX_SLUG:].strip("-")
+    readable = UNSAFE.sub("-", os.path.splitext(path)[0]).strip("-")[-MAX_SLUG:].strip("-")
     digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).hexdigest()
     return f"{readable}-{digest}" if readable else digest
 
