@@ -34,19 +34,27 @@ class DecodedImage(NamedTuple):
 
     pixels: Image.Image | np.ndarray
     format: str  # of the file, Pillow's name, or NPY
+    mode: str  # of the file, Pillow's name; of an array its dtype and channels, as in `uint16 x 5`
     changes: tuple[str, ...]  # empty where the original bytes already decode to `pixels`
 
 
 class PreparedImage(NamedTuple):
-    """What goes into the shard. Pixel moments are per channel, values 0..1 (float arrays: as they are)."""
+    """What goes into the shard. Pixel moments are per channel, values 0..1 (float arrays: as they are).
+
+    `format`, `mode` and `pixels` are those of `DecodedImage`: what the file was, and what was decoded from it. Of an
+    image that was not decoded (headers.py), pixels and moments are None.
+    """
 
     content: bytes
     extension: str
     width: int
     height: int
     changes: tuple[str, ...]
-    mean: tuple[float, ...]
-    mean_square: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    mean_square: tuple[float, ...] | None
+    format: str
+    mode: str
+    pixels: Image.Image | np.ndarray | None
 
 
 def prepare_image(content: bytes, channels: str) -> PreparedImage:
@@ -59,17 +67,21 @@ def prepare_image(content: bytes, channels: str) -> PreparedImage:
         extension = KEPT_FORMATS[decoded.format]
     else:
         content, extension = _encode(decoded.pixels, lossy=decoded.format in ("JPEG", "MPO"))
-    return PreparedImage(content, extension, width, height, decoded.changes, *pixel_moments(decoded.pixels))
+    moments = pixel_moments(decoded.pixels)
+    return PreparedImage(
+        content, extension, width, height, decoded.changes, *moments, decoded.format, decoded.mode, decoded.pixels
+    )
 
 
 def decode_image(content: bytes, channels: str) -> DecodedImage:
     if content.startswith(b"\x93NUMPY"):
         if channels == "rgb":
             raise ImageFault("unsupported_mode", "a .npy array; take it with channels=keep")
-        return DecodedImage(open_array(content), "NPY", ())
+        array = open_array(content)
+        return DecodedImage(array, "NPY", _array_mode(array), ())
     image = open_all_channels(content) if channels == "keep" else open_image(content)
     if isinstance(image, np.ndarray):
-        return DecodedImage(image, "TIFF", ())
+        return DecodedImage(image, "TIFF", _array_mode(image), ())
     changes = []
     # An MPO's further frames are previews or the other eye, and every JPEG decoder shows the first.
     if getattr(image, "is_animated", False) and image.format != "MPO":
@@ -83,7 +95,11 @@ def decode_image(content: bytes, channels: str) -> DecodedImage:
         changes.append("upright")
     if image.format not in KEPT_FORMATS:
         changes.append(f"from {image.format}")
-    return DecodedImage(pixels, image.format, tuple(changes))
+    return DecodedImage(pixels, image.format, image.mode, tuple(changes))
+
+
+def _array_mode(array: np.ndarray) -> str:
+    return f"{array.dtype} x {array.shape[2] if array.ndim == 3 else 1}"
 
 
 def image_size(pixels: Image.Image | np.ndarray) -> tuple[int, int]:
