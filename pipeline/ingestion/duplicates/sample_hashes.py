@@ -21,7 +21,7 @@ from pipeline.shards.index import DatasetIndex, Shard
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.shards.reader import node_reader
 
-VERSION = 1  # raise it when the same image would have other hashes
+VERSION = 2  # raise it when the same image would have other hashes
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
