@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
 from pipeline.ingestion.images import PreparedImage, decode_image, image_size, pixel_moments
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary
@@ -36,6 +37,7 @@ class AdoptTar:
     num_files: int
     rule: LabelRule
     channels: str
+    examine: str = "pixels"
 
     @property
     def num_bytes(self) -> int:
@@ -44,6 +46,8 @@ class AdoptTar:
     def key(self) -> str:
         status = self.tar.stat()
         content = (JOB_VERSION, str(self.tar), status.st_size, status.st_mtime_ns, self.channels, self.rule)
+        if self.examine != "pixels":
+            content = (*content, HEADER_VERSION, self.examine)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -76,6 +80,8 @@ class AdoptTar:
         content = member.read(tar)
         if not content:
             raise ImageFault("empty_file", "0 bytes")
+        if self.examine == "header" and (image := prepare_by_header(content)):
+            return image
         decoded = decode_image(content, self.channels)
         wrong = [change for change in decoded.changes if not change.startswith(HARMLESS_CHANGES)]
         if wrong:

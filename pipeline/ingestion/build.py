@@ -5,7 +5,7 @@ last. So a re-run makes only the shards whose files changed or that are not ther
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from pipeline.shards.parallel import in_processes
 
 REJECTED_NAME = "rejected.jsonl"
 
-Progress = Callable[[int, int], None]  # (files done, files in all)
+Progress = Callable[[int, int, int], None]  # (files done, files in all, images rejected)
 
 
 class IngestError(Exception):
@@ -68,7 +68,7 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
     except OSError as error:
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
-        summaries, num_written = _run_jobs(plan, destination, journal, config, progress or (lambda done, total: None))
+        summaries, num_written = _run_jobs(plan, destination, journal, config, progress or (lambda *_: None))
         rejected = [*plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
         write_file(destination / REJECTED_NAME, rejected_lines(rejected))
         _check_budget(plan, rejected, destination, config)
@@ -107,15 +107,15 @@ def _run_jobs(
         sync_directory(destination)
     num_files = len(plan.rejected) + sum(summary.files for summary in done.values())
     num_rejected = num_counted(plan.rejected) + sum(num_counted(summary.rejected) for summary in done.values())
-    progress(num_files, plan.num_files)
+    progress(num_files, plan.num_files, num_rejected)
     try:
-        with closing(in_processes(partial(_run_job, destination), todo, num_workers(todo, config))) as summaries:
+        with closing(_summaries(todo, destination, config)) as summaries:
             for summary in summaries:
                 journal.add(keys[summary.name], summary)
                 done[summary.name] = summary
                 num_files += summary.files
                 num_rejected += num_counted(summary.rejected)
-                progress(num_files, plan.num_files)
+                progress(num_files, plan.num_files, num_rejected)
                 if num_rejected / plan.num_images > config.max_rejected_fraction:
                     break  # it can only grow; `_check_budget` says so
     except BrokenProcessPool:
@@ -123,6 +123,11 @@ def _run_jobs(
             "a worker process was killed, perhaps for lack of memory; fewer workers need less: --set workers=1"
         ) from None
     return [done[job.name] for job in plan.jobs if job.name in done], len(todo)
+
+
+def _summaries(jobs: Sequence[ShardJob], destination: Path, config: IngestConfig) -> Iterator[ShardSummary]:
+    """Of every job as it is done, in any order."""
+    return in_processes(partial(_run_job, destination), jobs, num_workers(jobs, config))
 
 
 def _run_job(destination: Path, job: ShardJob) -> ShardSummary:

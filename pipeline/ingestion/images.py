@@ -41,7 +41,8 @@ class DecodedImage(NamedTuple):
 class PreparedImage(NamedTuple):
     """What goes into the shard. Pixel moments are per channel, values 0..1 (float arrays: as they are).
 
-    `format`, `mode` and `pixels` are those of `DecodedImage`: what the file was, and what was decoded from it.
+    `format`, `mode` and `pixels` are those of `DecodedImage`: what the file was, and what was decoded from it. Of an
+    image that was not decoded (headers.py), pixels and moments are None.
     """
 
     content: bytes
@@ -49,11 +50,11 @@ class PreparedImage(NamedTuple):
     width: int
     height: int
     changes: tuple[str, ...]
-    mean: tuple[float, ...]
-    mean_square: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    mean_square: tuple[float, ...] | None
     format: str
     mode: str
-    pixels: Image.Image | np.ndarray
+    pixels: Image.Image | np.ndarray | None
 
 
 def prepare_image(content: bytes, channels: str) -> PreparedImage:

@@ -27,7 +27,7 @@ Reason = Literal[
 UNCOUNTED = ("not_an_image", "outside_splits")  # nobody meant these to be training images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """One line of rejected.jsonl."""
 

@@ -3,15 +3,24 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pipeline.ingestion.annotations import AnnotationRule, MaskFile, PreparedAnnotations, prepare_annotations
+import numpy as np
+
+from pipeline.ingestion.annotations import (
+    AnnotationRule,
+    FoundAnnotations,
+    MaskFile,
+    PreparedAnnotations,
+    prepare_annotations,
+)
+from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
 from pipeline.ingestion.images import PreparedImage, prepare_image
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.sources.listing import Source
+from pipeline.ingestion.sources.listing import Source, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.annotations import Box
 from pipeline.shards.decoding import ImageFault
@@ -22,6 +31,7 @@ from pipeline.shards.writer import NewSample, write_shard
 
 JOB_VERSION = 1  # raise it when the same file would become another sample
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
+UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
 
 
@@ -68,6 +78,50 @@ class Candidate(NamedTuple):
     boxes: tuple[Box, ...] = ()
 
 
+ClassNames = Mapping[int, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class CandidateColumns:
+    """The candidates of a plan, whose shards are ranges of them. `labels` is (files,) int32, `class_names` by label."""
+
+    files: SourceFiles
+    labels: np.ndarray
+    class_names: ClassNames
+    annotations: FoundAnnotations
+
+    def between(self, start: int, stop: int) -> Iterator[Candidate]:
+        files, labels = self.files, self.labels[start:stop].tolist()
+        columns = files.paths[start:stop], files.bytes[start:stop], files.stamps[start:stop], labels
+        class_name, mask, boxes = self.class_names.get, self.annotations.masks.get, self.annotations.boxes.get
+        for path, num_bytes, stamp, label in zip(*columns, strict=True):
+            yield Candidate(path, num_bytes, stamp, label, class_name(label), mask(path), boxes(path, ()))
+
+
+class CandidateRange(Sequence[Candidate]):
+    """The candidates of one shard, made of the plan's columns when they are asked for; pickled as a tuple of them."""
+
+    def __init__(self, columns: CandidateColumns, start: int, stop: int):
+        self._columns, self._numbers = columns, range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: int) -> Candidate:
+        at = self._numbers[number]
+        return next(self._columns.between(at, at + 1))
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return self._columns.between(self._numbers.start, self._numbers.stop)
+
+    def __reduce__(self) -> tuple:
+        return tuple, (list(self),)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self._columns.files.bytes[self._numbers.start : self._numbers.stop])
+
+
 @dataclass(frozen=True)
 class WriteShard:
     """A shard from files of a source, in the order given."""
@@ -75,9 +129,10 @@ class WriteShard:
     name: str
     split: str
     source: Source
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     channels: str
     rule: AnnotationRule = AnnotationRule()
+    examine: str = "pixels"
 
     @property
     def num_files(self) -> int:
@@ -85,6 +140,8 @@ class WriteShard:
 
     @property
     def num_bytes(self) -> int:
+        if isinstance(self.candidates, CandidateRange):
+            return self.candidates.num_bytes
         return sum(candidate.bytes for candidate in self.candidates)
 
     def key(self) -> str:
@@ -93,6 +150,8 @@ class WriteShard:
         if self.rule.asks:
             annotations = [(candidate.mask, candidate.boxes) for candidate in self.candidates]
             content += repr((ANNOTATIONS_VERSION, self.rule, annotations))
+        if self.examine != "pixels":
+            content += repr((HEADER_VERSION, self.examine))
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -116,7 +175,8 @@ class WriteShard:
         for candidate in self.candidates:
             try:
                 content = _read(self.source, candidate.path)
-                image = prepare_image(content, self.channels)
+                image = prepare_by_header(content) if self.examine == "header" else None
+                image = image or prepare_image(content, self.channels)
                 size = image.width, image.height
                 annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
             except ImageFault as fault:
@@ -165,11 +225,15 @@ def _record(
 
 def sample_key(path: str) -> str:
     """A key that any tar program and webdataset take: a readable part and 64 bits of a hash of the whole path."""
-    readable = re.sub(r"[^A-Za-z0-9_]+", "-", os.path.splitext(path)[0]).strip("-")[-MAX_SLUG:].strip("-")
+    readable = UNSAFE.sub("-", os.path.splitext(path)[0]).strip("-")[-MAX_SLUG:].strip("-")
     digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).hexdigest()
     return f"{readable}-{digest}" if readable else digest
 
 
-def order_key(seed: int, path: str) -> bytes:
-    """Files sorted by it are in the order of the dataset: shuffled, and the same wherever the source lies."""
-    return hashlib.blake2b(f"{seed}:{path}".encode(errors="surrogateescape"), digest_size=16).digest()
+def order_keys(seed: int, paths: Sequence[str]) -> np.ndarray:
+    """(files, 2) uint64. Files sorted by it, the first column before the second, are in the order of the dataset:
+    shuffled, and the same wherever the source lies."""
+    digests, start = bytearray(), f"{seed}:".encode()
+    for path in paths:
+        digests += hashlib.blake2b(start + path.encode(errors="surrogateescape"), digest_size=16).digest()
+    return np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)

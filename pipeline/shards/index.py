@@ -86,6 +86,11 @@ class DatasetIndex:
         return hashlib.sha256(f"{self.fingerprint} {tombstones_sha256(self.tombstones)}".encode()).hexdigest()
 
     @property
+    def examined(self) -> bool:
+        """Whether every image was decoded when it was ingested; no with `examine: header`."""
+        return self.provenance.get("made_from", {}).get("examine", "pixels") == "pixels"
+
+    @property
     def num_classes(self) -> int:
         return len(self.classes or ())
 
