@@ -69,6 +69,16 @@ class IngestConfig(Config):
     max_image_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """An image whose decoder has not returned by then is rejected."""
 
+    duplicates: Literal["report", "remove"] = "report"
+    """What becomes of copies: images with the same pixels, and near copies, which a perceptual hash proposes and the
+    pixels confirm. `report`: the certificate lists them. `remove`: copies leave the dataset, listed in
+    `rejected.jsonl`: across splits and against `leakage_against` the copy that is trained on (of validation and test
+    the validation image), equal or near; inside a split all but the first of equal pixels and label."""
+
+    leakage_against: tuple[Path, ...] = ()
+    """Directories of ingested datasets that models will be evaluated on: their validation and test splits, or all of
+    a dataset that has neither, are searched for copies of the images of train and validation."""
+
     max_rejected_fraction: Fraction = 0.01
     """Above this share of rejected images nothing is published. Files that are no images do not count."""
 

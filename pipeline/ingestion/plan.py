@@ -34,6 +34,7 @@ UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte
 LATER_KEYS = (
     *("masks", "mask_classes", "boxes"),
     *("examine",),
+    *("duplicates", "leakage_against"),
     *("max_pixels", "max_image_seconds"),
 )
 
@@ -181,7 +182,8 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
 
 def _identity(source: str, config: IngestConfig) -> dict[str, Any]:
     said, default = config.model_dump(mode="json"), IngestConfig().model_dump(mode="json")
-    unsaid = [*UNIDENTIFYING_KEYS, *(key for key in LATER_KEYS if said[key] == default[key])]
+    reported = ["leakage_against"] if config.duplicates == "report" else []  # it changes the certificate alone
+    unsaid = [*UNIDENTIFYING_KEYS, *reported, *(key for key in LATER_KEYS if said[key] == default[key])]
     return {"source": source, **{key: value for key, value in said.items() if key not in unsaid}}
 
 
