@@ -75,7 +75,7 @@ class IngestConfig(Config):
     `rejected.jsonl`: across splits and against `leakage_against` the copy that is trained on (of validation and test
     the validation image), equal or near; inside a split all but the first of equal pixels and label."""
 
-    leakage_against: tuple[Path, ...] = ()
+    leakage_against: Annotated[tuple[Path, ...], Field(max_length=40)] = ()
     """Directories of ingested datasets that models will be evaluated on: their validation and test splits, or all of
     a dataset that has neither, are searched for copies of the images of train and validation."""
 
@@ -96,6 +96,13 @@ class IngestConfig(Config):
     def _names_are_of_masks(self) -> Self:
         if self.mask_classes is not None and self.masks is None:
             raise ValueError("mask_classes: names classes of masks, and there are none; give their folder as `masks`")
+        return self
+
+    @model_validator(mode="after")
+    def _copies_are_found_in_pixels(self) -> Self:
+        if self.examine == "header" and (self.duplicates == "remove" or self.leakage_against):
+            key = "duplicates: remove" if self.duplicates == "remove" else "leakage_against"
+            raise ValueError(f"{key}: copies are found in pixels, which `examine: header` does not look at; drop one")
         return self
 
     @model_validator(mode="after")

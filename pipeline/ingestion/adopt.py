@@ -96,7 +96,8 @@ class AdoptTar:
         else:
             (destination / table_name(self.name)).unlink(missing_ok=True)
         job = self._whole_key()
-        tables.examined.write(destination, self.name, shard, job)
+        if self.examine == "pixels":
+            tables.examined.write(destination, self.name, shard, job)
         return ShardSummary(
             self.name, self.split, self.num_files, shard, f"{content_sum(tables.digests):064x}", tables.totals,
             rejected, counts=tables.counts, job=job,
@@ -135,7 +136,7 @@ class _TableOfTar:
         self, sample: TarSample, member: TarMember, image: PreparedImage, label: int, number: int, *, kept: bool
     ) -> None:
         sha256 = hashlib.sha256(image.content).digest()
-        self.examined.add(number, image, sha256, kept=kept)
+        self.examined.add(number, label, image, sha256, kept=kept)
         if not kept:
             return
         json = sample.members.get("json", TarMember("", 0, 0))

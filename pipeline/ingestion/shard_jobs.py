@@ -189,7 +189,8 @@ class WriteShard:
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, table.shard_sha256, len(table), labelled)
         job = self._whole_key()
-        made.examined.write(destination, self.name, shard, job)
+        if self.examine == "pixels":
+            made.examined.write(destination, self.name, shard, job)
         return ShardSummary(
             self.name, self.split, self.num_files, shard, f"{content_sum(made.digests):064x}", made.totals,
             made.rejected, made.mask_classes, made.counts, job,
@@ -207,7 +208,7 @@ class WriteShard:
                     size = image.width, image.height
                     annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
                     sha256 = hashlib.sha256(image.content)
-                    made.examined.add(number, image, sha256.digest(), kept=kept)
+                    made.examined.add(number, candidate.label, image, sha256.digest(), kept=kept)
             except ImageFault as fault:
                 made.rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue

@@ -54,7 +54,7 @@ class Copies:
 
 
 def find_copies(samples: ComparedSamples, read: Read) -> Copies:
-    group = _equal_pixels(samples.pixels)
+    group = equal_pixels(samples.pixels)
     firsts = np.flatnonzero(group == np.arange(len(group)))
     small = samples.side[firsts] < SMALL
     flat = ~small & (samples.thumbnail[firsts].astype(np.float32).std(axis=1) < FLAT)
@@ -71,7 +71,7 @@ def find_copies(samples: ComparedSamples, read: Read) -> Copies:
     )  # fmt: skip
 
 
-def _equal_pixels(pixels: np.ndarray) -> np.ndarray:
+def equal_pixels(pixels: np.ndarray) -> np.ndarray:
     """(N,) int64: the first position of equal digests; zeros (not decoded) equal nobody's."""
     order = np.lexsort(pixels.T[::-1])  # stable: equal ones stay in the order of their positions
     ordered = pixels[order]

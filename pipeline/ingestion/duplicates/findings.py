@@ -18,7 +18,6 @@ from pipeline.shards.index import SPLITS
 from pipeline.shards.table import NO_LABEL
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
-MOST_DATASETS = 40  # of `leakage_against`: places are bits of a uint64
 
 
 @dataclass(frozen=True)

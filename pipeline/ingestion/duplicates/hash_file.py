@@ -24,7 +24,7 @@ FOLDER = ".hashes"
 VERSION = 2  # raise it when the same image would have other hashes
 MAGIC = b"VITHASH"
 HEADER = struct.Struct("<8s I I 32s 32s 16s I 28x")  # 128 bytes
-EXAMINED = np.dtype([("hashes", HASHES), ("number", "<u4"), ("kept", "?")])
+EXAMINED = np.dtype([("hashes", HASHES), ("number", "<u4"), ("label", "<i4"), ("kept", "?")])
 _CHUNK = 256  # images whose hashes lie in one array while a shard is made
 
 
@@ -48,13 +48,13 @@ class ExaminedImages:
         self._full: list[np.ndarray] = []
         self._rows, self._used = np.zeros(_CHUNK, EXAMINED), 0
 
-    def add(self, number: int, image: PreparedImage, sha256: bytes, *, kept: bool) -> None:
+    def add(self, number: int, label: int, image: PreparedImage, sha256: bytes, *, kept: bool) -> None:
         if image.pixels is None:
             return
         if self._used == _CHUNK:
             self._full.append(self._rows)
             self._rows, self._used = np.zeros(_CHUNK, EXAMINED), 0
-        self._rows[self._used] = (hashes_of_prepared(image, sha256), number, kept)
+        self._rows[self._used] = (hashes_of_prepared(image, sha256), number, label, kept)
         self._used += 1
 
     def write(self, destination: Path, shard_name: str, shard: Shard | None, job: str) -> None:

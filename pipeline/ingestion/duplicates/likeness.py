@@ -139,6 +139,11 @@ def _pixels(content: bytes) -> Image.Image | np.ndarray:
         return decode_image(content, "keep").pixels
 
 
+def viewable_pixels(content: bytes) -> Image.Image:
+    """The bytes of an image file as RGB that a person can look at; ImageFault where they do not decode."""
+    return _viewable(_pixels(content)).convert("RGB")
+
+
 def _digest(pixels: Image.Image | np.ndarray) -> "hashlib._Hash":
     if isinstance(pixels, Image.Image) and pixels.mode == "RGB":
         digest = hashlib.sha256(f"|u1 {(pixels.height, pixels.width, 3)} ".encode())  # as of its array

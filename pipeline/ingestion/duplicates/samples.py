@@ -13,7 +13,6 @@ import numpy as np
 from pipeline.ingestion.duplicates.hash_file import HashFile
 from pipeline.ingestion.duplicates.sample_hashes import hashed_shards
 from pipeline.shards.index import SPLITS, DatasetIndex
-from pipeline.shards.reader import node_reader
 
 OTHERS = len(SPLITS)  # places from here on are datasets of `leakage_against`
 NUMBERLESS = -2  # label of an image of another dataset, whose numbers mean other classes
@@ -58,11 +57,10 @@ class SamplesBuilder:
         }  # fmt: skip
         self._other_shards: list[tuple[int, str, int]] = []
 
-    def add_job(self, place: int, job: int, hashes: HashFile, labels: np.ndarray) -> None:
-        """`labels`: (images of `hashes`,)"""
+    def add_job(self, place: int, job: int, hashes: HashFile) -> None:
         rows = hashes.rows
         row = np.where(rows["kept"], np.cumsum(rows["kept"]) - 1, -1)
-        self._add(rows["hashes"], label=labels, place=place, shard=job, number=rows["number"], row=row)
+        self._add(rows["hashes"], label=rows["label"], place=place, shard=job, number=rows["number"], row=row)
 
     def add_other(self, dataset: int, split: str, shard: int, hashes: np.ndarray) -> None:
         number = len(self._other_shards)
@@ -98,18 +96,3 @@ def add_others(builder: SamplesBuilder, others: Sequence[DatasetIndex], cache: P
 
 def num_others(others: Sequence[DatasetIndex]) -> int:
     return sum(other.num_samples(split) for other in others for split in evaluation_splits(other))
-
-
-class OtherImages:
-    """Reads images of the datasets of `leakage_against`."""
-
-    def __init__(self, others: Sequence[DatasetIndex], samples: ComparedSamples):
-        self._others, self._samples = others, samples
-
-    def read(self, position: int) -> bytes:
-        dataset, split, shard = self._samples.other_shards[int(self._samples.shard[position])]
-        return node_reader(self._others[dataset], split).read(shard, int(self._samples.number[position])).image
-
-    def key(self, position: int) -> str:
-        dataset, split, shard = self._samples.other_shards[int(self._samples.shard[position])]
-        return node_reader(self._others[dataset], split).keys(shard)[int(self._samples.number[position])]
