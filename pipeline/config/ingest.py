@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from models.schema import MOST, Config, Count, Fraction, Text
 
+READABLE_PIXELS = 89_478_485  # Pillow's limit, above which it warns
+
 Split = Literal["train", "validation", "test"]
 
 
@@ -70,6 +72,24 @@ class IngestConfig(Config):
     damaged in between is not found (`vit check --full` finds it), and there are no statistics of pixels: training
     needs `data.mean` and `data.std`."""
 
+    max_pixels: Annotated[int, Field(strict=True, ge=1, le=2 * READABLE_PIXELS)] = READABLE_PIXELS
+    """An image of more is rejected by its header alone, before any of it is decoded: a small file may claim to be huge.
+    The default is the most that readers of datasets take; up to twice as many, with a `max_side` that makes less of
+    them."""
+
+    max_image_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """An image whose decoder has not returned by then is rejected."""
+
+    duplicates: Literal["report", "remove"] = "report"
+    """What becomes of copies: images with the same pixels, and near copies, which a perceptual hash proposes and the
+    pixels confirm. `report`: the certificate lists them. `remove`: copies leave the dataset, listed in
+    `rejected.jsonl`: across splits and against `leakage_against` the copy that is trained on (of validation and test
+    the validation image), equal or near; inside a split all but the first of equal pixels and label."""
+
+    leakage_against: Annotated[tuple[Path, ...], Field(max_length=40)] = ()
+    """Directories of ingested datasets that models will be evaluated on: their validation and test splits, or all of
+    a dataset that has neither, are searched for copies of the images of train and validation."""
+
     max_rejected_fraction: Fraction = 0.01
     """Above this share of rejected images nothing is published. Files that are no images do not count."""
 
@@ -87,6 +107,13 @@ class IngestConfig(Config):
     def _names_are_of_masks(self) -> Self:
         if self.mask_classes is not None and self.masks is None:
             raise ValueError("mask_classes: names classes of masks, and there are none; give their folder as `masks`")
+        return self
+
+    @model_validator(mode="after")
+    def _copies_are_found_in_pixels(self) -> Self:
+        if self.examine == "header" and (self.duplicates == "remove" or self.leakage_against):
+            key = "duplicates: remove" if self.duplicates == "remove" else "leakage_against"
+            raise ValueError(f"{key}: copies are found in pixels, which `examine: header` does not look at; drop one")
         return self
 
     @model_validator(mode="after")

@@ -102,6 +102,16 @@ def _array_mode(array: np.ndarray) -> str:
     return f"{array.dtype} x {array.shape[2] if array.ndim == 3 else 1}"
 
 
+def rgb_pixels(pixels: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+    """Upright pixels as `channels: rgb` has them; as they are where their mode has no agreed meaning as RGB."""
+    if isinstance(pixels, np.ndarray) or pixels.mode == "RGB":
+        return pixels
+    try:
+        return _to_rgb(pixels)[0]
+    except ImageFault:
+        return pixels
+
+
 def image_size(pixels: Image.Image | np.ndarray) -> tuple[int, int]:
     """(width, height)"""
     return (pixels.shape[1], pixels.shape[0]) if isinstance(pixels, np.ndarray) else pixels.size

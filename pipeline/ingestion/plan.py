@@ -32,7 +32,10 @@ from pipeline.shards.table import NO_LABEL
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
 # Datasets of before lack them: they count where they are not the default.
-LATER_KEYS = ("masks", "mask_classes", "boxes", "split", "examine")
+LATER_KEYS = (
+    *("masks", "mask_classes", "boxes", "split", "examine",),
+    *("duplicates", "leakage_against", "max_pixels", "max_image_seconds",),
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
-    """One, this process, where starting others would not pay."""
+    """One where starting more would not pay."""
     if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
         return 1
     return config.workers or available_cores()
@@ -189,7 +192,8 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
 
 def _identity(source: str, config: IngestConfig) -> dict[str, Any]:
     said, default = config.model_dump(mode="json"), IngestConfig().model_dump(mode="json")
-    unsaid = [*UNIDENTIFYING_KEYS, *(key for key in LATER_KEYS if said[key] == default[key])]
+    reported = ["leakage_against"] if config.duplicates == "report" else []  # it changes the certificate alone
+    unsaid = [*UNIDENTIFYING_KEYS, *reported, *(key for key in LATER_KEYS if said[key] == default[key])]
     return {"source": source, **{key: value for key, value in said.items() if key not in unsaid}}
 
 
