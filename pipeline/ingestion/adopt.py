@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.ingestion.images import PreparedImage, decode_image, image_size, pixel_moments
+from pipeline.ingestion.images import ImageRule, PreparedImage, decode_image, image_size, pixel_moments
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary
@@ -36,6 +36,7 @@ class AdoptTar:
     num_files: int
     rule: LabelRule
     channels: str
+    images: ImageRule = ImageRule()
 
     @property
     def num_bytes(self) -> int:
@@ -44,6 +45,7 @@ class AdoptTar:
     def key(self) -> str:
         status = self.tar.stat()
         content = (JOB_VERSION, str(self.tar), status.st_size, status.st_mtime_ns, self.channels, self.rule)
+        content += () if self.images == ImageRule() else (self.images,)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -78,14 +80,14 @@ class AdoptTar:
     def _decode(self, content: bytes) -> PreparedImage:
         if not content:
             raise ImageFault("empty_file", "0 bytes")
-        decoded = decode_image(content, self.channels)
+        decoded = decode_image(content, self.channels, self.images)
         wrong = [change for change in decoded.changes if not change.startswith(HARMLESS_CHANGES)]
         if wrong:
             raise ImageFault("needs_rewriting", f"{', '.join(wrong)}; unpack the tar and ingest the folder to keep it")
         width, height = image_size(decoded.pixels)
         moments = pixel_moments(decoded.pixels)
         return PreparedImage(
-            content, "", width, height, (), *moments, decoded.format, decoded.mode, decoded.pixels
+            content, "", width, height, (), *moments, decoded.format, decoded.mode, decoded.pixels, decoded.profile
         )  # fmt: skip
 
 
