@@ -133,7 +133,7 @@ def decode_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -
     if (orientation := _orientation(image)) in UPRIGHT:
         pixels = pixels.transpose(UPRIGHT[orientation])
         changes.append("upright")
-    elif image.format == "TIFF" and image.tag_v2.get(ORIENTATION_TAG, 1) in UPRIGHT:
+    elif image.format == "TIFF" and file_orientation(content) in UPRIGHT:
         changes.append("upright")  # Pillow has turned it; others would not
     if _extension(image.format, rule) is None:
         changes.append(f"from {image.format}")
