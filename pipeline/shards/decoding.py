@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM")
 
 READABLE_PIXELS = 89_478_485  # Pillow's limit, above which it warns; nothing larger is stored
+MOST_ARRAY_BYTES = 1 << 30  # of a TIFF whose channels Pillow does not read
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, its exception says too
@@ -110,6 +111,8 @@ def open_tiff_array(content: bytes, max_pixels: int = READABLE_PIXELS) -> np.nda
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             page = tiff.pages.first
             _require_few((page.imagewidth, page.imagelength), max_pixels)
+            if page.nbytes > MOST_ARRAY_BYTES:
+                raise ImageFault("too_much_memory", f"claims to be an array of {page.nbytes} bytes")
             array, planes_first = page.asarray(), page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
     except ImageFault:
         raise
