@@ -14,8 +14,16 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipeline.ingestion.images import KEPT_FORMATS, ORIENTATION_TAG, UPRIGHT, PreparedImage
+from pipeline.ingestion.images import (
+    FORMAT_EXTENSIONS,
+    KEPT_FORMATS,
+    ORIENTATION_TAG,
+    UPRIGHT,
+    ImageRule,
+    PreparedImage,
+)
 
+NO_RULE = ImageRule()
 HEADER_VERSION = 1  # raise it when other files would have a plain header
 
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -42,15 +50,22 @@ class Header(NamedTuple):
     height: int
 
 
-def prepare_by_header(content: bytes) -> PreparedImage | None:
+def prepare_by_header(content: bytes, rule: ImageRule = NO_RULE) -> PreparedImage | None:
     """The image with its own bytes, its pixels not looked at; None where they have to be."""
     header = plain_header(content)
-    if header is None:
+    if header is None or not _fits(header, rule):
         return None
     extension = KEPT_FORMATS[header.format]
     return PreparedImage(
         content, extension, header.width, header.height, (), None, None, header.format, header.mode, None
     )
+
+
+def _fits(header: Header, rule: ImageRule) -> bool:
+    """Whether the rule asks nothing of such an image; a plain header has no colour profile."""
+    small = header.width * header.height <= rule.max_pixels
+    small &= rule.max_side is None or max(header.width, header.height) <= rule.max_side
+    return small and (rule.format is None or FORMAT_EXTENSIONS[rule.format] == KEPT_FORMATS[header.format])
 
 
 def plain_header(content: bytes) -> Header | None:

@@ -29,7 +29,7 @@ from typing import NamedTuple, TypeVar
 
 import psutil
 
-from pipeline.parenthood import ignore_stops, serve_parent
+from pipeline.parenthood import ignore_stops, serve_parent, stops_held
 from pipeline.shards.decoding import ImageFault
 
 POLL_SECONDS = 0.1
@@ -194,7 +194,8 @@ class _Worker:
             code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve{arguments!r}"
             # One thread each: the numbers here are small, and every core has a child of its own.
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
-            self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)
+            with stops_held():  # until `serve` ignores them
+                self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)
         theirs.close()
         self._memory = psutil.Process(self._process.pid)
         self.task = -1

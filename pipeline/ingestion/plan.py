@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
 from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
+from pipeline.ingestion.images import ImageRule
 from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
@@ -33,9 +34,11 @@ from pipeline.shards.table import NO_LABEL
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
 # Datasets of before lack them: they count where they are not the default.
 LATER_KEYS = (
-    *("masks", "mask_classes", "boxes", "split", "examine",),
-    *("duplicates", "leakage_against", "max_pixels", "max_image_seconds",),
+    *("masks", "mask_classes", "boxes", "split", "examine", "duplicates", "leakage_against"),
+    *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds"),
 )
+
+REWRITING_KEYS = ("colour", "max_side", "quality", "format")  # what they ask for makes new images
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,17 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
-        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, config.examine)
+        WriteShard(
+            name, split, opened, candidates, config.channels, annotations.rule, image_rule(config), config.examine
+        )
         for name, split, candidates in ranges
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
     return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets, annotations)
+
+
+def image_rule(config: IngestConfig) -> ImageRule:
+    return ImageRule(config.colour, config.max_side, config.quality, config.format, config.max_pixels)
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -165,6 +174,11 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
         raise InputError(f"{config.masks or config.boxes}: {key}: for folders; unpack the tars and ingest the folder")
     if config.split.group:
         raise InputError(f"{source}: split.group: a tar belongs to one split; unpack the tars and ingest the folder")
+    for key in REWRITING_KEYS:
+        if (value := getattr(config, key)) != getattr(IngestConfig(), key):
+            raise InputError(
+                f"{source}: {key}: {value}: tars are not rewritten; leave it out, or unpack them and ingest the folder"
+            )
     if config.splits == "hash":
         raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
     tars = expand_tars(source)
@@ -186,7 +200,17 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, config.examine))
+        adopted = (
+            name,
+            split,
+            tar,
+            surveys[tar].num_samples,
+            rule,
+            config.channels,
+            image_rule(config),
+            config.examine,
+        )
+        jobs.append(AdoptTar(*adopted))
     return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
 
 

@@ -20,7 +20,7 @@ from pipeline.ingestion.annotations import (
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
 from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
-from pipeline.ingestion.images import PreparedImage, prepare_image
+from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Source, SourceFiles
@@ -32,7 +32,7 @@ from pipeline.shards.index import Shard
 from pipeline.shards.table import NO_LABEL
 from pipeline.shards.writer import NewSample, write_shard
 
-JOB_VERSION = 1  # raise it when the same file would become another sample
+JOB_VERSION = 2  # raise it when the same file would become another sample
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
 UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
@@ -146,6 +146,7 @@ class WriteShard:
     candidates: Sequence[Candidate]
     channels: str
     rule: AnnotationRule = AnnotationRule()
+    images: ImageRule = ImageRule()
     examine: str = "pixels"
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the candidates
 
@@ -170,6 +171,8 @@ class WriteShard:
             content += repr((ANNOTATIONS_VERSION, self.rule, annotations))
         if self.examine != "pixels":
             content += repr((HEADER_VERSION, self.examine))
+        if self.images != ImageRule():
+            content += repr(self.images)
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
     def without(self, left_out: Sequence[int]) -> Self:
@@ -205,8 +208,7 @@ class WriteShard:
                     content = _read(self.source, candidate.path)
                     start_clock()
                     image = self._prepare(content)
-                    size = image.width, image.height
-                    annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
+                    annotations = self._annotations(candidate, content, image)
                     sha256 = hashlib.sha256(image.content)
                     made.examined.add(number, candidate.label, image, sha256.digest(), kept=kept)
             except ImageFault as fault:
@@ -222,9 +224,14 @@ class WriteShard:
             key = sample_key(candidate.path)
             yield NewSample(key, image.extension, image.content, record, candidate.label, annotations.mask)
 
+    def _annotations(self, candidate: Candidate, content: bytes, image: PreparedImage) -> PreparedAnnotations:
+        size = image.width, image.height
+        sizes = (size,) if image.upright_size is None else (image.upright_size, size)
+        return prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, *sizes)
+
     def _prepare(self, content: bytes) -> PreparedImage:
-        image = prepare_by_header(content) if self.examine == "header" else None
-        return image or prepare_image(content, self.channels)
+        image = prepare_by_header(content, self.images) if self.examine == "header" else None
+        return image or prepare_image(content, self.channels, self.images)
 
 
 @dataclass
