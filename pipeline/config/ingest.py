@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from models.schema import MOST, Config, Count, Fraction, Text
 
+READABLE_PIXELS = 89_478_485  # Pillow's limit, above which it warns
+
 Split = Literal["train", "validation", "test"]
 
 
@@ -58,6 +60,14 @@ class IngestConfig(Config):
     word of its header and of its last bytes, several times as fast. The shards are the same, but an image that is
     damaged in between is not found (`vit check --full` finds it), and there are no statistics of pixels: training
     needs `data.mean` and `data.std`."""
+
+    max_pixels: Annotated[int, Field(strict=True, ge=1, le=2 * READABLE_PIXELS)] = READABLE_PIXELS
+    """An image of more is rejected by its header alone, before any of it is decoded: a small file may claim to be huge.
+    The default is the most that readers of datasets take; up to twice as many, with a `max_side` that makes less of
+    them."""
+
+    max_image_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """An image whose decoder has not returned by then is rejected."""
 
     max_rejected_fraction: Fraction = 0.01
     """Above this share of rejected images nothing is published. Files that are no images do not count."""

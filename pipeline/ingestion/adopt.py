@@ -9,12 +9,12 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
 from pipeline.ingestion.images import PreparedImage, decode_image, image_size, pixel_moments
+from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
@@ -57,10 +57,13 @@ class AdoptTar:
         with open(self.tar, "rb") as tar:
             sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
             seen: set[str] = set()
-            for sample in samples:
+            for number, sample in enumerate(samples):
                 try:
-                    image = _only_image(sample, seen)
-                    tables.add(sample, image, self._decode(image, tar), self.rule.label(sample, tar))
+                    with held(number) as start_clock:
+                        image = _only_image(sample, seen)
+                        content = image.read(tar)
+                        start_clock()
+                        tables.add(sample, image, self._decode(content), self.rule.label(sample, tar))
                 except ImageFault as fault:
                     rejected.append(self._rejected(sample.key, fault.reason, fault.detail))
                 seen.add(sample.key)
@@ -76,8 +79,7 @@ class AdoptTar:
     def _rejected(self, member: str, reason: str, detail: str) -> Rejected:
         return Rejected(f"{self.tar.name}/{member}", reason, detail)
 
-    def _decode(self, member: TarMember, tar: BinaryIO) -> PreparedImage:
-        content = member.read(tar)
+    def _decode(self, content: bytes) -> PreparedImage:
         if not content:
             raise ImageFault("empty_file", "0 bytes")
         if self.examine == "header" and (image := prepare_by_header(content)):

@@ -5,9 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.images import UPRIGHT, file_orientation
 from pipeline.ingestion.labels import FILE_COLUMNS, LABEL_COLUMNS, NO_CLASS, match_files, number_classes, table_rows
@@ -25,6 +24,9 @@ from pipeline.shards.annotations import (
 )
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import shortened
+
+if TYPE_CHECKING:  # configs are not for the processes that decode: pydantic takes longer to import than all the rest
+    from pipeline.config.ingest import IngestConfig
 
 SIDES = ("x", "y", "width", "height")
 
@@ -70,7 +72,7 @@ class PreparedAnnotations(NamedTuple):
     digested: bytes = b""  # what the fingerprint takes of them
 
 
-def find_annotations(config: IngestConfig, files: Sequence[str], others: Sequence[str] = ()) -> FoundAnnotations:
+def find_annotations(config: "IngestConfig", files: Sequence[str], others: Sequence[str] = ()) -> FoundAnnotations:
     """InputError where a mask or a row names no image of `files`, nor one of `others`, or is none."""
     masks = _find_masks(config.masks, files) if config.masks else {}
     boxes, box_classes = _read_boxes(config.boxes, files, others) if config.boxes else ({}, None)

@@ -6,7 +6,6 @@ last. So a re-run makes only the shards whose files changed or that are not ther
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ import PIL
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.annotations import mask_class_names
+from pipeline.ingestion.isolation import Limits, TooManyFaults, WorkerLost, in_isolation, memory_limit
 from pipeline.ingestion.journal import Journal, check_destination, open_journal
 from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons, rejected_lines
@@ -24,12 +24,12 @@ from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.ingestion.tars import names_tars
-from pipeline.shards.atomic import sync_directory, write_file
+from pipeline.shards.atomic import remove_temporaries, sync_directory, write_file
 from pipeline.shards.fingerprint import dataset_fingerprint
 from pipeline.shards.index import INDEX_NAME, SPLITS, DatasetIndex, table_name, write_index
-from pipeline.shards.parallel import in_processes
 
 REJECTED_NAME = "rejected.jsonl"
+FAULTS_BEYOND_BUDGET = 20
 
 Progress = Callable[[int, int, int], None]  # (files done, files in all, images rejected)
 
@@ -109,7 +109,7 @@ def _run_jobs(
     num_rejected = num_counted(plan.rejected) + sum(num_counted(summary.rejected) for summary in done.values())
     progress(num_files, plan.num_files, num_rejected)
     try:
-        with closing(_summaries(todo, destination, config)) as summaries:
+        with closing(_summaries(plan, destination, todo, config)) as summaries:
             for summary in summaries:
                 journal.add(keys[summary.name], summary)
                 done[summary.name] = summary
@@ -118,16 +118,29 @@ def _run_jobs(
                 progress(num_files, plan.num_files, num_rejected)
                 if num_rejected / plan.num_images > config.max_rejected_fraction:
                     break  # it can only grow; `_check_budget` says so
-    except BrokenProcessPool:
+    except WorkerLost as error:
+        raise IngestError(f"{error}, perhaps for lack of memory; fewer workers need less: --set workers=1") from None
+    except TooManyFaults as error:
         raise IngestError(
-            "a worker process was killed, perhaps for lack of memory; fewer workers need less: --set workers=1"
+            f"images that end the process which decodes them ({error}) are more than max_rejected_fraction "
+            f"{config.max_rejected_fraction:g} of {plan.num_images} allows; mend or remove them, or allow more"
         ) from None
+    finally:
+        remove_temporaries(destination)  # of workers that were ended
     return [done[job.name] for job in plan.jobs if job.name in done], len(todo)
 
 
-def _summaries(jobs: Sequence[ShardJob], destination: Path, config: IngestConfig) -> Iterator[ShardSummary]:
-    """Of every job as it is done, in any order."""
-    return in_processes(partial(_run_job, destination), jobs, num_workers(jobs, config))
+def _summaries(
+    plan: IngestPlan, destination: Path, jobs: Sequence[ShardJob], config: IngestConfig
+) -> Iterator[ShardSummary]:
+    """In any order. The built-in digits are nobody's hostile files: they need no process of their own."""
+    run = partial(_run_job, destination)
+    if plan.identity["source"] == DIGITS:
+        return (run(job) for job in jobs)
+    # The usual way past the budget ends with a list of the rejected; this is for a decoder that fails on everything.
+    allowed = int(config.max_rejected_fraction * plan.num_images) + FAULTS_BEYOND_BUDGET
+    limits = Limits(config.max_image_seconds, memory_limit(config.max_pixels))
+    return in_isolation(run, jobs, num_workers(jobs, config), limits, allowed)
 
 
 def _run_job(destination: Path, job: ShardJob) -> ShardSummary:

@@ -30,8 +30,11 @@ from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_proces
 from pipeline.shards.table import NO_LABEL
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
-# Datasets of before lack them: they count where they are not the default.
-LATER_KEYS = ("masks", "mask_classes", "boxes", "examine")
+LATER_KEYS = (
+    *("masks", "mask_classes", "boxes"),
+    *("max_pixels", "max_image_seconds"),
+    "examine",
+)  # older datasets lack them: they count where they are not the default
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
-    """One, this process, where starting others would not pay."""
+    """One where starting more would not pay."""
     if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
         return 1
     return config.workers or available_cores()

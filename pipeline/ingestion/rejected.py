@@ -14,7 +14,10 @@ Reason = Literal[
     "file_too_large",
     "unknown_format",
     "broken_image",
-    "too_many_pixels",
+    "too_many_pixels",  # more than `max_pixels`
+    "too_slow",  # its decoder did not return within `max_image_seconds`
+    "too_much_memory",
+    "decoder_crashed",  # the process that decoded it ended: a fault in the decoder that this file meets
     "unsupported_mode",  # pixels without an agreed meaning as RGB (float, Lab), or that .png cannot hold
     "no_mask",  # `masks` has none of its name
     "bad_mask",  # no .png of class numbers, of another size than the image, or with classes that have no name

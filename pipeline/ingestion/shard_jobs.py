@@ -19,6 +19,7 @@ from pipeline.ingestion.annotations import (
 )
 from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
 from pipeline.ingestion.images import PreparedImage, prepare_image
+from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Source, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals
@@ -172,13 +173,15 @@ class WriteShard:
         self, rejected: list[Rejected], digests: list[int], totals: ImageTotals, mask_classes: list[int]
     ) -> Iterator[NewSample]:
         """One file at a time, so a worker holds one image; the arguments are filled on the way."""
-        for candidate in self.candidates:
+        for number, candidate in enumerate(self.candidates):
             try:
-                content = _read(self.source, candidate.path)
-                image = prepare_by_header(content) if self.examine == "header" else None
-                image = image or prepare_image(content, self.channels)
-                size = image.width, image.height
-                annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
+                with held(number) as start_clock:
+                    content = _read(self.source, candidate.path)
+                    start_clock()
+                    image = prepare_by_header(content) if self.examine == "header" else None
+                    image = image or prepare_image(content, self.channels)
+                    size = image.width, image.height
+                    annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
             except ImageFault as fault:
                 rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
-import tifffile
 from PIL import Image, UnidentifiedImageError
 
 # No EPS, WMF or the like: they start other programs or need them. JPEG stands for MPO too, the JPEG of many cameras.
@@ -44,16 +43,16 @@ def open_image(content: bytes) -> Image.Image:
             raise ImageFault("too_many_pixels", _one_line(fault)) from None
         except UnidentifiedImageError:
             raise ImageFault("unknown_format", f"not one of {', '.join(FORMATS)}, or damaged in its header") from None
-        except Exception as fault:  # decoders raise whatever a damaged file leads them to
-            raise ImageFault("broken_image", _one_line(fault)) from None
+        except Exception as fault:
+            raise _fault(fault) from None
 
 
 def open_array(content: bytes) -> np.ndarray:
     """The array of a .npy file, (height, width[, channels]) of uint8, uint16 or float32; pickles are refused."""
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as fault:  # as above
-        raise ImageFault("broken_image", _one_line(fault)) from None
+    except Exception as fault:
+        raise _fault(fault) from None
     return _require_pixels(array)
 
 
@@ -75,6 +74,8 @@ def open_all_channels(content: bytes) -> Image.Image | np.ndarray:
 
 def open_tiff_array(content: bytes) -> np.ndarray:
     """The first page of a TIFF with any number of channels, as `open_array`; ImageFault where tifffile cannot."""
+    import tifffile  # a quarter of a second, and few sources hold such files
+
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             page = tiff.pages.first
@@ -83,18 +84,20 @@ def open_tiff_array(content: bytes) -> np.ndarray:
             array, planes_first = page.asarray(), page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
     except ImageFault:
         raise
-    except Exception as fault:  # as above
-        raise ImageFault("broken_image", _one_line(fault)) from None
+    except Exception as fault:
+        raise _fault(fault) from None
     planes_first &= array.ndim == 3
     return _require_pixels(np.ascontiguousarray(np.moveaxis(array, 0, -1)) if planes_first else array)
 
 
 def tiff_orientation(content: bytes) -> int:
     """The orientation tag of a TIFF's first page, 1 where it has none or is no TIFF."""
+    import tifffile  # as above
+
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             return int(tiff.pages.first.tags.valueof("Orientation", 1))
-    except Exception:  # as above
+    except Exception:  # damaged, or no TIFF
         return 1
 
 
@@ -122,6 +125,13 @@ def _silenced_libtiff() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _fault(error: Exception) -> ImageFault:
+    """Decoders raise whatever a damaged file leads them to."""
+    if isinstance(error, MemoryError):
+        return ImageFault("too_much_memory", "decoding it asks for more memory than there is")
+    return ImageFault("broken_image", _one_line(error))
 
 
 def _one_line(fault: Exception) -> str:
