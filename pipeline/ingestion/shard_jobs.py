@@ -214,9 +214,11 @@ def _record(
         "sha256": sha256,
     }
     if candidate.label != NO_LABEL:
-        several = isinstance(candidate.class_name, tuple)
-        record |= {"label": candidate.label}
-        record |= {"classes": list(candidate.class_name)} if several else {"class": candidate.class_name}
+        record["label"] = candidate.label
+        if isinstance(candidate.class_name, tuple):
+            record["classes"] = list(candidate.class_name)
+        else:
+            record["class"] = candidate.class_name
     if image.changes:
         record["changes"] = list(image.changes)
     if annotations.mask is not None:

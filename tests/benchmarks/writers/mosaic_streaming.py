@@ -1,4 +1,4 @@
-"""MosaicML streaming: MDS shards of its MDSWriter, the files' bytes as they are, which is the quickest it has."""
+"""MosaicML streaming: MDS shards of its MDSWriter, images as its documentation writes them: opened, not decoded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +9,13 @@ REQUIREMENTS = ("mosaicml-streaming==0.13.0",)
 
 
 def batches(workspace: Path, batch_size: int, image_size: int, num_images: int) -> Iterator[int]:
+    from PIL import Image
     from streaming import MDSWriter
 
     for directory in written(workspace, "mosaic_streaming"):
         paths = image_paths(workspace)
-        with MDSWriter(out=str(directory), columns={"image": "bytes", "class": "int"}) as writer:
+        with MDSWriter(out=str(directory), columns={"image": "jpeg", "class": "int"}) as writer:
             for path, label in paths:
-                writer.write({"image": path.read_bytes(), "class": label})
+                with Image.open(path) as image:
+                    writer.write({"image": image, "class": label})
         yield len(paths)
