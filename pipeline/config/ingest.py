@@ -1,5 +1,6 @@
 """The config of `vit ingest`: how raw images become a dataset directory."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -7,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from models.schema import MOST, Config, Count, Fraction, Text
 
-READABLE_PIXELS = 89_478_485  # Pillow's limit, above which it warns
+READABLE_PIXELS = 89_478_485  # what readers of datasets take, pipeline/shards/decoding.py
 
 Split = Literal["train", "validation", "test"]
 
@@ -61,6 +62,22 @@ class IngestConfig(Config):
     damaged in between is not found (`vit check --full` finds it), and there are no statistics of pixels: training
     needs `data.mean` and `data.std`."""
 
+    colour: Literal["keep", "srgb"] = "keep"
+    """`keep`: the values of the file, whatever its colour profile (ICC), as every training library reads them. `srgb`:
+    an image whose profile is another is converted (relative colorimetric, black point compensation) and re-encoded; a
+    profile that cannot be read, or is for other colours, is ignored, and `changes` says so."""
+
+    max_side: Annotated[int, Field(strict=True, ge=1, le=65_500)] | None = None
+    """Pixels of the longer side: a larger image is made smaller, with its mask and boxes, and re-encoded; none is made
+    larger. Null: as it is."""
+
+    quality: Annotated[int, Field(strict=True, ge=1, le=100)] = 95
+    """Of the JPEGs (without chroma subsampling) and WebPs that are written anew; other files keep their bytes."""
+
+    format: Literal["jpeg", "png", "webp"] | None = None
+    """Every image becomes one of this format, unless it is. Null: JPEG, PNG, WebP and TIFF stay; of what must be
+    written anew a JPEG becomes a JPEG, anything else a PNG."""
+
     max_pixels: Annotated[int, Field(strict=True, ge=1, le=2 * READABLE_PIXELS)] = READABLE_PIXELS
     """An image of more is rejected by its header alone, before any of it is decoded: a small file may claim to be huge.
     The default is the most that readers of datasets take; up to twice as many, with a `max_side` that makes less of
@@ -81,6 +98,29 @@ class IngestConfig(Config):
         if abs(sum(fractions.values()) - 1) > 1e-9:
             raise ValueError(f"the fractions add up to {sum(fractions.values()):g}, not to 1")
         return fractions
+
+    @model_validator(mode="after")
+    def _images_are_asked_what_can_be_done(self) -> Self:
+        if self.channels == "keep":
+            asked = {
+                "colour": "srgb" if self.colour == "srgb" else None,
+                "max_side": self.max_side,
+                "format": self.format,
+            }
+            for key, value in asked.items():
+                if value is not None:
+                    raise ValueError(f"{key}: {value} needs channels=rgb; under `keep` images are stored as they are")
+        if self.quality != 95 and self.format == "png":
+            raise ValueError(
+                f"quality: {self.quality} says nothing of a PNG; leave it out, or take format jpeg or webp"
+            )
+        if self.max_pixels > READABLE_PIXELS and (self.max_side or MOST) ** 2 > READABLE_PIXELS:
+            side = math.isqrt(READABLE_PIXELS)
+            raise ValueError(
+                f"max_pixels: {self.max_pixels} is more than the {READABLE_PIXELS} that readers of datasets take; "
+                f"say max_side as well, at most {side}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_of_masks(self) -> Self:

@@ -16,6 +16,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
+from pipeline.ingestion.images import ImageRule
 from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
@@ -32,9 +33,10 @@ from pipeline.shards.table import NO_LABEL
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
 LATER_KEYS = (
     *("masks", "mask_classes", "boxes"),
-    *("max_pixels", "max_image_seconds"),
-    "examine",
+    *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds", "examine"),
 )  # older datasets lack them: they count where they are not the default
+
+REWRITING_KEYS = ("colour", "max_side", "quality", "format")  # what they ask for makes new images
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,15 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
-        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, config.examine)
+        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, image_rule(config))
         for name, split, candidates in ranges
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
     return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets, annotations)
+
+
+def image_rule(config: IngestConfig) -> ImageRule:
+    return ImageRule(config.colour, config.max_side, config.quality, config.format, config.max_pixels, config.examine)
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -153,6 +159,11 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
     if config.masks or config.boxes:
         key = "masks" if config.masks else "boxes"
         raise InputError(f"{config.masks or config.boxes}: {key}: for folders; unpack the tars and ingest the folder")
+    for key in REWRITING_KEYS:
+        if (value := getattr(config, key)) != getattr(IngestConfig(), key):
+            raise InputError(
+                f"{source}: {key}: {value}: tars are not rewritten; leave it out, or unpack them and ingest the folder"
+            )
     if config.splits == "hash":
         raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
     tars = expand_tars(source)
@@ -174,7 +185,7 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, config.examine))
+        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, image_rule(config)))
     return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
 
 

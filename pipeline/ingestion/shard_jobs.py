@@ -17,8 +17,7 @@ from pipeline.ingestion.annotations import (
     PreparedAnnotations,
     prepare_annotations,
 )
-from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
-from pipeline.ingestion.images import PreparedImage, prepare_image
+from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Source, SourceFiles
@@ -30,7 +29,7 @@ from pipeline.shards.index import Shard
 from pipeline.shards.table import NO_LABEL
 from pipeline.shards.writer import NewSample, write_shard
 
-JOB_VERSION = 1  # raise it when the same file would become another sample
+JOB_VERSION = 2  # raise it when the same file would become another sample
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
 UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
@@ -133,7 +132,7 @@ class WriteShard:
     candidates: Sequence[Candidate]
     channels: str
     rule: AnnotationRule = AnnotationRule()
-    examine: str = "pixels"
+    images: ImageRule = ImageRule()
 
     @property
     def num_files(self) -> int:
@@ -151,8 +150,8 @@ class WriteShard:
         if self.rule.asks:
             annotations = [(candidate.mask, candidate.boxes) for candidate in self.candidates]
             content += repr((ANNOTATIONS_VERSION, self.rule, annotations))
-        if self.examine != "pixels":
-            content += repr((HEADER_VERSION, self.examine))
+        if self.images != ImageRule():
+            content += repr(self.images)
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -178,10 +177,8 @@ class WriteShard:
                 with held(number) as start_clock:
                     content = _read(self.source, candidate.path)
                     start_clock()
-                    image = prepare_by_header(content) if self.examine == "header" else None
-                    image = image or prepare_image(content, self.channels)
-                    size = image.width, image.height
-                    annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
+                    image = prepare_image(content, self.channels, self.images)
+                    annotations = self._annotations(candidate, content, image)
             except ImageFault as fault:
                 rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue
@@ -192,6 +189,11 @@ class WriteShard:
             record = _record(candidate, image, sha256.hexdigest(), annotations)
             key = sample_key(candidate.path)
             yield NewSample(key, image.extension, image.content, record, candidate.label, annotations.mask)
+
+    def _annotations(self, candidate: Candidate, content: bytes, image: PreparedImage) -> PreparedAnnotations:
+        size = image.width, image.height
+        sizes = (size,) if image.upright_size is None else (image.upright_size, size)
+        return prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, *sizes)
 
 
 def _read(source: Source, path: str) -> bytes:
