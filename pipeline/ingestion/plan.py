@@ -91,9 +91,7 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
-        WriteShard(
-            name, split, opened, candidates, config.channels, annotations.rule, image_rule(config), config.examine
-        )
+        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, image_rule(config))
         for name, split, candidates in ranges
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
@@ -101,7 +99,7 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
 
 
 def image_rule(config: IngestConfig) -> ImageRule:
-    return ImageRule(config.colour, config.max_side, config.quality, config.format, config.max_pixels)
+    return ImageRule(config.colour, config.max_side, config.quality, config.format, config.max_pixels, config.examine)
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -200,17 +198,7 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        adopted = (
-            name,
-            split,
-            tar,
-            surveys[tar].num_samples,
-            rule,
-            config.channels,
-            image_rule(config),
-            config.examine,
-        )
-        jobs.append(AdoptTar(*adopted))
+        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, image_rule(config)))
     return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
 
 
