@@ -19,7 +19,20 @@ class IngestConfig(Config):
     `class` or `label`. Integers below 100,000 stay what they are; anything else is a class name, and the sorted names
     are numbered. A column `classes` or `labels` in its place gives several per image: lists in .jsonl ([]: none of the
     classes, null: no label), values joined by `;` elsewhere (an empty cell: no label). Null: the folder of an image,
-    below the split's, is its class, where there are at least two."""
+    below the split's, is its class, where there are at least two; so it is in a split that the file names nothing of,
+    where its classes are such folders."""
+
+    class_names: Path | None = None
+    """A text file with the name of class 0 in its first line, of class 1 in its second and so on, for sources whose
+    labels are numbers: idx, CIFAR without its meta file, tables without names, integers of `labels`."""
+
+    image_column: Text | None = None
+    """The column of a table (parquet, or saved by Hugging Face's datasets) that holds the images. Null: its only one of
+    type Image, else the only one of bytes; where there are several, this key says which."""
+
+    label_column: Text | None = None
+    """The column of a table that holds integers or class names. Null: its only one of type ClassLabel, else the one
+    called `class` or `label`; a table without any is unlabelled."""
 
     masks: Path | None = None
     """A folder with one mask per image, for segmentation: a .png of the image's path or name, grey or palette of 8

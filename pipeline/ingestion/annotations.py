@@ -70,10 +70,12 @@ class PreparedAnnotations(NamedTuple):
     digested: bytes = b""  # what the fingerprint takes of them
 
 
-def find_annotations(config: IngestConfig, files: Sequence[str], others: Sequence[str] = ()) -> FoundAnnotations:
+def find_annotations(
+    config: IngestConfig, files: Sequence[str], others: Sequence[str] = (), source: str = ""
+) -> FoundAnnotations:
     """InputError where a mask or a row names no image of `files`, nor one of `others`, or is none."""
     masks = _find_masks(config.masks, files) if config.masks else {}
-    boxes, box_classes = _read_boxes(config.boxes, files, others) if config.boxes else ({}, None)
+    boxes, box_classes = _read_boxes(config.boxes, files, others, source) if config.boxes else ({}, None)
     names = config.mask_classes
     rule = AnnotationRule(
         config.masks, len(names) if names else None, None if box_classes is None else len(box_classes)
@@ -144,7 +146,7 @@ def _find_masks(folder: Path, files: Sequence[str]) -> dict[str, MaskFile]:
 
 
 def _read_boxes(
-    path: Path, files: Sequence[str], others: Sequence[str]
+    path: Path, files: Sequence[str], others: Sequence[str], source: str
 ) -> tuple[dict[str, tuple[Box, ...]], tuple[str, ...]]:
     """Image -> its boxes, by the order of the rows, and the names of their classes. An image without rows has none."""
     rows: dict[str, list[tuple[list[float], str]]] = {}
@@ -164,7 +166,7 @@ def _read_boxes(
         name: tuple((*sides, numbered.by_path[class_name]) for sides, class_name in boxes)
         for name, boxes in rows.items()
     }
-    return match_files(by_name, files, path, others), numbered.classes
+    return match_files(by_name, files, path, others, source=source), numbered.classes
 
 
 def _box_of_row(

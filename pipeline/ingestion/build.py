@@ -5,6 +5,7 @@ last. So a re-run makes only the shards whose files changed or that are not ther
 """
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -22,6 +23,7 @@ from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons, rejected_lines
 from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
+from pipeline.ingestion.sources.tables.rows import SPOOL_FOLDER
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.ingestion.tars import names_tars
 from pipeline.shards.atomic import sync_directory, write_file
@@ -61,14 +63,19 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
     """
     destination = Path(destination)
     _check_apart(source, destination)
-    plan = plan_ingest(source, config)
+    scratch = destination / SPOOL_FOLDER
+    plan = plan_ingest(source, config, scratch.absolute())
     check_destination(destination, plan.identity)
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
-        summaries, num_written = _run_jobs(plan, destination, journal, config, progress or (lambda done, total: None))
+        try:
+            progress = progress or (lambda done, total: None)
+            summaries, num_written = _run_jobs(plan, destination, journal, config, progress)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         rejected = [*plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
         write_file(destination / REJECTED_NAME, rejected_lines(rejected))
         _check_budget(plan, rejected, destination, config)

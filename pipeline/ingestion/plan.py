@@ -8,18 +8,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
-from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
+from pipeline.ingestion.labels import (
+    Labels,
+    name_classes,
+    number_classes,
+    number_folders,
+    read_labels,
+    read_split_lists,
+)
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import Candidate, ShardJob, WriteShard, order_key
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.sources.listing import Listing, Source, SourceFile
 from pipeline.ingestion.sources.opening import open_source
+from pipeline.ingestion.sources.tables.columns import SaidColumns
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.tars import expand_tars, label_rule, names_tars, split_of_tar, survey_tar
 from pipeline.shards.index import SPLITS
@@ -28,7 +37,10 @@ from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_proces
 from pipeline.shards.table import NO_LABEL
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
-LATER_KEYS = ("masks", "mask_classes", "boxes")  # older datasets lack them: they count where they are not the default
+LATER_KEYS = (  # older datasets lack them: they count where they are not the default
+    *("masks", "mask_classes", "boxes"),
+    *("class_names", "image_column", "label_column"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +64,14 @@ class IngestPlan:
         return num_counted(self.rejected) + sum(job.num_files for job in self.jobs)
 
 
-def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
-    """InputError for everything wrong with the source or what the config says about it."""
+def plan_ingest(source: str, config: IngestConfig, scratch: Path) -> IngestPlan:
+    """InputError for everything wrong with the source or what the config says about it.
+
+    Jobs may put what they read into the folder `scratch`, which nothing needs after them.
+    """
     if names_tars(source):
         return _plan_tars(source, config)
-    opened = open_source(source)
+    opened = open_source(source, scratch, SaidColumns(config.image_column, config.label_column))
     listing = opened.list_files()
     if not listing.images:
         raise InputError(f"{source}: {_why_no_images(listing)}")
@@ -64,12 +79,14 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     paths = [file.path for file in listing.images]
     root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
-    labels = _labels(config, listing, paths, root)
+    labels = _labels(config, listing, paths, root, source)
+    if config.class_names:
+        labels = name_classes(labels, config.class_names)
     if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
         raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
-    annotations = find_annotations(config, paths, others)
+    annotations = find_annotations(config, paths, others, source)
     if isinstance(config.splits, dict):
-        splits = read_split_lists(config.splits, paths, others)
+        splits = read_split_lists(config.splits, paths, others, source)
     else:
         splits = _splits_without_lists(opened, listing, root, config)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
@@ -93,13 +110,27 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     return config.workers or available_cores()
 
 
-def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str) -> Labels:
+def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str, source: str) -> Labels:
     """From the labels file, else as the source itself says, else from folders."""
     if config.labels:
-        return read_labels(config.labels, paths, [entry.path for entry in listing.rejected])
+        labels = read_labels(config.labels, paths, [entry.path for entry in listing.rejected], source)
+        return _with_folders(labels, paths, root) if listing.folders_are_classes else labels
     if not listing.labels:
-        return number_folders(class_folders(paths, root))
+        return number_folders(class_folders(paths, root) if listing.folders_are_classes else {})
     return number_classes(listing.labels) if listing.classes is None else Labels(listing.labels, listing.classes)
+
+
+def _with_folders(labels: Labels, paths: Sequence[str], root: str) -> Labels:
+    """Splits of which the labels file names no image keep their class folders: ImageNet's train beside a flat val."""
+
+    def split(path: str) -> str:
+        return path[len(root) :].partition("/")[0]
+
+    listed = {split(path) for path in labels.by_path}
+    folders = class_folders([path for path in paths if split(path) not in listed], root)
+    if labels.label_sets is not None or not folders or not set(labels.classes or ()) <= set(folders.values()):
+        return labels
+    return number_folders({path: labels.classes[number] for path, number in labels.by_path.items()} | folders)
 
 
 def _splits_without_lists(source: Source, listing: Listing, root: str, config: IngestConfig) -> Mapping[str, str]:
@@ -107,7 +138,8 @@ def _splits_without_lists(source: Source, listing: Listing, root: str, config: I
     said: Mapping[str, str] = {}
     if config.splits == "folders":
         said = listing.splits or folder_splits([file.path for file in listing.images], root)
-    return said or hash_splits(source, listing.images, config.split_fractions, config.seed)
+    hashed = listing.stamps_are_hashes
+    return said or hash_splits(source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
 
 
 def _shards_of(

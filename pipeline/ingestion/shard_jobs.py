@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from pipeline.errors import DISK_FULL
 from pipeline.ingestion.annotations import AnnotationRule, MaskFile, PreparedAnnotations, prepare_annotations
 from pipeline.ingestion.images import PreparedImage, prepare_image
 from pipeline.ingestion.rejected import Rejected
@@ -135,6 +136,8 @@ def _read(source: Source, path: str) -> bytes:
     try:
         content = source.read(path)
     except OSError as error:
+        if error.errno in DISK_FULL:  # of a spool; no file's fault
+            raise
         raise ImageFault("unreadable_file", error.strerror or str(error)) from None
     if not content:
         raise ImageFault("empty_file", "0 bytes")
