@@ -89,7 +89,7 @@ def test_split_lists_may_hold_absolute_paths(tmp_path, flat):
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_imagenets_flat_validation_takes_its_labels_from_a_file(tmp_path, trained):
-    """As unpacked from the challenge's tars: a folder per wnid in train, which the file need not name, and a flat val."""
+    """As unpacked from the tars: a folder per wnid in train, which the file need not name, and a flat val."""
     names = [f"train/{wnid}/{wnid}_{number}.JPEG" for wnid in ("n01440764", "n01443537") for number in range(3)]
     validation = [f"val/ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 5)]
     source = write_pictures(tmp_path / "imagenet", [*names, *validation])

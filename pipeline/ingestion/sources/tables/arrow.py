@@ -87,7 +87,7 @@ def _opened(path: Path, mapped: pa.MemoryMappedFile | None = None) -> Iterator[_
             with pa.ipc.open_stream(mapped or pa.memory_map(str(path))) as stream:
                 yield _Opened(stream.schema, lambda columns: stream)
         else:
-            with pq.ParquetFile(path, memory_map=True) as file:
+            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
                 yield _Opened(file.schema_arrow, partial(_parquet_batches, file))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
