@@ -56,6 +56,14 @@ class IngestConfig(Config):
     split_fractions: dict[Split, Fraction] = Field(default={"train": 0.9, "validation": 0.05, "test": 0.05})
     """Share of the files that each split gets, where they are split by hash; adds up to 1."""
 
+    tars: Literal["adopt", "rewrite", "archive"] | None = None
+    """What becomes of tars. `adopt`: WebDataset's stay where they are, read in place; only tables are written.
+    `rewrite`: their images and labels (`.cls`, `.json`, `.txt`) are written anew: shuffled, upright, in shards of one
+    size. `archive`: their members are files of folders, and of several tars each tar's name is a folder. Null, by the
+    first tar: images in folders with no `.cls`, `.json` or `.txt` beside them are `archive`; anything else is
+    WebDataset's, `adopt`, or `rewrite` where a tar is compressed. Images alone, in several tars whose names do not
+    count up, may be either, and are asked about."""
+
     samples_per_shard: Count = 1000
     """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""
 

@@ -6,10 +6,12 @@ rather than corrected; the table leaves it out.
 
 import hashlib
 import os
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -17,11 +19,14 @@ from pipeline.ingestion.images import PreparedImage, decode_image, image_size, p
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, read_samples
+from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, tar_samples
+from pipeline.shards.atomic import TEMPORARY_PREFIX
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
 from pipeline.shards.index import Shard, table_name
 from pipeline.shards.table import NO_LABEL, RECORD, ShardTable, write_table
+from pipeline.storage.location import Location, size_of, stamp_of, stream
+from pipeline.storage.random_access import PathFile
 
 HARMLESS_CHANGES = ("first frame", "from")  # a decoder shows the first frame of any of the formats
 
@@ -32,37 +37,44 @@ class AdoptTar:
 
     name: str
     split: str
-    tar: Path
+    tar: Location
     num_files: int
     rule: LabelRule
     channels: str
 
     @property
     def num_bytes(self) -> int:
-        return self.tar.stat().st_size
+        return size_of(self.tar)
 
     def key(self) -> str:
-        status = self.tar.stat()
-        content = (JOB_VERSION, str(self.tar), status.st_size, status.st_mtime_ns, self.channels, self.rule)
+        content = (JOB_VERSION, str(self.tar), size_of(self.tar), stamp_of(self.tar), self.channels, self.rule)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
-        samples, others = read_samples(self.tar)
+        with _at_hand(self.tar, destination) as file:
+            return self._adopt(file, destination)
+
+    def _adopt(self, tar: PathFile, destination: Path) -> ShardSummary:
         tables = _TableOfTar()
-        rejected = [self._rejected(member.name, "not_an_image", "belongs to no sample") for member in others]
-        with open(self.tar, "rb") as tar:
-            sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
-            seen: set[str] = set()
-            for sample in samples:
-                try:
-                    image = _only_image(sample, seen)
-                    tables.add(sample, image, self._decode(image, tar), self.rule.label(sample, tar))
-                except ImageFault as fault:
-                    rejected.append(self._rejected(sample.key, fault.reason, fault.detail))
-                seen.add(sample.key)
+        rejected: list[Rejected] = []
+        seen: set[str] = set()
+        for sample in tar_samples(tar, str(self.tar)):
+            if isinstance(sample, TarMember):
+                rejected.append(self._rejected(sample.name, "not_an_image", "belongs to no sample"))
+                continue
+            try:
+                if fault := sample.fault(sample.key in seen):
+                    raise ImageFault(*fault)
+                image = sample.images()[0]
+                tables.add(sample, image, self._decode(image, tar), self.rule.label(sample, tar))
+            except ImageFault as fault:
+                rejected.append(self._rejected(sample.key, fault.reason, fault.detail))
+            seen.add(sample.key)
         shard = None
         if tables.records:
-            table = tables.finish(self.tar.stat().st_size, sha256)
+            tar.seek(0)
+            sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
+            table = tables.finish(tar.size, sha256)
             write_table(destination / table_name(self.name), table)
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, sha256, len(table), labelled, str(self.tar))
@@ -72,14 +84,14 @@ class AdoptTar:
     def _rejected(self, member: str, reason: str, detail: str) -> Rejected:
         return Rejected(f"{self.tar.name}/{member}", reason, detail)
 
-    def _decode(self, member: TarMember, tar: BinaryIO) -> PreparedImage:
+    def _decode(self, member: TarMember, tar: PathFile) -> PreparedImage:
         content = member.read(tar)
         if not content:
             raise ImageFault("empty_file", "0 bytes")
         decoded = decode_image(content, self.channels)
         wrong = [change for change in decoded.changes if not change.startswith(HARMLESS_CHANGES)]
         if wrong:
-            raise ImageFault("needs_rewriting", f"{', '.join(wrong)}; unpack the tar and ingest the folder to keep it")
+            raise ImageFault("needs_rewriting", f"{', '.join(wrong)}; --set tars=rewrite corrects it")
         width, height = image_size(decoded.pixels)
         return PreparedImage(content, "", width, height, (), *pixel_moments(decoded.pixels))
 
@@ -105,13 +117,16 @@ class _TableOfTar:
         return ShardTable(np.array(self.records, dtype=RECORD), bytes(self._names), tar_bytes, tar_sha256)
 
 
-def _only_image(sample: TarSample, seen: set[str]) -> TarMember:
-    if sample.key in seen:
-        raise ImageFault("split_sample", "its key was there before, with other samples between")
-    images = sample.images()
-    if not images:
-        raise ImageFault("no_image", f"holds only {', '.join(sample.members)}; a cut may have left its image elsewhere")
-    if len(images) > 1:
-        names = ", ".join(image.name for image in images[:3])
-        raise ImageFault("several_images", f"{names}: a key ends at the first dot of the file's name")
-    return images[0]
+@contextmanager
+def _at_hand(tar: Location, destination: Path) -> Iterator[PathFile]:
+    """The tar, open; one behind a URL is copied for as long as it is read, for every byte of it is wanted twice."""
+    if isinstance(tar, Path):
+        with PathFile(tar) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile(dir=destination, prefix=TEMPORARY_PREFIX) as copy:
+        for piece in stream(tar, size_of(tar)):
+            copy.write(piece)
+        copy.flush()
+        with PathFile(Path(copy.name)) as file:
+            yield file

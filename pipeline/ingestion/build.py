@@ -5,7 +5,7 @@ last. So a re-run makes only the shards whose files changed or that are not ther
 """
 
 import os
-import shutil
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -18,18 +18,19 @@ import PIL
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.annotations import mask_class_names
+from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.journal import Journal, check_destination, open_journal
-from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
+from pipeline.ingestion.plan import IngestPlan, identify, num_workers, plan_ingest
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons, rejected_lines
 from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
-from pipeline.ingestion.sources.tables.rows import SPOOL_FOLDER
+from pipeline.ingestion.sources.opening import source_name
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.ingestion.tars import names_tars
 from pipeline.shards.atomic import sync_directory, write_file
 from pipeline.shards.fingerprint import dataset_fingerprint
 from pipeline.shards.index import INDEX_NAME, SPLITS, DatasetIndex, table_name, write_index
 from pipeline.shards.parallel import in_processes
+from pipeline.storage.location import is_url, location
 
 REJECTED_NAME = "rejected.jsonl"
 
@@ -53,29 +54,35 @@ class IngestReport:
     shards_kept: int  # from an earlier run
     num_mask_classes: int | None = None  # None: without masks
     num_box_classes: int | None = None
+    tars: str | None = None  # adopt, rewrite or archive: what was done with them
 
 
-def ingest(source: str, destination: Path, config: IngestConfig, progress: Progress | None = None) -> IngestReport:
+def ingest(
+    source: str, destination: str | Path, config: IngestConfig, progress: Progress | None = None
+) -> IngestReport:
     """Make the dataset `destination` from `source`, or finish it.
 
     InputError: wrong source, labels, splits or destination; nothing was written. IngestError: see there; what was
-    finished stays, so a later run goes on from it.
+    finished stays, so a later run goes on from it. FaultError: a store behind a URL does not answer; run it again.
     """
-    destination = Path(destination)
-    _check_apart(source, destination)
-    scratch = destination / SPOOL_FOLDER
-    plan = plan_ingest(source, config, scratch.absolute())
+    directory = _local(destination)
+    _check_apart(source, directory)
+    check_destination(directory, identify(source, config))
+    with Scratch(directory) as scratch:
+        return _ingest(source, directory, config, progress, scratch)
+
+
+def _ingest(
+    source: str, destination: Path, config: IngestConfig, progress: Progress | None, scratch: Scratch
+) -> IngestReport:
+    plan = plan_ingest(source, config, scratch)
     check_destination(destination, plan.identity)
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
-        try:
-            progress = progress or (lambda done, total: None)
-            summaries, num_written = _run_jobs(plan, destination, journal, config, progress)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        summaries, num_written = _run_jobs(plan, destination, journal, config, progress or (lambda done, total: None))
         rejected = [*plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
         write_file(destination / REJECTED_NAME, rejected_lines(rejected))
         _check_budget(plan, rejected, destination, config)
@@ -92,11 +99,25 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
         shards_kept=len(summaries) - num_written,
         num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
         num_box_classes=None if index.box_classes is None else len(index.box_classes),
+        tars=plan.tars,
     )
 
 
+def _local(destination: str | Path) -> Path:
+    """InputError for a URL, also one that has passed through a Path and lost a slash."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.]+:/", str(destination)) and is_url(
+        re.sub(":/+", "://", str(destination), count=1)
+    ):
+        raise InputError(
+            f"{destination}: a dataset is written to a local directory; name one, and copy it to a URL when it is "
+            "finished: it is read there, too"
+        )
+    return Path(location(destination))
+
+
 def _check_apart(source: str, destination: Path) -> None:
-    if source == DIGITS or names_tars(source) or not os.path.isdir(source):
+    source = source_name(source)
+    if source == DIGITS or not os.path.isdir(source):
         return
     if destination.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(f"{destination}: lies in the source {source}, which would then hold its shards; name another")

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
+from pipeline.ingestion.archives.opening import AdoptedTars, survey_tars
+from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.labels import (
     Labels,
     name_classes,
@@ -25,20 +26,20 @@ from pipeline.ingestion.labels import (
 )
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import Candidate, ShardJob, WriteShard, order_key
-from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.sources.listing import Listing, Source, SourceFile
-from pipeline.ingestion.sources.opening import open_source
-from pipeline.ingestion.sources.tables.columns import SaidColumns
+from pipeline.ingestion.sources.opening import list_source, narrowed, source_name
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
-from pipeline.ingestion.tars import expand_tars, label_rule, names_tars, split_of_tar, survey_tar
+from pipeline.ingestion.tars import label_rule, split_of_tar
 from pipeline.shards.index import SPLITS
 from pipeline.shards.label_sets import LabelSets, names_of
-from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
+from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores
 from pipeline.shards.table import NO_LABEL
+from pipeline.storage.location import Location
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
 LATER_KEYS = (  # older datasets lack them: they count where they are not the default
     *("masks", "mask_classes", "boxes"),
+    "tars",
     *("class_names", "image_column", "label_column"),
 )
 
@@ -53,6 +54,7 @@ class IngestPlan:
     classes: tuple[str, ...] | None
     label_sets: LabelSets | None = None
     annotations: FoundAnnotations = FoundAnnotations()
+    tars: str | None = None  # adopt, rewrite or archive, where the source is tars
 
     @cached_property
     def num_files(self) -> int:
@@ -64,15 +66,14 @@ class IngestPlan:
         return num_counted(self.rejected) + sum(job.num_files for job in self.jobs)
 
 
-def plan_ingest(source: str, config: IngestConfig, scratch: Path) -> IngestPlan:
+def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPlan:
     """InputError for everything wrong with the source or what the config says about it.
 
-    Jobs may put what they read into the folder `scratch`, which nothing needs after them.
+    `scratch` is for what must be unpacked to be read, and must stay until the jobs are done.
     """
-    if names_tars(source):
-        return _plan_tars(source, config)
-    opened = open_source(source, scratch, SaidColumns(config.image_column, config.label_column))
-    listing = opened.list_files()
+    opened, listing = chosen = list_source(source, config, scratch)
+    if isinstance(opened, AdoptedTars):
+        return _plan_tars(source, opened.tars, listing.rejected, config)
     if not listing.images:
         raise InputError(f"{source}: {_why_no_images(listing)}")
     listing.images.sort(key=lambda file: order_key(config.seed, file.path))
@@ -93,14 +94,23 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Path) -> IngestPlan:
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     jobs = [
-        WriteShard(f"{split}-{number:06d}.tar", split, opened, candidates, config.channels, annotations.rule)
+        WriteShard(
+            f"{split}-{number:06d}.tar",
+            split,
+            narrowed(opened, [candidate.path for candidate in candidates]),
+            candidates,
+            config.channels,
+            annotations.rule,
+        )
         for split in SPLITS
         for number, candidates in enumerate(
             _shards_of(split, listing.images, splits, labels, annotations, config.samples_per_shard)
         )
     ]
-    identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
-    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets, annotations)
+    rejected = [*listing.rejected, *outside]
+    return IngestPlan(
+        identify(source, config), jobs, rejected, labels.classes, labels.label_sets, annotations, chosen.tars
+    )
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -165,43 +175,47 @@ def _class_name(labels: Labels, label: int) -> str | tuple[str, ...] | None:
     return labels.classes[label]
 
 
-def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
+def _plan_tars(
+    source: str, tars: Sequence[Location], beside: Sequence[Rejected], config: IngestConfig
+) -> IngestPlan:  # fmt: skip
     if config.labels:
         raise InputError(
-            f"{config.labels}: labels: a labels file is for folders; tars carry .cls, .json or .txt members"
+            f"{config.labels}: labels: adopted tars carry .cls, .json or .txt members; with --set tars=rewrite (or "
+            "archive) a labels file counts"
         )
     if config.masks or config.boxes:
         key = "masks" if config.masks else "boxes"
-        raise InputError(f"{config.masks or config.boxes}: {key}: for folders; unpack the tars and ingest the folder")
+        raise InputError(f"{config.masks or config.boxes}: {key}: not of adopted tars; say --set tars=rewrite")
     if config.splits == "hash":
-        raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
-    tars = expand_tars(source)
+        raise InputError(
+            f"{source}: splits: hash: an adopted tar belongs to one split; use folders (names), lists of tars, or say "
+            "--set tars=rewrite"
+        )
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, list(map(str, tars)))
     else:
-        splits = {str(tar): split_of_tar(tar) for tar in tars}
+        splits = {str(tar): split_of_tar(tar) or "train" for tar in tars}
     outside = [Rejected(str(tar), "outside_splits", "in no list") for tar in tars if str(tar) not in splits]
     tars = [tar for tar in tars if str(tar) in splits]
-    workers = config.workers or available_cores()
-    pool = len(tars) > 1 and sum(tar.stat().st_size for tar in tars) >= POOL_FROM_BYTES
-    surveys = {survey.path: survey for survey in in_processes(survey_tar, tars, workers if pool else 1)}
+    surveys = {survey.tar: survey for survey in survey_tars(tars, config.workers)}
     rule = label_rule([surveys[tar] for tar in tars])
     if not any(survey.num_samples for survey in surveys.values()):
         raise InputError(f"{source}: holds no samples; a sample is an image and its labels under one name")
     numbers: Counter[str] = Counter()
     jobs = []
-    for tar in sorted(tars, key=lambda tar: (SPLITS.index(splits[str(tar)]), tar)):
+    for tar in sorted(tars, key=lambda tar: (SPLITS.index(splits[str(tar)]), str(tar))):
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
         jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels))
-    return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
+    return IngestPlan(identify(source, config), jobs, [*beside, *outside], rule.classes, tars="adopt")
 
 
-def _identity(source: str, config: IngestConfig) -> dict[str, Any]:
+def identify(source: str, config: IngestConfig) -> dict[str, Any]:
+    """What makes it this dataset, in JSON's types: the source's name, and the config that shapes it."""
     said, default = config.model_dump(mode="json"), IngestConfig().model_dump(mode="json")
     unsaid = [*UNIDENTIFYING_KEYS, *(key for key in LATER_KEYS if said[key] == default[key])]
-    return {"source": source, **{key: value for key, value in said.items() if key not in unsaid}}
+    return {"source": source_name(source), **{key: value for key, value in said.items() if key not in unsaid}}
 
 
 def _why_no_images(listing: Listing) -> str:
@@ -209,5 +223,6 @@ def _why_no_images(listing: Listing) -> str:
         return "is empty; a source holds images"
     suffixes = Counter(os.path.splitext(entry.path)[1].lower() or "no extension" for entry in listing.rejected)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
-    hint = "; adopt tars with 'FOLDER/*.tar'" if ".tar" in suffixes else ""
+    mixed = {".tar", ".zip"} <= suffixes.keys()
+    hint = "; zips and tars are ingested one after the other: 'FOLDER/*.zip', 'FOLDER/*.tar'" if mixed else ""
     return f"holds no images among its {len(listing.rejected)} files ({kinds}){hint}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.ingestion.sources.listing import Source, SourceFile
+from pipeline.shards.decoding import ImageFault
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -84,7 +85,7 @@ def hash_splits(
 def _content_hash(source: Source, file: SourceFile, seed: int) -> float:
     try:
         beginning = source.read(file.path, HASHED_BYTES)
-    except OSError:
+    except (OSError, ImageFault):
         beginning = file.path.encode(errors="surrogateescape")
     return _hash_number(f"{seed}:split:{file.bytes}:".encode() + beginning)
 

@@ -41,14 +41,16 @@ def find_parquet(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.lower().endswith(PARQUET)]
 
 
+def saved_folders(names: Sequence[str]) -> list[str]:
+    """The folders of saved datasets, with a final slash, or empty for the source itself."""
+    known = set(names)
+    folders = [name.removesuffix("state.json") for name in names if name.rpartition("/")[2] == "state.json"]
+    return sorted(folder for folder in folders if f"{folder}dataset_info.json" in known)
+
+
 def find_saved(root: Path, names: Sequence[str]) -> list[str]:
     """The Arrow files of saved datasets, in the order that their state.json says."""
-    known, tables = set(names), []
-    for state in sorted(name for name in names if name.rpartition("/")[2] == "state.json"):
-        folder = state.removesuffix("state.json")
-        if f"{folder}dataset_info.json" in known:
-            tables += [folder + name for name in _saved_files(root / state)]
-    return tables
+    return [folder + name for folder in saved_folders(names) for name in _saved_files(root / folder / "state.json")]
 
 
 def list_arrow(root: Path, tables: Sequence[str], listing: Listing, said: SaidColumns) -> None:

@@ -21,8 +21,6 @@ from pipeline.errors import DISK_FULL
 from pipeline.shards.atomic import TEMPORARY_PREFIX
 from pipeline.shards.decoding import ImageFault
 
-SPOOL_FOLDER = ".spool"  # in the dataset's directory, while it is made
-
 
 class Rows(NamedTuple):
     """The images of one table. Each is a file's bytes, or, where `shape` is given, pixels of unsigned bytes.

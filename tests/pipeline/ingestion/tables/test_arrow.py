@@ -14,8 +14,9 @@ import pytest
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion import plan
+from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.build import IngestError, ingest
-from pipeline.ingestion.sources.opening import open_source
+from pipeline.ingestion.sources.opening import list_source
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.tables.idx_files import samples
@@ -77,7 +78,7 @@ def test_parquet_as_on_the_hub(tmp_path):
         {"path": "README.md", "reason": "not_an_image", "detail": "holds no images"}
     ]
     assert check_dataset(tmp_path / "dataset", full=True) == []
-    assert not (tmp_path / "dataset/.spool").exists()
+    assert not list((tmp_path / "dataset").glob(".unpacked*"))
 
 
 def test_a_dataset_saved_on_disk_with_its_splits(tmp_path):
@@ -314,17 +315,15 @@ def test_an_unpickled_source_reads_any_row_alone(tmp_path, name):
         write_parquet(tmp_path / "set" / name, {"image": contents(25)}, row_group_size=4)
     else:
         saved(25).save_to_disk(tmp_path / "set")
-    source = open_source(str(tmp_path / "set"), tmp_path / "spool")
-    listing = source.list_files()
-    assert not (tmp_path / "spool").exists()
-    assert len(pickle.dumps(source)) < 1000
-    source = pickle.loads(pickle.dumps(source))
-    for number, file in reversed(list(enumerate(listing.images))):
-        assert (
-            source.read(file.path) == contents(1, number)[0] and source.read(file.path, 8) == contents(1, number)[0][:8]
-        )
-    spooled = [path for path in (tmp_path / "spool").glob("*") if path.suffix == ""]
-    assert len(spooled) == (1 if name.endswith("parquet") else 0)  # a saved dataset is read where it lies
+    with Scratch(tmp_path / "dataset") as scratch:
+        source, listing = list_source(str(tmp_path / "set"), IngestConfig(), scratch)
+        assert not list(scratch.folder().iterdir()) and len(pickle.dumps(source)) < 1000
+        source = pickle.loads(pickle.dumps(source))
+        for number, file in reversed(list(enumerate(listing.images))):
+            (content,) = contents(1, number)
+            assert source.read(file.path) == content and source.read(file.path, 8) == content[:8]
+        spooled = [path for path in scratch.folder().iterdir() if path.suffix == ""]
+        assert len(spooled) == (1 if name.endswith("parquet") else 0)  # a saved dataset is read where it lies
 
 
 def test_compressed_arrow_files_are_read_too(tmp_path):

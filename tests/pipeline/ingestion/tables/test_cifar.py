@@ -216,7 +216,7 @@ def test_a_cut_batch_is_an_input_error(tmp_path, form, name, cut):
 
 @pytest.mark.parametrize("form, words", [
     ("binary", "label_column: coarse_label: CIFAR-10 has one label"),
-    ("folder", "label_column: coarse_label: a folder of images has no columns; leave the key out"),
+    ("folder", "label_column: coarse_label: images in files have no columns; leave the key out"),
 ])  # fmt: skip
 def test_a_column_that_is_not_there_is_an_input_error(tmp_path, form, words):
     if form == "binary":

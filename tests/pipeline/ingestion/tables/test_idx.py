@@ -12,8 +12,9 @@ import pytest
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion import plan
+from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.build import ingest
-from pipeline.ingestion.sources.opening import open_source
+from pipeline.ingestion.sources.opening import list_source
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.tables.idx_files import idx_bytes, pixels, samples, write_idx
@@ -55,7 +56,7 @@ def test_every_image_has_its_pixels_label_and_split(tmp_path, suffix):
     others = {f"train-labels-idx1-ubyte{suffix}", f"t10k-labels-idx1-ubyte{suffix}", "README.txt"}
     assert rejected == dict.fromkeys(others, "not_an_image")
     assert check_dataset(tmp_path / "dataset", full=True) == []
-    assert not (tmp_path / "dataset/.spool").exists()
+    assert not list((tmp_path / "dataset").glob(".unpacked*"))
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
@@ -69,14 +70,16 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch)
 
 def test_a_source_is_small_wherever_it_is_sent(tmp_path):
     write_set(tmp_path / "mnist", ".gz")
-    source = open_source(str(tmp_path / "mnist"), tmp_path / "spool")
-    path = source.list_files().images[0].path
-    assert not (tmp_path / "spool").exists()  # listing writes nothing
-    content = source.read(path)
-    assert len(pickle.dumps(source)) < 1000
-    assert pickle.loads(pickle.dumps(source)).read(path) == content
-    unpacked = [path for path in (tmp_path / "spool").iterdir() if path.suffix != ".lock"]
-    assert len(unpacked) == 1 and source.read(path) == content
+    with Scratch(tmp_path / "dataset") as scratch:
+        source, listing = list_source(str(tmp_path / "mnist"), IngestConfig(), scratch)
+        path, spool = listing.images[0].path, scratch.folder()
+        assert not list(spool.iterdir())  # listing writes nothing
+        content = source.read(path)
+        assert len(pickle.dumps(source)) < 1000
+        assert pickle.loads(pickle.dumps(source)).read(path) == content
+        unpacked = [path for path in spool.iterdir() if path.suffix != ".lock"]
+        assert len(unpacked) == 1 and source.read(path) == content
+    assert not (tmp_path / "dataset").exists()
 
 
 def test_names_of_classes_come_from_a_file(tmp_path):
