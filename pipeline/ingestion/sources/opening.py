@@ -53,8 +53,12 @@ def list_source(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
     found = _list_files(source, config, scratch)
     columns = SaidColumns(config.image_column, config.label_column)
     if not isinstance(found.source, AdoptedTars):
-        if tables := tables_within(source, found.source, found.listing, columns, scratch):
-            return Opened(tables, tables.list_files(found.listing))
+        files, listing = found
+        if isinstance(files, SampleSource) and not listing.images:
+            files = ArchiveSource(files.archives)  # by its files, for it holds no samples
+            listing = files.list_files()
+        if tables := tables_within(source, files, listing, columns, scratch):
+            return Opened(tables, tables.list_files(listing))
     for key, column in columns._asdict().items():
         if column is not None:
             raise InputError(f"{source}: {key}_column: {column}: images in files have no columns; leave the key out")
