@@ -26,6 +26,11 @@ from pipeline.shards.annotations import (
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import shortened
 
+# Names of folders that hold the masks of the images in a folder beside them.
+MASK_FOLDERS = frozenset(
+    "mask masks segmentation segmentations segmentationclass segmentationclassaug segmentationobject annotations "
+    "labels labelimages gt groundtruth ground_truth ground-truth gtfine".split()
+)
 SIDES = ("x", "y", "width", "height")
 
 
@@ -81,6 +86,54 @@ def find_annotations(
         config.masks, len(names) if names else None, None if box_classes is None else len(box_classes)
     )
     return FoundAnnotations(rule, masks, boxes, names, box_classes)
+
+
+def require_no_masks(source: str, files: Sequence[str], masks: Path | None) -> None:
+    """InputError, with what to type, where a folder of the source holds the masks of the images of another.
+
+    It would make two classes of them: `images/7.jpg` and `masks/7.png`. Known by the folder's name, and by holding .png
+    files alone each of which has the name of an image in the other.
+    """
+    found = _masks_beside(files)
+    if masks is not None and masks.resolve().is_relative_to(os.path.realpath(source)):
+        images = os.path.join(source, found[0]) if found else "IMAGES"
+        fix = f"give the folder of the images alone: vit ingest {images} DEST --set masks={masks}"
+        raise InputError(f"{masks}: masks: lies in the source {source}, which would take its masks for images; {fix}")
+    if masks is None and found:
+        images, folder = (os.path.join(source, name) for name in found)
+        what = f"{folder} seems to hold masks of {images}, not a class of images"
+        fix = f"vit ingest {images} DEST --set masks={folder}; if it is a class, give its folder another name"
+        raise InputError(f"{source}: {what}: {fix}")
+
+
+def _masks_beside(files: Sequence[str]) -> tuple[str, str] | None:
+    """(folder of images, folder of their masks), relative to the source; None where there are none.
+
+    Of several, such as VOC's masks of classes and of objects, the first.
+    """
+    folders = {os.path.dirname(file) for file in files}
+    named = sorted({
+        "/".join(parts[: depth + 1])
+        for parts in (folder.split("/") for folder in folders)
+        for depth, part in enumerate(parts)
+        if part.lower() in MASK_FOLDERS
+    })  # fmt: skip
+    for masks in named:
+        above = masks.rpartition("/")[0]
+        start = f"{above}/" if above else ""
+        by_folder: dict[str, set[str]] = {}
+        for file in files:
+            if file.startswith(start):
+                folder, _, rest = file[len(start) :].partition("/")
+                by_folder.setdefault(folder, set()).add(rest)
+        own = by_folder.pop(masks[len(start) :])
+        if not all(name.lower().endswith(".png") for name in own):
+            continue
+        stems = {os.path.splitext(name)[0] for name in own}
+        for folder, names in sorted(by_folder.items()):
+            if folder.lower() not in MASK_FOLDERS and stems <= {os.path.splitext(name)[0] for name in names}:
+                return start + folder, masks
+    return None
 
 
 def prepare_annotations(

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
-from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
+from pipeline.ingestion.annotations import FoundAnnotations, find_annotations, require_no_masks
 from pipeline.ingestion.archives.opening import AdoptedTars, survey_tars
 from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.labels import (
@@ -83,8 +83,8 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
     labels = _labels(config, listing, paths, root, source)
     if config.class_names:
         labels = name_classes(labels, config.class_names)
-    if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
-        raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
+    if listing.folders_are_classes:
+        require_no_masks(source, paths, config.masks)
     annotations = find_annotations(config, paths, others, source)
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, others, source)
