@@ -20,6 +20,7 @@ from pipeline.storage.location import Location
 from pipeline.storage.random_access import open_random
 
 UNPACKED_PREFIX = ".unpacked-"
+LOCK_NAME = "lock"  # of a folder
 PIECE_BYTES = 4 << 20
 
 
@@ -30,7 +31,7 @@ class Scratch:
         self.directory = directory
         self._made = False
         self._files: dict[Path, IO[bytes]] = {}
-        self._folder: tuple[Path, int] | None = None
+        self._folder: tuple[Path, IO[bytes]] | None = None
 
     def __enter__(self) -> "Scratch":
         return self
@@ -41,7 +42,7 @@ class Scratch:
             file.close()
         if self._folder is not None:
             shutil.rmtree(self._folder[0], ignore_errors=True)
-            os.close(self._folder[1])
+            self._folder[1].close()
         if self._made and not os.listdir(self.directory):
             self.directory.rmdir()
 
@@ -52,13 +53,18 @@ class Scratch:
             path = self.directory.absolute() / f"{UNPACKED_PREFIX}{os.getpid()}-tables"
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
-            self._folder = path, os.open(path, os.O_RDONLY)
-            fcntl.flock(self._folder[1], fcntl.LOCK_EX)
+            lock = open(path / LOCK_NAME, "wb")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._folder = path, lock
         return self._folder[0]
 
     def _begin(self) -> None:
-        self._made |= not self.directory.exists()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        new = not self.directory.exists()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.directory}: cannot be made ({error.strerror})") from None
+        self._made |= new
         remove_unpacked(self.directory)
 
     def unpack(self, tar: Location) -> Path:
@@ -87,16 +93,11 @@ def remove_unpacked(directory: Path) -> None:
     """Remove what killed ingestions left behind."""
     for path in directory.glob(f"{UNPACKED_PREFIX}*"):
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # another was quicker
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        except (BlockingIOError, FileNotFoundError):  # in use, or as above
+            with open(path / LOCK_NAME if path.is_dir() else path, "ab") as file:  # NFS locks what may be written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except (BlockingIOError, FileNotFoundError):  # in use, or another was quicker
             pass
-        finally:
-            os.close(descriptor)
 
 
 def _damaged(tar: Location, error: Exception) -> InputError:

@@ -4,19 +4,22 @@ Tables of a local folder are read where they lie; those in an archive or behind 
 """
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import DISK_FULL, InputError
-from pipeline.ingestion.archives.unpacking import Scratch
+from pipeline.ingestion.archives.unpacking import PIECE_BYTES, Scratch
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing, Source
+from pipeline.ingestion.sources.objects import ObjectSource
 from pipeline.ingestion.sources.tables.arrow import find_parquet, saved_folders
 from pipeline.ingestion.sources.tables.cifar import find_cifar
 from pipeline.ingestion.sources.tables.columns import SaidColumns
 from pipeline.ingestion.sources.tables.idx import find_idx
 from pipeline.ingestion.sources.tables.source import WORDS, Kind, TableSource
 from pipeline.shards.decoding import ImageFault
+from pipeline.storage.random_access import open_random
 
 
 def tables_within(
@@ -73,9 +76,12 @@ def _fetch(source: str, files: Source, names: Sequence[str], folder: Path) -> No
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{source}: {name}: its name is a way out of the folder; unpack it yourself")
         try:
-            content = files.read(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            if isinstance(files, ObjectSource):
+                with open_random(files.root / name) as remote, open(path, "wb") as file:
+                    shutil.copyfileobj(remote, file, PIECE_BYTES)
+            else:
+                path.write_bytes(files.read(name))
         except ImageFault as fault:
             raise InputError(f"{source}: {name}: {fault.detail}; download or unpack it and give the folder") from None
         except OSError as error:

@@ -17,6 +17,7 @@ import pytest
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion import plan
+from pipeline.ingestion.archives.unpacking import Scratch, remove_unpacked
 from pipeline.ingestion.build import ingest
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.tables.test_arrow import contents, saved, write_parquet
@@ -85,6 +86,24 @@ def test_damage_behind_a_url_is_said_by_its_url(tmp_path):
     with pytest.raises(InputError) as caught:
         ingest(url, tmp_path / "dataset", IngestConfig())
     assert str(caught.value).startswith(f"{url}/train-images-idx3-ubyte: cut: ")
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_destination_that_cannot_be_made_is_an_input_error(tmp_path):
+    make(tmp_path / "set", "parquet")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/dataset: cannot be made .Not a directory."):
+        ingest(str(tmp_path / "set"), tmp_path / "file/dataset", IngestConfig())
+
+
+def test_what_another_ingestion_uses_is_left_to_it(tmp_path):
+    with Scratch(tmp_path / "dataset") as scratch:
+        (scratch.folder() / "spool").write_bytes(b"in use")
+        (tmp_path / "dataset/.unpacked-1-tables").mkdir()
+        (tmp_path / "dataset/.unpacked-1-tables/lock").write_bytes(b"")
+        remove_unpacked(tmp_path / "dataset")
+        assert (scratch.folder() / "spool").exists()
+        assert not (tmp_path / "dataset/.unpacked-1-tables").exists()
     assert not (tmp_path / "dataset").exists()
 
 
