@@ -20,16 +20,16 @@ from pipeline.shards.decoding import ImageFault
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Every file below `root`, or `only` one."""
+    """Every file below `root`, or `only` some."""
 
     root: Path
-    only: str | None = None
+    only: tuple[str, ...] = ()
 
     def list_files(self) -> Listing:
         listing = Listing()
-        if self.only is not None:
-            self._list_file(self.only, os.stat(self.root / self.only), listing)
-        else:
+        for name in self.only:
+            self._list_file(name, os.stat(self.root / name), listing)
+        if not self.only:
             self._list_folder("", (), listing)
         return listing
 

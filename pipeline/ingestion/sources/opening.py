@@ -18,7 +18,8 @@ from pipeline.ingestion.sources.listing import Listing, Source
 from pipeline.ingestion.sources.objects import ObjectSource
 from pipeline.ingestion.sources.tables.arrow import find_parquet
 from pipeline.ingestion.sources.tables.columns import SaidColumns
-from pipeline.ingestion.sources.tables.opening import tables_within
+from pipeline.ingestion.sources.tables.idx import find_idx
+from pipeline.ingestion.sources.tables.opening import parquet_files, tables_within
 from pipeline.storage.location import Location, Url, is_url, joined, location
 
 KINDS = (
@@ -95,8 +96,10 @@ def open_source(source: str) -> Source:
         raise InputError(f"{source}: may not be read; ask its owner for access")
     if path.is_dir():
         return FolderSource(path)
-    if path.is_file() and find_parquet([path.name]):
-        return FolderSource(path.parent, path.name)
+    if find_parquet([source]):
+        return parquet_files(source)
+    if path.is_file() and find_idx([path.name]):
+        raise InputError(f"{source}: one file of several; name its folder, where the labels lie, too")
     if path.exists():
         raise InputError(f"{source}: a file; {KINDS}")
     raise InputError(f"{source}: no such folder; {KINDS}")

@@ -3,12 +3,14 @@
 Tables of a local folder are read where they lie; those in an archive or behind a URL are fetched first, each once.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import DISK_FULL, InputError
+from pipeline.ingestion.archives.naming import expand_braces
 from pipeline.ingestion.archives.unpacking import PIECE_BYTES, Scratch
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing, Source
@@ -19,7 +21,22 @@ from pipeline.ingestion.sources.tables.columns import SaidColumns
 from pipeline.ingestion.sources.tables.idx import find_idx
 from pipeline.ingestion.sources.tables.source import WORDS, Kind, TableSource
 from pipeline.shards.decoding import ImageFault
+from pipeline.shards.index import shortened
 from pipeline.storage.random_access import open_random
+
+NO_COLUMNS = {("idx", "image"), ("idx", "label"), ("CIFAR", "image")}  # CIFAR-100's labels are of two kinds
+
+
+def parquet_files(source: str) -> FolderSource:
+    """The parquet files of a path with braces and globs, below the folder that holds them all."""
+    found = [(pattern, glob.glob(pattern, recursive=True)) for pattern in expand_braces(source)]
+    if os.path.isfile(source):
+        found = [(source, [source])]
+    if missing := [f"{pattern}: no such parquet file" for pattern, files in found if not files]:
+        raise InputError(*shortened(missing))
+    files = sorted({os.path.abspath(file) for _, several in found for file in several if os.path.isfile(file)})
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    return FolderSource(Path(root), tuple(os.path.relpath(file, root) for file in files))
 
 
 def tables_within(
@@ -37,6 +54,9 @@ def tables_within(
         raise InputError(
             f"{source}: holds {WORDS[kinds[0]]} and images, such as {image}; name a folder with one of them"
         )
+    for key, column in columns._asdict().items():
+        if column is not None and (kinds[0], key) in NO_COLUMNS:
+            raise InputError(f"{source}: {key}_column: {column}: {WORDS[kinds[0]]} have no columns; leave the key out")
     if len(kinds) > 1:
         both = " and ".join(WORDS[kind] for kind in kinds)
         raise InputError(f"{source}: holds {both}; name the folder of one kind")

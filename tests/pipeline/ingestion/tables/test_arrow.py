@@ -127,6 +127,19 @@ def test_plain_columns_of_bytes_and_names_of_classes(tmp_path, compression, kind
     }
 
 
+def test_a_pattern_names_parquet_files_wherever_they_lie(tmp_path):
+    for number in range(4):
+        write_parquet(tmp_path / f"set/{'ab'[number % 2]}/train-{number}.parquet", {"image": contents(3, 10 * number)})
+    index = ingested(tmp_path, "set/*/train-{0..2}.parquet")
+    assert {source.rsplit("/", 1)[0] for source in images_of(index)} == {
+        "a/train-0.parquet", "b/train-1.parquet", "a/train-2.parquet",
+    }  # fmt: skip
+    for wrong in ("set/*/x.parquet", "set/a/train-{0,2,4}.parquet"):
+        with pytest.raises(InputError, match="no such parquet file") as caught:
+            ingest(str(tmp_path / wrong), tmp_path / "other", IngestConfig())
+        assert len(caught.value.problems) == 1
+
+
 def test_equal_images_in_many_rows_stay_equal_however_parquet_packs_them(tmp_path):
     write_parquet(tmp_path / "set.parquet", {"image": contents(2) * 50}, row_group_size=10, use_dictionary=True)
     index = ingested(tmp_path, "set.parquet", splits="hash", split_fractions={"train": 0.5, "test": 0.5})

@@ -201,6 +201,19 @@ def test_sets_that_do_not_belong_together_are_not_mixed(tmp_path):
         ingested(tmp_path, tmp_path / "set")
 
 
+@pytest.mark.parametrize("key", ["label_column", "image_column"])
+def test_idx_files_have_no_columns(tmp_path, key):
+    write_set(tmp_path / "mnist")
+    with pytest.raises(InputError, match=f"{key}: x: idx files have no columns; leave the key out"):
+        ingested(tmp_path, tmp_path / "mnist", **{key: "x"})
+
+
+def test_one_idx_file_is_no_source(tmp_path):
+    write_set(tmp_path / "mnist")
+    with pytest.raises(InputError, match="one file of several; name its folder, where the labels lie, too"):
+        ingested(tmp_path, tmp_path / "mnist" / TRAIN)
+
+
 def test_idx_files_beside_images_are_not_passed_over(tmp_path):
     write_set(tmp_path / "mnist")
     write_pictures(tmp_path / "mnist", ["photo.jpg"])
