@@ -1,7 +1,5 @@
 """The ingestion flow: `prefect deployment run ingest/images --param source=DIR --param dest=DIR`."""
 
-from pathlib import Path
-
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
@@ -25,7 +23,7 @@ def ingest(source: str, dest: str, set: list[str] = []) -> State:
     """
     try:
         config = validate(IngestConfig, apply_overrides({}, parse_overrides(set)), "set")
-        report = build_dataset(source, Path(dest), config, progress=ingest_progress(reporter()))
+        report = build_dataset(source, dest, config, progress=ingest_progress(reporter()))
     except InputError as error:
         return refused(error)
     except IngestError as error:

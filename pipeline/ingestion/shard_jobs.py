@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
+from pipeline.errors import DISK_FULL
 from pipeline.ingestion.annotations import (
     AnnotationRule,
     FoundAnnotations,
@@ -148,6 +149,13 @@ class WriteShard:
     images: ImageRule = ImageRule()
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the candidates
 
+    def __getstate__(self) -> dict[str, object]:
+        """Sent to a worker, a source that lists what it holds goes with the places of this shard's files alone."""
+        state = dict(self.__dict__)
+        if hasattr(self.source, "narrowed"):
+            state["source"] = self.source.narrowed([candidate.path for candidate in self.candidates])
+        return state
+
     @property
     def num_files(self) -> int:
         return len(self.candidates)
@@ -247,6 +255,8 @@ def _read(source: Source, path: str) -> bytes:
     try:
         content = source.read(path)
     except OSError as error:
+        if error.errno in DISK_FULL:  # of a spool; no file's fault
+            raise
         raise ImageFault("unreadable_file", error.strerror or str(error)) from None
     if not content:
         raise ImageFault("empty_file", "0 bytes")

@@ -174,7 +174,7 @@ def test_a_damaged_header_does_not_end_a_tar_silently(tmp_path):
     at = content.index(b"0002.jpg")
     content[at : at + 400] = b"x" * 400
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(InputError, match="damaged.*after `0001`"):
+    with pytest.raises(InputError, match="damaged.*after `0001.cls`"):
         adopted(tmp_path, tmp_path / "a.tar")
 
 
@@ -195,9 +195,9 @@ def test_tars_that_make_no_sense_are_input_errors(tmp_path, members, words):
 @pytest.mark.parametrize("source, config, words", [
     ("{0..2}.tar", {}, "1.tar: no such tar"),
     ("none-*.tar", {}, "no such tar"),
-    ("0.tar.gz", {}, "decompress it"),
-    ("0.tar", {"splits": "hash"}, "a tar belongs to one split"),
-    ("0.tar", {"labels": "labels.csv"}, "tars carry"),
+    ("0.tar.gz", {}, "no such tar"),
+    ("0.tar", {"splits": "hash"}, "an adopted tar belongs to one split.*tars=rewrite"),
+    ("0.tar", {"labels": "labels.csv"}, "adopted tars carry.*tars=rewrite"),
 ])  # fmt: skip
 def test_what_cannot_be_adopted_says_why(tmp_path, source, config, words):
     write_tar(tmp_path / "0.tar", labelled(1))
