@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -30,13 +31,13 @@ from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.ingestion.tars import LabelRule, TarFile, TarMember, TarSample, tar_samples
+from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, tar_samples
 from pipeline.shards.atomic import TEMPORARY_PREFIX
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
 from pipeline.shards.index import Shard, table_name
 from pipeline.shards.table import NO_LABEL, RECORD, ShardTable, write_table
-from pipeline.storage.location import Location, size_of, stamp_of, stream
+from pipeline.storage.location import Location, read_range, size_of, stamp_of, stream
 from pipeline.storage.random_access import PathFile, open_random
 
 HARMLESS_CHANGES = ("first frame", "from")  # a decoder shows the first frame of any of the formats
@@ -66,15 +67,14 @@ class AdoptTar:
         return replace(self, left_out=tuple(left_out))
 
     def path(self, number: int) -> str:
-        with open_random(self.tar) as tar:
-            return f"{self.tar.name}/{self._samples(tar)[number].key}"
+        return f"{self.tar.name}/{_samples_of(self.tar, stamp_of(self.tar))[number].key}"
 
     def stored(self, number: int) -> bytes:
-        with open_random(self.tar) as tar:
-            return self._samples(tar)[number].images()[0].read(tar)
-
-    def _samples(self, tar: TarFile) -> list[TarSample]:
-        return [sample for sample in tar_samples(tar, str(self.tar)) if isinstance(sample, TarSample)]
+        sample = _samples_of(self.tar, stamp_of(self.tar))[number]
+        if fault := sample.fault(seen=False):
+            raise ImageFault(*fault)
+        image = sample.images()[0]
+        return read_range(self.tar, image.offset, image.bytes)
 
     def _whole_key(self) -> str:
         content = (JOB_VERSION, str(self.tar), size_of(self.tar), stamp_of(self.tar), self.channels, self.rule)
@@ -171,6 +171,13 @@ class _TableOfTar:
 
     def finish(self, tar_bytes: int, tar_sha256: str) -> ShardTable:
         return ShardTable(np.array(self.records, dtype=RECORD), bytes(self._names), tar_bytes, tar_sha256)
+
+
+@lru_cache(maxsize=4)
+def _samples_of(tar: Location, stamp: int) -> list[TarSample]:
+    """By their numbers; kept of a few tars, for whoever asks for one after the other."""
+    with open_random(tar) as file:
+        return [sample for sample in tar_samples(file, str(tar)) if isinstance(sample, TarSample)]
 
 
 @contextmanager

@@ -57,10 +57,10 @@ class IngestReport:
     shards_kept: int  # from an earlier run
     num_mask_classes: int | None = None  # None: without masks
     num_box_classes: int | None = None
+    tars: str | None = None  # adopt, rewrite or archive: what was done with them
     certificate: Path | None = None  # the page
     verdict: str = ""  # of the certificate, in a few words
     num_leaking: int = 0  # images with a copy where models are judged, that are still in the dataset
-    tars: str | None = None  # adopt, rewrite or archive: what was done with them
 
 
 def ingest(
@@ -107,6 +107,7 @@ def _ingest(
         shards_kept=len(summaries) - len(work.made),
         num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
         num_box_classes=None if index.box_classes is None else len(index.box_classes),
+        tars=plan.tars,
         certificate=certificate.page,
         verdict=certificate.verdict,
         num_leaking=search.findings.num_leaking if search else 0,

@@ -129,7 +129,7 @@ def looks_like_image(head: bytes) -> bool:
     return webp or avif or head.startswith(SIGNATURES)
 
 
-def keep_images(files: Sequence[SourceFile], head: Callable[[str], bytes], listing: Listing) -> None:
+def keep_images(files: Iterable[SourceFile], head: Callable[[str], bytes], listing: Listing) -> None:
     """Sort files into `listing`: images are those that are named so, or whose first bytes say it."""
     unnamed = []
     for file in files:
