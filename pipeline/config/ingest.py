@@ -13,6 +13,15 @@ READABLE_PIXELS = 89_478_485  # what readers of datasets take, pipeline/shards/d
 Split = Literal["train", "validation", "test"]
 
 
+class SplitConfig(Config):
+    """What a split must not tear apart."""
+
+    group: Text | None = None
+    """What images that belong together share, such as a patient, a site or a video: a column of the labels file, or a
+    regular expression whose first group in parentheses is found in their path, as `patient([0-9]+)`. A group is in one
+    split: by a hash of its name where images are split by hash; folders or lists that tear one apart are refused."""
+
+
 class IngestConfig(Config):
     """Everything about a dataset but its source and destination."""
 
@@ -46,6 +55,8 @@ class IngestConfig(Config):
     split_fractions: dict[Split, Fraction] = Field(default={"train": 0.9, "validation": 0.05, "test": 0.05})
     """Share of the files that each split gets, where they are split by hash; adds up to 1."""
 
+    split: SplitConfig = SplitConfig()
+
     samples_per_shard: Count = 1000
     """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""
 
@@ -72,6 +83,12 @@ class IngestConfig(Config):
     """Every image becomes one of this format, unless it is. Null: JPEG, PNG, WebP and TIFF stay; of what must be
     written anew a JPEG becomes a JPEG, anything else a PNG."""
 
+    examine: Literal["pixels", "header"] = "pixels"
+    """`pixels`: every image is decoded to its last pixel. `header`: an image that needs no rule keeps its bytes on the
+    word of its header and of its last bytes, several times as fast. The shards are the same, but an image that is
+    damaged in between is not found (`vit check --full` finds it), and there are no statistics of pixels: training
+    needs `data.mean` and `data.std`."""
+
     max_pixels: Annotated[int, Field(strict=True, ge=1, le=2 * READABLE_PIXELS)] = READABLE_PIXELS
     """An image of more is rejected by its header alone, before any of it is decoded: a small file may claim to be huge.
     The default is the most that readers of datasets take; up to twice as many, with a `max_side` that makes less of
@@ -79,6 +96,16 @@ class IngestConfig(Config):
 
     max_image_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """An image whose decoder has not returned by then is rejected."""
+
+    duplicates: Literal["report", "remove"] = "report"
+    """What becomes of copies: images with the same pixels, and near copies, which a perceptual hash proposes and the
+    pixels confirm. `report`: the certificate lists them. `remove`: copies leave the dataset, listed in
+    `rejected.jsonl`: across splits and against `leakage_against` the copy that is trained on (of validation and test
+    the validation image), equal or near; inside a split all but the first of equal pixels and label."""
+
+    leakage_against: Annotated[tuple[Path, ...], Field(max_length=40)] = ()
+    """Directories of ingested datasets that models will be evaluated on: their validation and test splits, or all of
+    a dataset that has neither, are searched for copies of the images of train and validation."""
 
     max_rejected_fraction: Fraction = 0.01
     """Above this share of rejected images nothing is published. Files that are no images do not count."""
@@ -120,6 +147,13 @@ class IngestConfig(Config):
     def _names_are_of_masks(self) -> Self:
         if self.mask_classes is not None and self.masks is None:
             raise ValueError("mask_classes: names classes of masks, and there are none; give their folder as `masks`")
+        return self
+
+    @model_validator(mode="after")
+    def _copies_are_found_in_pixels(self) -> Self:
+        if self.examine == "header" and (self.duplicates == "remove" or self.leakage_against):
+            key = "duplicates: remove" if self.duplicates == "remove" else "leakage_against"
+            raise ValueError(f"{key}: copies are found in pixels, which `examine: header` does not look at; drop one")
         return self
 
     @model_validator(mode="after")

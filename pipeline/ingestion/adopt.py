@@ -7,15 +7,20 @@ rather than corrected; the table leaves it out.
 import hashlib
 import os
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from pipeline.ingestion.counts import ImageCounts
+from pipeline.ingestion.duplicates.hash_file import ExaminedImages
+from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
 from pipeline.ingestion.images import ImageRule, PreparedImage, decode_image, image_size, pixel_moments
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary
+from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, read_samples
 from pipeline.shards.decoding import ImageFault
@@ -37,15 +42,33 @@ class AdoptTar:
     rule: LabelRule
     channels: str
     images: ImageRule = ImageRule()
+    examine: str = "pixels"
+    left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the samples
 
     @property
     def num_bytes(self) -> int:
         return self.tar.stat().st_size
 
     def key(self) -> str:
+        return key_without(self._whole_key(), self.left_out)
+
+    def without(self, left_out: Sequence[int]) -> Self:
+        return replace(self, left_out=tuple(left_out))
+
+    def path(self, number: int) -> str:
+        return f"{self.tar.name}/{read_samples(self.tar)[0][number].key}"
+
+    def stored(self, number: int) -> bytes:
+        sample = read_samples(self.tar)[0][number]
+        with open(self.tar, "rb") as tar:
+            return _only_image(sample, set()).read(tar)
+
+    def _whole_key(self) -> str:
         status = self.tar.stat()
         content = (JOB_VERSION, str(self.tar), status.st_size, status.st_mtime_ns, self.channels, self.rule)
         content += () if self.images == ImageRule() else (self.images,)
+        if self.examine != "pixels":
+            content = (*content, HEADER_VERSION, self.examine)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -61,7 +84,8 @@ class AdoptTar:
                         image = _only_image(sample, seen)
                         content = image.read(tar)
                         start_clock()
-                        tables.add(sample, image, self._decode(content), self.rule.label(sample, tar))
+                        prepared, label = self._decode(content), self.rule.label(sample, tar)
+                        tables.add(sample, image, prepared, label, number, kept=number not in self.left_out)
                 except ImageFault as fault:
                     rejected.append(self._rejected(sample.key, fault.reason, fault.detail))
                 seen.add(sample.key)
@@ -71,8 +95,15 @@ class AdoptTar:
             write_table(destination / table_name(self.name), table)
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, sha256, len(table), labelled, str(self.tar))
-        content = f"{content_sum(tables.digests):064x}"
-        return ShardSummary(self.name, self.split, self.num_files, shard, content, tables.totals, rejected)
+        else:
+            (destination / table_name(self.name)).unlink(missing_ok=True)
+        job = self._whole_key()
+        if self.examine == "pixels":
+            tables.examined.write(destination, self.name, shard, job)
+        return ShardSummary(
+            self.name, self.split, self.num_files, shard, f"{content_sum(tables.digests):064x}", tables.totals,
+            rejected, counts=tables.counts, job=job,
+        )  # fmt: skip
 
     def _rejected(self, member: str, reason: str, detail: str) -> Rejected:
         return Rejected(f"{self.tar.name}/{member}", reason, detail)
@@ -80,6 +111,8 @@ class AdoptTar:
     def _decode(self, content: bytes) -> PreparedImage:
         if not content:
             raise ImageFault("empty_file", "0 bytes")
+        if self.examine == "header" and (image := prepare_by_header(content, self.images)):
+            return image
         decoded = decode_image(content, self.channels, self.images)
         wrong = [change for change in decoded.changes if not change.startswith(HARMLESS_CHANGES)]
         if wrong:
@@ -97,16 +130,24 @@ class _TableOfTar:
     def __init__(self) -> None:
         self.records: list[tuple[int, ...]] = []
         self.digests: list[int] = []
-        self.totals = ImageTotals()
+        self.totals, self.counts = ImageTotals(), ImageCounts()
+        self.examined = ExaminedImages()
         self._names = bytearray()
 
-    def add(self, sample: TarSample, member: TarMember, image: PreparedImage, label: int) -> None:
+    def add(
+        self, sample: TarSample, member: TarMember, image: PreparedImage, label: int, number: int, *, kept: bool
+    ) -> None:
+        sha256 = hashlib.sha256(image.content).digest()
+        self.examined.add(number, label, image, sha256, kept=kept)
+        if not kept:
+            return
         json = sample.members.get("json", TarMember("", 0, 0))
         self._names += os.fsencode(member.name)
         checksum = zlib.crc32(image.content)
         self.records.append((member.offset, json.offset, member.bytes, json.bytes, checksum, label, len(self._names)))
-        self.digests.append(sample_digest(hashlib.sha256(image.content).digest(), label))
+        self.digests.append(sample_digest(sha256, label))
         self.totals.add(image)
+        self.counts.add(image)
 
     def finish(self, tar_bytes: int, tar_sha256: str) -> ShardTable:
         return ShardTable(np.array(self.records, dtype=RECORD), bytes(self._names), tar_bytes, tar_sha256)

@@ -7,7 +7,7 @@ last. So a re-run makes only the shards whose files changed or that are not ther
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,9 @@ import PIL
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.annotations import mask_class_names
+from pipeline.ingestion.certificate.certify import Evidence, certify
+from pipeline.ingestion.duplicates.hash_file import FOLDER, hash_path
+from pipeline.ingestion.duplicates.search import CopySearch, ExaminedDataset, read_others, search_copies
 from pipeline.ingestion.isolation import Limits, TooManyFaults, WorkerLost, in_isolation, memory_limit
 from pipeline.ingestion.journal import Journal, check_destination, open_journal
 from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
@@ -31,7 +34,7 @@ from pipeline.shards.index import INDEX_NAME, SPLITS, DatasetIndex, table_name, 
 REJECTED_NAME = "rejected.jsonl"
 FAULTS_BEYOND_BUDGET = 20
 
-Progress = Callable[[int, int], None]  # (files done, files in all)
+Progress = Callable[[int, int, int], None]  # (files done, files in all, images rejected)
 
 
 class IngestError(Exception):
@@ -51,6 +54,9 @@ class IngestReport:
     shards_kept: int  # from an earlier run
     num_mask_classes: int | None = None  # None: without masks
     num_box_classes: int | None = None
+    certificate: Path | None = None  # the page
+    verdict: str = ""  # of the certificate, in a few words
+    num_leaking: int = 0  # images with a copy where models are judged, that are still in the dataset
 
 
 def ingest(source: str, destination: Path, config: IngestConfig, progress: Progress | None = None) -> IngestReport:
@@ -62,18 +68,20 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
     destination = Path(destination)
     _check_apart(source, destination)
     plan = plan_ingest(source, config)
+    others = read_others(config.leakage_against)
     check_destination(destination, plan.identity)
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
-        summaries, num_written = _run_jobs(plan, destination, journal, config, progress or (lambda done, total: None))
-        rejected = [*plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
+        work = _Work(plan, destination, journal, config, progress or (lambda done, total, rejected: None))
+        index, summaries, search = work.examined(others)
+        rejected = [*work.rejected(summaries), *(search.rejected() if search else ())]
         write_file(destination / REJECTED_NAME, rejected_lines(rejected))
-        _check_budget(plan, rejected, destination, config)
-        index = _index(destination, plan, summaries, reasons(rejected))
-        write_index(index)
+        certificate = certify(index, config, Evidence(summaries, rejected, search))
+        told = {"rejected": reasons(rejected), "certificate": certificate.sha256}
+        write_index(replace(index, provenance={**index.provenance, **told}))
         _remove_leftovers(destination, journal.names() - {summary.name for summary in summaries if summary.shard})
     return IngestReport(
         directory=destination,
@@ -81,11 +89,59 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
         samples={split: index.num_samples(split) for split in index.splits},
         num_classes=index.num_classes,
         rejected=reasons(rejected),
-        shards_written=num_written,
-        shards_kept=len(summaries) - num_written,
+        shards_written=len(work.made),
+        shards_kept=len(summaries) - len(work.made),
         num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
         num_box_classes=None if index.box_classes is None else len(index.box_classes),
+        certificate=certificate.page,
+        verdict=certificate.verdict,
+        num_leaking=search.findings.num_leaking if search else 0,
     )
+
+
+@dataclass
+class _Work:
+    """One ingestion under way; `made` are the names of the shards that it made."""
+
+    plan: IngestPlan
+    destination: Path
+    journal: Journal
+    config: IngestConfig
+    progress: Progress
+    made: set[str] = field(default_factory=set)
+
+    def examined(self, others: Sequence[DatasetIndex]) -> tuple[DatasetIndex, list[ShardSummary], CopySearch | None]:
+        """Every shard made, and the search for copies, which left the dataset where they are removed."""
+        remove = self.config.duplicates == "remove"
+        summaries = self.summaries(self.plan.jobs, self.journal.examined if remove else self.journal.finished)
+        rejected = self.rejected(summaries)
+        try:
+            _check_budget(self.plan, rejected, self.destination, self.config)
+        except IngestError:
+            write_file(self.destination / REJECTED_NAME, rejected_lines(rejected))
+            raise
+        index = _index(self.destination, self.plan, summaries)
+        if self.config.examine == "header":
+            return index, summaries, None
+        search = search_copies(ExaminedDataset(index, self.plan.jobs, others), remove=remove)
+        if not remove:
+            return index, summaries, search
+        left_out = search.left_out()
+        jobs = [job.without(left_out.get(number, ())) for number, job in enumerate(self.plan.jobs)]
+        summaries = self.summaries(jobs, self.journal.finished)
+        index = _index(self.destination, self.plan, summaries)
+        return index, summaries, replace(search, dataset=ExaminedDataset(index, self.plan.jobs, others))
+
+    def rejected(self, summaries: Sequence[ShardSummary]) -> list[Rejected]:
+        return [*self.plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
+
+    def summaries(
+        self, jobs: Sequence[ShardJob], known: Callable[[str, str], ShardSummary | None]
+    ) -> list[ShardSummary]:
+        """Of every shard, in the order of the plan; those that are not known are made."""
+        made, names = _run_jobs(self.plan, jobs, known, self.destination, self.journal, self.config, self.progress)
+        self.made |= names
+        return made
 
 
 def _check_apart(source: str, destination: Path) -> None:
@@ -96,18 +152,19 @@ def _check_apart(source: str, destination: Path) -> None:
 
 
 def _run_jobs(
-    plan: IngestPlan, destination: Path, journal: Journal, config: IngestConfig, progress: Progress
-) -> tuple[list[ShardSummary], int]:
-    """The summary of every shard, in the order of the plan, and how many shards were made now."""
-    keys = {job.name: job.key() for job in plan.jobs}
-    done = {job.name: kept for job in plan.jobs if (kept := journal.finished(job.name, keys[job.name]))}
-    todo = [job for job in plan.jobs if job.name not in done]
+    plan: IngestPlan, jobs: Sequence[ShardJob], known: Callable[[str, str], ShardSummary | None], destination: Path,
+    journal: Journal, config: IngestConfig, progress: Progress,
+) -> tuple[list[ShardSummary], set[str]]:  # fmt: skip
+    """The summary of every shard, in the order of the jobs, and the names of those that were made now."""
+    keys = {job.name: job.key() for job in jobs}
+    done = {job.name: kept for job in jobs if (kept := known(job.name, keys[job.name]))}
+    todo = [job for job in jobs if job.name not in done]
     if todo:
         (destination / INDEX_NAME).unlink(missing_ok=True)  # the shards under an old index are about to change
         sync_directory(destination)
     num_files = len(plan.rejected) + sum(summary.files for summary in done.values())
     num_rejected = num_counted(plan.rejected) + sum(num_counted(summary.rejected) for summary in done.values())
-    progress(num_files, plan.num_files)
+    progress(num_files, plan.num_files, num_rejected)
     try:
         with closing(_summaries(plan, destination, todo, config)) as summaries:
             for summary in summaries:
@@ -115,7 +172,7 @@ def _run_jobs(
                 done[summary.name] = summary
                 num_files += summary.files
                 num_rejected += num_counted(summary.rejected)
-                progress(num_files, plan.num_files)
+                progress(num_files, plan.num_files, num_rejected)
                 if num_rejected / plan.num_images > config.max_rejected_fraction:
                     break  # it can only grow; `_check_budget` says so
     except WorkerLost as error:
@@ -127,7 +184,8 @@ def _run_jobs(
         ) from None
     finally:
         remove_temporaries(destination)  # of workers that were ended
-    return [done[job.name] for job in plan.jobs if job.name in done], len(todo)
+        remove_temporaries(destination / FOLDER)
+    return [done[job.name] for job in jobs if job.name in done], {job.name for job in todo}
 
 
 def _summaries(
@@ -160,9 +218,7 @@ def _check_budget(plan: IngestPlan, rejected: Sequence[Rejected], destination: P
         raise IngestError(f"not one image could be taken ({why}); see {destination / REJECTED_NAME}")
 
 
-def _index(
-    destination: Path, plan: IngestPlan, summaries: Sequence[ShardSummary], rejected: dict[str, int]
-) -> DatasetIndex:
+def _index(destination: Path, plan: IngestPlan, summaries: Sequence[ShardSummary]) -> DatasetIndex:
     filled = [summary for summary in summaries if summary.shard]
     by_split = {split: [summary for summary in filled if summary.split == split] for split in SPLITS}
     splits = {split: tuple(summary.shard for summary in of_split) for split, of_split in by_split.items() if of_split}
@@ -183,7 +239,7 @@ def _index(
         splits=splits,
         classes=plan.classes,
         statistics=totals.divided(),
-        provenance={"made_from": dict(plan.identity), "rejected": rejected, "pillow": PIL.__version__},
+        provenance={"made_from": dict(plan.identity), "pillow": PIL.__version__},
         **annotated,
         label_sets=plan.label_sets,
     )
@@ -194,3 +250,4 @@ def _remove_leftovers(destination: Path, names: set[str]) -> None:
     for name in names:
         (destination / name).unlink(missing_ok=True)
         (destination / table_name(name)).unlink(missing_ok=True)
+        hash_path(destination, name).unlink(missing_ok=True)

@@ -75,7 +75,7 @@ class PreparedImage(NamedTuple):
     """What goes into the shard. Pixel moments are per channel, values 0..1 (float arrays: as they are).
 
     `format`, `mode` and `profile` say what the file was, as in `DecodedImage`; `pixels` is what was decoded from it and
-    is stored, but for lossy encoding.
+    is stored, but for lossy encoding. Of an image that was not decoded (headers.py), pixels and moments are None.
     """
 
     content: bytes
@@ -83,11 +83,11 @@ class PreparedImage(NamedTuple):
     width: int
     height: int
     changes: tuple[str, ...]
-    mean: tuple[float, ...]
-    mean_square: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    mean_square: tuple[float, ...] | None
     format: str
     mode: str
-    pixels: Image.Image | np.ndarray
+    pixels: Image.Image | np.ndarray | None
     profile: str | None = None
     upright_size: tuple[int, int] | None = None  # (width, height) before `max_side`, where that made it smaller
 
@@ -139,6 +139,22 @@ def decode_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -
     if _extension(image.format, rule) is None:
         changes.append(f"from {image.format}")
     return DecodedImage(pixels, image.format, _file_mode(image, content), profile_name(image), tuple(changes))
+
+
+def rgb_pixels(pixels: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+    """Upright pixels as `channels: rgb` has them; as they are where their mode has no agreed meaning as RGB."""
+    if isinstance(pixels, np.ndarray) or pixels.mode == "RGB":
+        return pixels
+    try:
+        return to_rgb(pixels, "keep")[0]
+    except ImageFault:
+        return pixels
+
+
+def keeps_file(format: str, size: tuple[int, int], rule: ImageRule) -> bool:
+    """Whether an image of this format and (width, height), upright and RGB, may keep its bytes under a rule."""
+    small = rule.max_side is None or max(size) <= rule.max_side
+    return small and size[0] * size[1] <= rule.max_pixels and _extension(format, rule) is not None
 
 
 def image_size(pixels: Image.Image | np.ndarray) -> tuple[int, int]:

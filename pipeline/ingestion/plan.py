@@ -5,21 +5,24 @@ Everything wrong with the input is found here.
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
+from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
 from pipeline.ingestion.images import ImageRule
 from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
 from pipeline.ingestion.rejected import Rejected, num_counted
-from pipeline.ingestion.shard_jobs import Candidate, ShardJob, WriteShard, order_key
+from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
 from pipeline.ingestion.sources.digits import DIGITS
-from pipeline.ingestion.sources.listing import Listing, Source, SourceFile
+from pipeline.ingestion.sources.listing import Listing, Source, SourceFiles
 from pipeline.ingestion.sources.opening import open_source
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.tars import expand_tars, label_rule, names_tars, split_of_tar, survey_tar
@@ -29,10 +32,12 @@ from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_proces
 from pipeline.shards.table import NO_LABEL
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
+# Datasets of before lack them: they count where they are not the default.
 LATER_KEYS = (
-    *("masks", "mask_classes", "boxes"),
+    *("masks", "mask_classes", "boxes", "split", "examine"),
+    *("duplicates", "leakage_against"),
     *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds"),
-)  # older datasets lack them: they count where they are not the default
+)
 
 REWRITING_KEYS = ("colour", "max_side", "quality", "format")  # what they ask for makes new images
 
@@ -66,35 +71,30 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     listing = opened.list_files()
     if not listing.images:
         raise InputError(f"{source}: {_why_no_images(listing)}")
-    listing.images.sort(key=lambda file: order_key(config.seed, file.path))
-    paths = [file.path for file in listing.images]
+    keys = order_keys(config.seed, listing.images.paths)
+    listing.images = listing.images.reordered(np.lexsort((keys[:, 1], keys[:, 0])))
+    paths = listing.images.paths
     root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
     labels = _labels(config, listing, paths, root)
     if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
         raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
     annotations = find_annotations(config, paths, others)
+    groups = read_groups(config, paths, others) if config.split.group else {}
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, others)
     else:
-        splits = _splits_without_lists(opened, listing, root, config)
+        splits = _splits_without_lists(opened, listing, root, groups, config)
+    if groups:
+        require_whole_groups(groups, splits)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
+    ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
+    images = image_rule(config)
     jobs = [
-        WriteShard(
-            f"{split}-{number:06d}.tar",
-            split,
-            opened,
-            candidates,
-            config.channels,
-            annotations.rule,
-            image_rule(config),
-        )
-        for split in SPLITS
-        for number, candidates in enumerate(
-            _shards_of(split, listing.images, splits, labels, annotations, config.samples_per_shard)
-        )
+        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, images, config.examine)
+        for name, split, candidates in ranges
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
     return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets, annotations)
@@ -120,35 +120,48 @@ def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: 
     return number_classes(listing.labels) if listing.classes is None else Labels(listing.labels, listing.classes)
 
 
-def _splits_without_lists(source: Source, listing: Listing, root: str, config: IngestConfig) -> Mapping[str, str]:
+def _splits_without_lists(
+    source: Source, listing: Listing, root: str, groups: Mapping[str, str], config: IngestConfig
+) -> Mapping[str, str]:
     """Path -> split; an image outside all splits is missing."""
     said: Mapping[str, str] = {}
     if config.splits == "folders":
-        said = listing.splits or folder_splits([file.path for file in listing.images], root)
-    return said or hash_splits(source, listing.images, config.split_fractions, config.seed)
+        said = listing.splits or folder_splits(listing.images.paths, root)
+    if said:
+        return said
+    if groups:
+        return hash_group_splits(groups, config.split_fractions, config.seed)
+    return hash_splits(source, listing.images, config.split_fractions, config.seed)
 
 
-def _shards_of(
-    split: str, files: Sequence[SourceFile], splits: Mapping[str, str], labels: Labels, annotations: FoundAnnotations,
+def _ranges_of_shards(
+    files: SourceFiles, splits: Mapping[str, str], labels: Labels, annotations: FoundAnnotations,
     samples_per_shard: int,
-) -> list[tuple[Candidate, ...]]:  # fmt: skip
-    """The files of one split in the order of the dataset, cut into shards."""
-    candidates = []
-    for file in files:
-        if splits.get(file.path) == split:
-            label = labels.by_path.get(file.path, NO_LABEL)
-            mask, boxes = annotations.masks.get(file.path), annotations.boxes.get(file.path, ())
-            candidates.append(Candidate(*file, label, _class_name(labels, label), mask, boxes))
-    starts = range(0, len(candidates), samples_per_shard)
-    return [tuple(candidates[start : start + samples_per_shard]) for start in starts]
+) -> Iterator[tuple[str, str, CandidateRange]]:  # fmt: skip
+    """(name, split, candidates) of every shard: the files of each split in the order of the dataset, cut up."""
+    numbers = {split: number for number, split in enumerate(SPLITS)}
+    codes = np.fromiter((numbers.get(splits.get(path), len(SPLITS)) for path in files.paths), np.int8, len(files))
+    counts = np.bincount(codes, minlength=len(SPLITS))
+    files = files.reordered(np.argsort(codes, kind="stable")[: counts[: len(SPLITS)].sum()])
+    by_path = (labels.by_path.get(path, NO_LABEL) for path in files.paths)
+    columns = CandidateColumns(files, np.fromiter(by_path, np.int32, len(files)), _class_names(labels), annotations)
+    start = 0
+    for split, count in zip(SPLITS, counts.tolist(), strict=False):
+        stop = start + count
+        for number, first in enumerate(range(start, stop, samples_per_shard)):
+            last = min(first + samples_per_shard, stop)
+            yield f"{split}-{number:06d}.tar", split, CandidateRange(columns, first, last)
+        start = stop
 
 
-def _class_name(labels: Labels, label: int) -> str | tuple[str, ...] | None:
-    if label == NO_LABEL or not labels.classes:
-        return None
-    if labels.label_sets is not None:
-        return tuple(names_of(label, labels.label_sets, labels.classes))
-    return labels.classes[label]
+def _class_names(labels: Labels) -> ClassNames:
+    """By label: the name of its class, or the names where it stands for a set of them."""
+    if not labels.classes:
+        return {}
+    if labels.label_sets is None:
+        return dict(enumerate(labels.classes))
+    sets = range(len(labels.label_sets))
+    return {label: tuple(names_of(label, labels.label_sets, labels.classes)) for label in sets}
 
 
 def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
@@ -164,6 +177,8 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
             raise InputError(
                 f"{source}: {key}: {value}: tars are not rewritten; leave it out, or unpack them and ingest the folder"
             )
+    if config.split.group:
+        raise InputError(f"{source}: split.group: a tar belongs to one split; unpack the tars and ingest the folder")
     if config.splits == "hash":
         raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
     tars = expand_tars(source)
@@ -180,18 +195,21 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
     if not any(survey.num_samples for survey in surveys.values()):
         raise InputError(f"{source}: holds no samples; a sample is an image and its labels under one name")
     numbers: Counter[str] = Counter()
+    images = image_rule(config)
     jobs = []
     for tar in sorted(tars, key=lambda tar: (SPLITS.index(splits[str(tar)]), tar)):
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, image_rule(config)))
+        num_samples = surveys[tar].num_samples
+        jobs.append(AdoptTar(name, split, tar, num_samples, rule, config.channels, images, config.examine))
     return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
 
 
 def _identity(source: str, config: IngestConfig) -> dict[str, Any]:
     said, default = config.model_dump(mode="json"), IngestConfig().model_dump(mode="json")
-    unsaid = [*UNIDENTIFYING_KEYS, *(key for key in LATER_KEYS if said[key] == default[key])]
+    reported = ["leakage_against"] if config.duplicates == "report" else []  # it changes the certificate alone
+    unsaid = [*UNIDENTIFYING_KEYS, *reported, *(key for key in LATER_KEYS if said[key] == default[key])]
     return {"source": source, **{key: value for key, value in said.items() if key not in unsaid}}
 
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 Reason = Literal[
     "not_an_image",  # neither its name nor its first bytes say image; a README, a labels file, Thumbs.db
+    "duplicate",  # a copy of another image, left out because the config says `duplicates: remove`
     "outside_splits",  # an image in no split folder or list
     "unreadable_file",  # the file system refuses it, or it is no regular file
     "empty_file",
@@ -27,10 +28,10 @@ Reason = Literal[
     "split_sample",  # a key that comes back after other samples: one half of it
     "needs_rewriting",  # plain decoding would show it wrong (rotated, transparent, 16 bit), and tars are not rewritten
 ]
-UNCOUNTED = ("not_an_image", "outside_splits")  # nobody meant these to be training images
+UNCOUNTED = ("not_an_image", "duplicate", "outside_splits")  # nobody meant these to be training images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """One line of rejected.jsonl."""
 

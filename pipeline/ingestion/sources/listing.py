@@ -4,9 +4,12 @@ A source is small and picklable, so that worker processes read their own files.
 """
 
 import os
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from pipeline.ingestion.rejected import Rejected
 from pipeline.shards.decoding import TIFF_SIGNATURES
@@ -33,6 +36,49 @@ class SourceFile(NamedTuple):
     stamp: int
 
 
+class SourceFiles(Sequence[SourceFile]):
+    """Files as columns, so that a million of them are little more than their paths."""
+
+    def __init__(self, files: Iterable[SourceFile] = ()):
+        self.paths: list[str] = []
+        self.bytes = array("q")
+        self.stamps: array | list = array("q")
+        self.extend(files)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int | slice) -> "SourceFile | list[SourceFile]":
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        return SourceFile(self.paths[number], self.bytes[number], self.stamps[number])
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        return map(SourceFile, self.paths, self.bytes, self.stamps)
+
+    def append(self, file: SourceFile) -> None:
+        path, num_bytes, stamp = file
+        self.paths.append(path)
+        self.bytes.append(num_bytes)
+        try:
+            self.stamps.append(stamp)
+        except (OverflowError, TypeError):  # a source whose stamps are no 64-bit numbers
+            self.stamps = [*self.stamps, stamp]
+
+    def extend(self, files: Iterable[SourceFile]) -> None:
+        for file in files:
+            self.append(file)
+
+    def reordered(self, order: np.ndarray) -> "SourceFiles":
+        """The files of these numbers, in their order."""
+        files, numbers = SourceFiles(), order.tolist()
+        files.paths = [self.paths[number] for number in numbers]
+        files.bytes = array("q", map(self.bytes.__getitem__, numbers))
+        stamps = map(self.stamps.__getitem__, numbers)
+        files.stamps = array("q", stamps) if isinstance(self.stamps, array) else list(stamps)
+        return files
+
+
 @dataclass
 class Listing:
     """Every file of a source, and what the source itself says of its images, by path; a labels file overrules it.
@@ -40,11 +86,15 @@ class Listing:
     A label is a class name, or a number where `classes` names all of them in the order of their numbers.
     """
 
-    images: list[SourceFile] = field(default_factory=list)
+    images: SourceFiles = field(default_factory=SourceFiles)
     rejected: list[Rejected] = field(default_factory=list)
     labels: Mapping[str, str | int] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, SourceFiles):
+            self.images = SourceFiles(self.images)
 
     @property
     def num_files(self) -> int:
