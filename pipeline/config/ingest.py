@@ -67,6 +67,12 @@ class IngestConfig(Config):
     """`rgb`: whatever plain decoding would get wrong is re-encoded: transparency on white, 16 bit as 8 bit. `keep`:
     channels and depth stay as they are, and .npy arrays are taken."""
 
+    examine: Literal["pixels", "header"] = "pixels"
+    """`pixels`: every image is decoded to its last pixel. `header`: an image that needs no rule keeps its bytes on the
+    word of its header and of its last bytes, several times as fast. The shards are the same, but an image that is
+    damaged in between is not found (`vit check --full` finds it), and there are no statistics of pixels: training
+    needs `data.mean` and `data.std`."""
+
     colour: Literal["keep", "srgb"] = "keep"
     """`keep`: the values of the file, whatever its colour profile (ICC), as every training library reads them. `srgb`:
     an image whose profile is another is converted (relative colorimetric, black point compensation) and re-encoded; a
@@ -82,12 +88,6 @@ class IngestConfig(Config):
     format: Literal["jpeg", "png", "webp"] | None = None
     """Every image becomes one of this format, unless it is. Null: JPEG, PNG, WebP and TIFF stay; of what must be
     written anew a JPEG becomes a JPEG, anything else a PNG."""
-
-    examine: Literal["pixels", "header"] = "pixels"
-    """`pixels`: every image is decoded to its last pixel. `header`: an image that needs no rule keeps its bytes on the
-    word of its header and of its last bytes, several times as fast. The shards are the same, but an image that is
-    damaged in between is not found (`vit check --full` finds it), and there are no statistics of pixels: training
-    needs `data.mean` and `data.std`."""
 
     max_pixels: Annotated[int, Field(strict=True, ge=1, le=2 * READABLE_PIXELS)] = READABLE_PIXELS
     """An image of more is rejected by its header alone, before any of it is decoded: a small file may claim to be huge.

@@ -16,8 +16,14 @@ import numpy as np
 
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
-from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
-from pipeline.ingestion.images import ImageRule, PreparedImage, decode_image, image_size, pixel_moments
+from pipeline.ingestion.images import (
+    ImageRule,
+    PreparedImage,
+    decode_image,
+    image_size,
+    pixel_moments,
+    prepare_by_header,
+)
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
@@ -42,7 +48,6 @@ class AdoptTar:
     rule: LabelRule
     channels: str
     images: ImageRule = ImageRule()
-    examine: str = "pixels"
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the samples
 
     @property
@@ -67,8 +72,6 @@ class AdoptTar:
         status = self.tar.stat()
         content = (JOB_VERSION, str(self.tar), status.st_size, status.st_mtime_ns, self.channels, self.rule)
         content += () if self.images == ImageRule() else (self.images,)
-        if self.examine != "pixels":
-            content = (*content, HEADER_VERSION, self.examine)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -98,7 +101,7 @@ class AdoptTar:
         else:
             (destination / table_name(self.name)).unlink(missing_ok=True)
         job = self._whole_key()
-        if self.examine == "pixels":
+        if self.images.examine == "pixels":
             tables.examined.write(destination, self.name, shard, job)
         return ShardSummary(
             self.name, self.split, self.num_files, shard, f"{content_sum(tables.digests):064x}", tables.totals,
@@ -111,7 +114,7 @@ class AdoptTar:
     def _decode(self, content: bytes) -> PreparedImage:
         if not content:
             raise ImageFault("empty_file", "0 bytes")
-        if self.examine == "header" and (image := prepare_by_header(content, self.images)):
+        if image := prepare_by_header(content, self.images):
             return image
         decoded = decode_image(content, self.channels, self.images)
         wrong = [change for change in decoded.changes if not change.startswith(HARMLESS_CHANGES)]

@@ -77,6 +77,9 @@ class PreparedAnnotations(NamedTuple):
     digested: bytes = b""  # what the fingerprint takes of them
 
 
+_NOTHING = PreparedAnnotations()
+
+
 def find_annotations(config: "IngestConfig", files: Sequence[str], others: Sequence[str] = ()) -> FoundAnnotations:
     """InputError where a mask or a row names no image of `files`, nor one of `others`, or is none."""
     masks = _find_masks(config.masks, files) if config.masks else {}
@@ -96,6 +99,8 @@ def prepare_annotations(
 
     ImageFault `no_mask`, `bad_mask` or `bad_box`, or as reading a file does.
     """
+    if not rule.asks:
+        return _NOTHING
     values, content, classes, cut = None, None, 0, None
     if rule.masks is not None:
         if mask is None:

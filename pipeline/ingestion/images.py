@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from pipeline.ingestion.headers import ORIENTATION_TAG, plain_header
 from pipeline.ingestion.pixels.colour import UNCHANGED, to_rgb
 from pipeline.ingestion.pixels.encoding import encode, fit
 from pipeline.ingestion.pixels.moments import pixel_moments
@@ -32,7 +33,6 @@ from pipeline.shards.decoding import (
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 FORMAT_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 ARRAY_MODES = ("F", "CMYK")  # of a TIFF under `channels: keep`, which no .png can hold
-ORIENTATION_TAG = 0x0112
 BITS_TAG = 258
 UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,6 +54,7 @@ class ImageRule:
     quality: int = 95
     format: Literal["jpeg", "png", "webp"] | None = None
     max_pixels: int = READABLE_PIXELS
+    examine: Literal["pixels", "header"] = "pixels"
 
 
 class DecodedImage(NamedTuple):
@@ -94,6 +95,8 @@ class PreparedImage(NamedTuple):
 
 def prepare_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -> PreparedImage:
     """The image to store for these bytes of a file; ImageFault where there is none."""
+    if image := prepare_by_header(content, rule):
+        return image
     decoded = decode_image(content, channels, rule)
     pixels, changes, upright_size = decoded.pixels, decoded.changes, None
     keeps_bytes = decoded.keeps_bytes
@@ -109,6 +112,19 @@ def prepare_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) 
         content, extension, *image_size(pixels), changes, *moments, decoded.format, decoded.mode, pixels,
         decoded.profile, upright_size,
     )  # fmt: skip
+
+
+def prepare_by_header(content: bytes, rule: ImageRule) -> PreparedImage | None:
+    """The image with its own bytes, its pixels not looked at; None where they have to be."""
+    header = plain_header(content) if rule.examine == "header" else None
+    if header is None or header.width * header.height > rule.max_pixels:
+        return None
+    extension = _extension(header.format, rule)
+    if extension is None or (rule.max_side is not None and max(header.width, header.height) > rule.max_side):
+        return None
+    return PreparedImage(
+        content, extension, header.width, header.height, (), None, None, header.format, header.mode, None
+    )
 
 
 def decode_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -> DecodedImage:
@@ -151,12 +167,6 @@ def rgb_pixels(pixels: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
         return pixels
 
 
-def keeps_file(format: str, size: tuple[int, int], rule: ImageRule) -> bool:
-    """Whether an image of this format and (width, height), upright and RGB, may keep its bytes under a rule."""
-    small = rule.max_side is None or max(size) <= rule.max_side
-    return small and size[0] * size[1] <= rule.max_pixels and _extension(format, rule) is not None
-
-
 def image_size(pixels: Image.Image | np.ndarray) -> tuple[int, int]:
     """(width, height)"""
     return (pixels.shape[1], pixels.shape[0]) if isinstance(pixels, np.ndarray) else pixels.size
@@ -192,11 +202,7 @@ def _has_more_frames(image: Image.Image) -> bool:
 def _extension(format: str, rule: ImageRule) -> str | None:
     """The extension under which a file of this format may stay; None where it must become another."""
     extension = KEPT_FORMATS.get(format)
-    return (
-        extension
-        if rule.format in (None, *(name for name, known in FORMAT_EXTENSIONS.items() if known == extension))
-        else None
-    )
+    return extension if rule.format is None or FORMAT_EXTENSIONS[rule.format] == extension else None
 
 
 def _array_mode(array: np.ndarray) -> str:

@@ -34,8 +34,7 @@ from pipeline.shards.table import NO_LABEL
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
 # Datasets of before lack them: they count where they are not the default.
 LATER_KEYS = (
-    *("masks", "mask_classes", "boxes", "split", "examine"),
-    *("duplicates", "leakage_against"),
+    *("masks", "mask_classes", "boxes", "split", "examine", "duplicates", "leakage_against"),
     *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds"),
 )
 
@@ -91,9 +90,8 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
-    images = image_rule(config)
     jobs = [
-        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, images, config.examine)
+        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, image_rule(config))
         for name, split, candidates in ranges
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
@@ -101,7 +99,7 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
 
 
 def image_rule(config: IngestConfig) -> ImageRule:
-    return ImageRule(config.colour, config.max_side, config.quality, config.format, config.max_pixels)
+    return ImageRule(config.colour, config.max_side, config.quality, config.format, config.max_pixels, config.examine)
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -172,13 +170,13 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
     if config.masks or config.boxes:
         key = "masks" if config.masks else "boxes"
         raise InputError(f"{config.masks or config.boxes}: {key}: for folders; unpack the tars and ingest the folder")
+    if config.split.group:
+        raise InputError(f"{source}: split.group: a tar belongs to one split; unpack the tars and ingest the folder")
     for key in REWRITING_KEYS:
         if (value := getattr(config, key)) != getattr(IngestConfig(), key):
             raise InputError(
                 f"{source}: {key}: {value}: tars are not rewritten; leave it out, or unpack them and ingest the folder"
             )
-    if config.split.group:
-        raise InputError(f"{source}: split.group: a tar belongs to one split; unpack the tars and ingest the folder")
     if config.splits == "hash":
         raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
     tars = expand_tars(source)
@@ -195,14 +193,12 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
     if not any(survey.num_samples for survey in surveys.values()):
         raise InputError(f"{source}: holds no samples; a sample is an image and its labels under one name")
     numbers: Counter[str] = Counter()
-    images = image_rule(config)
     jobs = []
     for tar in sorted(tars, key=lambda tar: (SPLITS.index(splits[str(tar)]), tar)):
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        num_samples = surveys[tar].num_samples
-        jobs.append(AdoptTar(name, split, tar, num_samples, rule, config.channels, images, config.examine))
+        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, image_rule(config)))
     return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
 
 

@@ -19,7 +19,6 @@ from pipeline.ingestion.annotations import (
 )
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
-from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
 from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
@@ -147,7 +146,6 @@ class WriteShard:
     channels: str
     rule: AnnotationRule = AnnotationRule()
     images: ImageRule = ImageRule()
-    examine: str = "pixels"
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the candidates
 
     @property
@@ -171,8 +169,6 @@ class WriteShard:
             content += repr((ANNOTATIONS_VERSION, self.rule, annotations))
         if self.images != ImageRule():
             content += repr(self.images)
-        if self.examine != "pixels":
-            content += repr((HEADER_VERSION, self.examine))
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
     def without(self, left_out: Sequence[int]) -> Self:
@@ -182,7 +178,7 @@ class WriteShard:
         return self.candidates[number].path
 
     def stored(self, number: int) -> bytes:
-        return self._prepare(_read(self.source, self.candidates[number].path)).content
+        return prepare_image(_read(self.source, self.candidates[number].path), self.channels, self.images).content
 
     def run(self, destination: Path) -> ShardSummary:
         made = _Made()
@@ -192,7 +188,7 @@ class WriteShard:
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, table.shard_sha256, len(table), labelled)
         job = self._whole_key()
-        if self.examine == "pixels":
+        if self.images.examine == "pixels":
             made.examined.write(destination, self.name, shard, job)
         return ShardSummary(
             self.name, self.split, self.num_files, shard, f"{content_sum(made.digests):064x}", made.totals,
@@ -207,7 +203,7 @@ class WriteShard:
                 with held(number) as start_clock:
                     content = _read(self.source, candidate.path)
                     start_clock()
-                    image = self._prepare(content)
+                    image = prepare_image(content, self.channels, self.images)
                     annotations = self._annotations(candidate, content, image)
                     sha256 = hashlib.sha256(image.content)
                     made.examined.add(number, candidate.label, image, sha256.digest(), kept=kept)
@@ -228,10 +224,6 @@ class WriteShard:
         size = image.width, image.height
         sizes = (size,) if image.upright_size is None else (image.upright_size, size)
         return prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, *sizes)
-
-    def _prepare(self, content: bytes) -> PreparedImage:
-        image = prepare_by_header(content, self.images) if self.examine == "header" else None
-        return image or prepare_image(content, self.channels, self.images)
 
 
 @dataclass
@@ -271,9 +263,11 @@ def _record(
         "sha256": sha256,
     }
     if candidate.label != NO_LABEL:
-        several = isinstance(candidate.class_name, tuple)
-        record |= {"label": candidate.label}
-        record |= {"classes": list(candidate.class_name)} if several else {"class": candidate.class_name}
+        record["label"] = candidate.label
+        if isinstance(candidate.class_name, tuple):
+            record["classes"] = list(candidate.class_name)
+        else:
+            record["class"] = candidate.class_name
     if image.changes:
         record["changes"] = list(image.changes)
     if annotations.mask is not None:

@@ -92,7 +92,8 @@ def colour_statistics(mean: Sequence[float] | None, std: Sequence[float] | None)
         drawn = (
             f'<line class="rule" x1="0" y1="8" x2="200" y2="8"/><line class="{name.split()[0]}" x1="{200 * low:.1f}" '
         )
-        drawn += f'y1="8" x2="{200 * high:.1f}" y2="8"/><circle class="{name.split()[0]}" cx="{200 * centre:.1f}" cy="8" r="5"/>'
+        drawn += f'y1="8" x2="{200 * high:.1f}" y2="8"/>'
+        drawn += f'<circle class="{name.split()[0]}" cx="{200 * centre:.1f}" cy="8" r="5"/>'
         rows.append(
             f'<tr><td>{name}</td><td><svg class="spread" viewBox="-6 0 212 16" aria-hidden="true">{drawn}</svg></td>'
             f"<td class=number>{centre:.4f} ± {spread:.4f}</td></tr>"

@@ -49,11 +49,15 @@ def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
         "removed": {
             "images": len(removed),
             "leaking": int((search.whole.leaking & search.removed).sum()),
-            "examples": examples.pairs((at, int(search.whole.partner[at]), search.whole.distance[at]) for at in removed),
+            "examples": examples.pairs(
+                (at, int(search.whole.partner[at]), search.whole.distance[at]) for at in removed
+            ),
         },
         "examples": {
             "leaks": examples.pairs((at, int(findings.partner[at]), findings.distance[at]) for at in leaking),
-            "contradictory_labels": examples.pairs((one, other, 0.0) for one, other in findings.contradictions.tolist()),
+            "contradictory_labels": examples.pairs(
+                (one, other, 0.0) for one, other in findings.contradictions.tolist()
+            ),
             "suspicious_labels": examples.pairs(sorted(suspicions, key=lambda pair: pair[2])),
             "exact_copies": examples.pairs((at, int(findings.partner[at]), 0.0) for at in further),
             "near_copies": examples.pairs(sorted(inside, key=lambda pair: pair[2])),

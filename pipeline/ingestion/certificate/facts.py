@@ -146,7 +146,7 @@ def _not_examined(search: CopySearch | None, uncounted: int) -> list[str]:
     notes = []
     if uncounted:
         notes.append(
-            f"formats, modes, changes and sizes of {uncounted:,} images: their shards were made before these were counted"
+            f"formats, modes, changes and sizes of {uncounted:,} images: their shards are older than these counts"
         )
     if search is None:
         return [*notes, "pixels: the ingestion was told `examine: header`, so damage inside of images and copies of "

@@ -1,4 +1,4 @@
-"""What the facts amount to: findings, which somebody should look at before training, and notes, which are good to know."""
+"""What the facts amount to: findings, to be looked at before training, and notes, which are good to know."""
 
 from typing import Any
 
