@@ -145,9 +145,7 @@ def _rejected_facts(rejected: Sequence[Rejected]) -> Facts:
 def _not_examined(search: CopySearch | None, uncounted: int) -> list[str]:
     notes = []
     if uncounted:
-        notes.append(
-            f"formats, modes, changes and sizes of {uncounted:,} images: their shards were made before these were counted"
-        )
+        notes.append(f"formats, modes, changes and sizes of {uncounted:,} images, whose shards an earlier version made")
     if search is None:
         return [*notes, "pixels: the ingestion was told `examine: header`, so damage inside of images and copies of "
                 "images were not looked for; `vit check --full` decodes every image"]  # fmt: skip
