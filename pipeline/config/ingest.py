@@ -1,5 +1,6 @@
 """The config of `vit ingest`: how raw images become a dataset directory."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -7,9 +8,18 @@ from pydantic import Field, field_validator, model_validator
 
 from models.schema import MOST, Config, Count, Fraction, Text
 
-READABLE_PIXELS = 89_478_485  # Pillow's limit, above which it warns
+READABLE_PIXELS = 89_478_485  # what readers of datasets take, pipeline/shards/decoding.py
 
 Split = Literal["train", "validation", "test"]
+
+
+class SplitConfig(Config):
+    """What a split must not tear apart."""
+
+    group: Text | None = None
+    """What images that belong together share, such as a patient, a site or a video: a column of the labels file, or a
+    regular expression whose first group in parentheses is found in their path, as `patient([0-9]+)`. A group is in one
+    split: by a hash of its name where images are split by hash; folders or lists that tear one apart are refused."""
 
 
 class IngestConfig(Config):
@@ -45,6 +55,8 @@ class IngestConfig(Config):
     split_fractions: dict[Split, Fraction] = Field(default={"train": 0.9, "validation": 0.05, "test": 0.05})
     """Share of the files that each split gets, where they are split by hash; adds up to 1."""
 
+    split: SplitConfig = SplitConfig()
+
     samples_per_shard: Count = 1000
     """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""
 
@@ -60,6 +72,22 @@ class IngestConfig(Config):
     word of its header and of its last bytes, several times as fast. The shards are the same, but an image that is
     damaged in between is not found (`vit check --full` finds it), and there are no statistics of pixels: training
     needs `data.mean` and `data.std`."""
+
+    colour: Literal["keep", "srgb"] = "keep"
+    """`keep`: the values of the file, whatever its colour profile (ICC), as every training library reads them. `srgb`:
+    an image whose profile is another is converted (relative colorimetric, black point compensation) and re-encoded; a
+    profile that cannot be read, or is for other colours, is ignored, and `changes` says so."""
+
+    max_side: Annotated[int, Field(strict=True, ge=1, le=65_500)] | None = None
+    """Pixels of the longer side: a larger image is made smaller, with its mask and boxes, and re-encoded; none is made
+    larger. Null: as it is."""
+
+    quality: Annotated[int, Field(strict=True, ge=1, le=100)] = 95
+    """Of the JPEGs (without chroma subsampling) and WebPs that are written anew; other files keep their bytes."""
+
+    format: Literal["jpeg", "png", "webp"] | None = None
+    """Every image becomes one of this format, unless it is. Null: JPEG, PNG, WebP and TIFF stay; of what must be
+    written anew a JPEG becomes a JPEG, anything else a PNG."""
 
     max_pixels: Annotated[int, Field(strict=True, ge=1, le=2 * READABLE_PIXELS)] = READABLE_PIXELS
     """An image of more is rejected by its header alone, before any of it is decoded: a small file may claim to be huge.
@@ -91,6 +119,29 @@ class IngestConfig(Config):
         if abs(sum(fractions.values()) - 1) > 1e-9:
             raise ValueError(f"the fractions add up to {sum(fractions.values()):g}, not to 1")
         return fractions
+
+    @model_validator(mode="after")
+    def _images_are_asked_what_can_be_done(self) -> Self:
+        if self.channels == "keep":
+            asked = {
+                "colour": "srgb" if self.colour == "srgb" else None,
+                "max_side": self.max_side,
+                "format": self.format,
+            }
+            for key, value in asked.items():
+                if value is not None:
+                    raise ValueError(f"{key}: {value} needs channels=rgb; under `keep` images are stored as they are")
+        if self.quality != 95 and self.format == "png":
+            raise ValueError(
+                f"quality: {self.quality} says nothing of a PNG; leave it out, or take format jpeg or webp"
+            )
+        if self.max_pixels > READABLE_PIXELS and (self.max_side or MOST) ** 2 > READABLE_PIXELS:
+            side = math.isqrt(READABLE_PIXELS)
+            raise ValueError(
+                f"max_pixels: {self.max_pixels} is more than the {READABLE_PIXELS} that readers of datasets take; "
+                f"say max_side as well, at most {side}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_of_masks(self) -> Self:

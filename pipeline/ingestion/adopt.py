@@ -16,8 +16,14 @@ import numpy as np
 
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
-from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
-from pipeline.ingestion.images import PreparedImage, decode_image, image_size, pixel_moments
+from pipeline.ingestion.images import (
+    ImageRule,
+    PreparedImage,
+    decode_image,
+    image_size,
+    pixel_moments,
+    prepare_by_header,
+)
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
@@ -41,7 +47,7 @@ class AdoptTar:
     num_files: int
     rule: LabelRule
     channels: str
-    examine: str = "pixels"
+    images: ImageRule = ImageRule()
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the samples
 
     @property
@@ -65,8 +71,7 @@ class AdoptTar:
     def _whole_key(self) -> str:
         status = self.tar.stat()
         content = (JOB_VERSION, str(self.tar), status.st_size, status.st_mtime_ns, self.channels, self.rule)
-        if self.examine != "pixels":
-            content = (*content, HEADER_VERSION, self.examine)
+        content += () if self.images == ImageRule() else (self.images,)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -96,7 +101,7 @@ class AdoptTar:
         else:
             (destination / table_name(self.name)).unlink(missing_ok=True)
         job = self._whole_key()
-        if self.examine == "pixels":
+        if self.images.examine == "pixels":
             tables.examined.write(destination, self.name, shard, job)
         return ShardSummary(
             self.name, self.split, self.num_files, shard, f"{content_sum(tables.digests):064x}", tables.totals,
@@ -109,16 +114,16 @@ class AdoptTar:
     def _decode(self, content: bytes) -> PreparedImage:
         if not content:
             raise ImageFault("empty_file", "0 bytes")
-        if self.examine == "header" and (image := prepare_by_header(content)):
+        if image := prepare_by_header(content, self.images):
             return image
-        decoded = decode_image(content, self.channels)
+        decoded = decode_image(content, self.channels, self.images)
         wrong = [change for change in decoded.changes if not change.startswith(HARMLESS_CHANGES)]
         if wrong:
             raise ImageFault("needs_rewriting", f"{', '.join(wrong)}; unpack the tar and ingest the folder to keep it")
         width, height = image_size(decoded.pixels)
         moments = pixel_moments(decoded.pixels)
         return PreparedImage(
-            content, "", width, height, (), *moments, decoded.format, decoded.mode, decoded.pixels
+            content, "", width, height, (), *moments, decoded.format, decoded.mode, decoded.pixels, decoded.profile
         )  # fmt: skip
 
 

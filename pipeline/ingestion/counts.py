@@ -3,13 +3,9 @@
 Sizes are counted in steps of half an octave: class i holds 2^(i/2) to 2^((i+1)/2) pixels or bytes.
 """
 
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
-
-from PIL import Image, ImageCms
 
 from pipeline.ingestion.images import PreparedImage
 
@@ -34,7 +30,7 @@ class ImageCounts:
         _count(self.formats, [image.format])
         _count(self.modes, [image.mode])
         _count(self.changes, image.changes)
-        _count(self.profiles, profile_names(image.pixels))
+        _count(self.profiles, filter(None, [image.profile]))
         _count(self.width, [step_of(image.width)])
         _count(self.height, [step_of(image.height)])
         _count(self.bytes, [step_of(len(image.content))])
@@ -49,21 +45,6 @@ class ImageCounts:
 
 def step_of(size: int) -> str:
     return str(math.floor(2 * math.log2(size) + 1e-9))
-
-
-def profile_names(pixels: object) -> list[str]:
-    """The name of the colour profile that the file carries, in a list; empty without one."""
-    profile = pixels.info.get("icc_profile") if isinstance(pixels, Image.Image) else None
-    return [_profile_name(profile)] if profile else []
-
-
-@lru_cache(maxsize=64)
-def _profile_name(profile: bytes) -> str:
-    try:
-        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
-    except Exception:  # of a damaged profile
-        return "unreadable"
-    return " ".join(name.split())[:60] or "unnamed"
 
 
 def _count(counts: Counts, names: Iterable[str]) -> None:

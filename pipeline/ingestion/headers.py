@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipeline.ingestion.images import KEPT_FORMATS, ORIENTATION_TAG, UPRIGHT, PreparedImage
-
-HEADER_VERSION = 1  # raise it when other files would have a plain header
+ORIENTATION_TAG = 0x0112
+TURNED = range(2, 9)  # EXIF's orientations that are not upright
 
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _TWO_BYTES = struct.Struct(">H").unpack_from
@@ -42,17 +41,6 @@ class Header(NamedTuple):
     height: int
 
 
-def prepare_by_header(content: bytes) -> PreparedImage | None:
-    """The image with its own bytes, its pixels not looked at; None where they have to be."""
-    header = plain_header(content)
-    if header is None:
-        return None
-    extension = KEPT_FORMATS[header.format]
-    return PreparedImage(
-        content, extension, header.width, header.height, (), None, None, header.format, header.mode, None
-    )
-
-
 def plain_header(content: bytes) -> Header | None:
     """The header of an image whose bytes are fine as they are, whatever its pixels; else None."""
     try:
@@ -64,9 +52,7 @@ def plain_header(content: bytes) -> Header | None:
             header = _opened_header(content)
     except Exception:  # of a damaged header; the decoder will say what it is
         return None
-    if header is None or not 0 < header.width * header.height <= Image.MAX_IMAGE_PIXELS:
-        return None
-    return header
+    return None if header is None or not header.width * header.height else header
 
 
 def _jpeg_header(content: bytes) -> Header | None:
@@ -109,7 +95,7 @@ def _is_upright(segment: bytes) -> bool:
     for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
         if tiff[entry : entry + 2] == wanted:
             kind, count, value = struct.unpack_from(f"{order}HIH", tiff, entry + 2)
-            return (kind, count) == (3, 1) and value not in UPRIGHT
+            return (kind, count) == (3, 1) and value not in TURNED
     return directory + 2 + 12 * entries <= len(tiff)
 
 
@@ -141,7 +127,7 @@ def _opened_header(content: bytes) -> Header | None:
         warnings.simplefilter("error")  # metadata that Pillow stumbles over; and too many pixels
         image = Image.open(io.BytesIO(content), formats=("WEBP", "TIFF"))
         plain = image.mode in ("L", "RGB") and getattr(image, "n_frames", 1) == 1 and not image.has_transparency_data
-        if not plain or "icc_profile" in image.info or image.getexif().get(ORIENTATION_TAG, 1) in UPRIGHT:
+        if not plain or "icc_profile" in image.info or image.getexif().get(ORIENTATION_TAG, 1) in TURNED:
             return None
         whole = _is_plain_tiff(image, content) if image.format == "TIFF" else _is_whole_webp(content)
         return Header(image.format, image.mode, *image.size) if whole else None

@@ -23,13 +23,12 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import NamedTuple, TypeVar
 
 import psutil
 
-from pipeline.parenthood import ignore_stops, serve_parent
+from pipeline.parenthood import ignore_stops, serve_parent, stops_held
 from pipeline.shards.decoding import ImageFault
 
 POLL_SECONDS = 0.1
@@ -89,25 +88,34 @@ class _Child:
     faults: Mapping[int, ImageFault] = {}
 
 
-@contextmanager
-def held(file: int) -> Iterator[Callable[[], None]]:
+class held:  # noqa: N801
     """Within, whatever ends this process is laid to the file of this number; MemoryError becomes ImageFault.
 
     Its time starts with the call of what is yielded: reading a file may be slow for no fault of its own. Raises
-    ImageFault where the file has ended a process before.
+    ImageFault where the file has ended a process before. A class, as a generator takes a microsecond of each file.
     """
-    if (fault := _Child.faults.get(file)) is not None:
-        raise fault
-    board = _Child.board
-    if board is not None:
-        board.show(file)
-    try:
-        yield lambda: board.show(file, decoding=True) if board is not None else None
-    except MemoryError:
-        raise ImageFault("too_much_memory", "its decoder asked for more memory than there is") from None
-    finally:
-        if board is not None:
-            board.show(NO_FILE)
+
+    __slots__ = ("_board", "_file")
+
+    def __init__(self, file: int):
+        self._file, self._board = file, _Child.board
+
+    def __enter__(self) -> Callable[[], None]:
+        if (fault := _Child.faults.get(self._file)) is not None:
+            raise fault
+        if self._board is not None:
+            self._board.show(self._file)
+        return self._start_clock
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._board is not None:
+            self._board.show(NO_FILE)
+        if kind is not None and issubclass(kind, MemoryError):
+            raise ImageFault("too_much_memory", "its decoder asked for more memory than there is") from None
+
+    def _start_clock(self) -> None:
+        if self._board is not None:
+            self._board.show(self._file, decoding=True)
 
 
 def in_isolation(
@@ -194,7 +202,8 @@ class _Worker:
             code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve{arguments!r}"
             # One thread each: the numbers here are small, and every core has a child of its own.
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
-            self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)
+            with stops_held():  # until `serve` ignores them
+                self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)
         theirs.close()
         self._memory = psutil.Process(self._process.pid)
         self.task = -1

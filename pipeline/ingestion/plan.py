@@ -16,6 +16,8 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
+from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
+from pipeline.ingestion.images import ImageRule
 from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
@@ -32,11 +34,11 @@ from pipeline.shards.table import NO_LABEL
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
 # Datasets of before lack them: they count where they are not the default.
 LATER_KEYS = (
-    *("masks", "mask_classes", "boxes"),
-    *("examine",),
-    *("duplicates", "leakage_against"),
-    *("max_pixels", "max_image_seconds"),
+    *("masks", "mask_classes", "boxes", "split", "examine", "duplicates", "leakage_against"),
+    *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds"),
 )
+
+REWRITING_KEYS = ("colour", "max_side", "quality", "format")  # what they ask for makes new images
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,27 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
         raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
     annotations = find_annotations(config, paths, others)
+    groups = read_groups(config, paths, others) if config.split.group else {}
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, others)
     else:
-        splits = _splits_without_lists(opened, listing, root, config)
+        splits = _splits_without_lists(opened, listing, root, groups, config)
+    if groups:
+        require_whole_groups(groups, splits)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
-        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, config.examine)
+        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, image_rule(config))
         for name, split, candidates in ranges
     ]
     identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
     return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets, annotations)
+
+
+def image_rule(config: IngestConfig) -> ImageRule:
+    return ImageRule(config.colour, config.max_side, config.quality, config.format, config.max_pixels, config.examine)
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
@@ -109,12 +118,18 @@ def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: 
     return number_classes(listing.labels) if listing.classes is None else Labels(listing.labels, listing.classes)
 
 
-def _splits_without_lists(source: Source, listing: Listing, root: str, config: IngestConfig) -> Mapping[str, str]:
+def _splits_without_lists(
+    source: Source, listing: Listing, root: str, groups: Mapping[str, str], config: IngestConfig
+) -> Mapping[str, str]:
     """Path -> split; an image outside all splits is missing."""
     said: Mapping[str, str] = {}
     if config.splits == "folders":
         said = listing.splits or folder_splits(listing.images.paths, root)
-    return said or hash_splits(source, listing.images, config.split_fractions, config.seed)
+    if said:
+        return said
+    if groups:
+        return hash_group_splits(groups, config.split_fractions, config.seed)
+    return hash_splits(source, listing.images, config.split_fractions, config.seed)
 
 
 def _ranges_of_shards(
@@ -155,6 +170,13 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
     if config.masks or config.boxes:
         key = "masks" if config.masks else "boxes"
         raise InputError(f"{config.masks or config.boxes}: {key}: for folders; unpack the tars and ingest the folder")
+    if config.split.group:
+        raise InputError(f"{source}: split.group: a tar belongs to one split; unpack the tars and ingest the folder")
+    for key in REWRITING_KEYS:
+        if (value := getattr(config, key)) != getattr(IngestConfig(), key):
+            raise InputError(
+                f"{source}: {key}: {value}: tars are not rewritten; leave it out, or unpack them and ingest the folder"
+            )
     if config.splits == "hash":
         raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
     tars = expand_tars(source)
@@ -176,7 +198,7 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, config.examine))
+        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, image_rule(config)))
     return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
 
 

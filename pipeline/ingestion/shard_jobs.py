@@ -19,8 +19,7 @@ from pipeline.ingestion.annotations import (
 )
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
-from pipeline.ingestion.headers import HEADER_VERSION, prepare_by_header
-from pipeline.ingestion.images import PreparedImage, prepare_image
+from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Source, SourceFiles
@@ -32,7 +31,7 @@ from pipeline.shards.index import Shard
 from pipeline.shards.table import NO_LABEL
 from pipeline.shards.writer import NewSample, write_shard
 
-JOB_VERSION = 1  # raise it when the same file would become another sample
+JOB_VERSION = 2  # raise it when the same file would become another sample
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
 UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
@@ -146,7 +145,7 @@ class WriteShard:
     candidates: Sequence[Candidate]
     channels: str
     rule: AnnotationRule = AnnotationRule()
-    examine: str = "pixels"
+    images: ImageRule = ImageRule()
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the candidates
 
     @property
@@ -168,8 +167,8 @@ class WriteShard:
         if self.rule.asks:
             annotations = [(candidate.mask, candidate.boxes) for candidate in self.candidates]
             content += repr((ANNOTATIONS_VERSION, self.rule, annotations))
-        if self.examine != "pixels":
-            content += repr((HEADER_VERSION, self.examine))
+        if self.images != ImageRule():
+            content += repr(self.images)
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
     def without(self, left_out: Sequence[int]) -> Self:
@@ -179,7 +178,7 @@ class WriteShard:
         return self.candidates[number].path
 
     def stored(self, number: int) -> bytes:
-        return self._prepare(_read(self.source, self.candidates[number].path)).content
+        return prepare_image(_read(self.source, self.candidates[number].path), self.channels, self.images).content
 
     def run(self, destination: Path) -> ShardSummary:
         made = _Made()
@@ -189,7 +188,7 @@ class WriteShard:
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, table.shard_sha256, len(table), labelled)
         job = self._whole_key()
-        if self.examine == "pixels":
+        if self.images.examine == "pixels":
             made.examined.write(destination, self.name, shard, job)
         return ShardSummary(
             self.name, self.split, self.num_files, shard, f"{content_sum(made.digests):064x}", made.totals,
@@ -204,9 +203,8 @@ class WriteShard:
                 with held(number) as start_clock:
                     content = _read(self.source, candidate.path)
                     start_clock()
-                    image = self._prepare(content)
-                    size = image.width, image.height
-                    annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
+                    image = prepare_image(content, self.channels, self.images)
+                    annotations = self._annotations(candidate, content, image)
                     sha256 = hashlib.sha256(image.content)
                     made.examined.add(number, candidate.label, image, sha256.digest(), kept=kept)
             except ImageFault as fault:
@@ -222,9 +220,10 @@ class WriteShard:
             key = sample_key(candidate.path)
             yield NewSample(key, image.extension, image.content, record, candidate.label, annotations.mask)
 
-    def _prepare(self, content: bytes) -> PreparedImage:
-        image = prepare_by_header(content) if self.examine == "header" else None
-        return image or prepare_image(content, self.channels)
+    def _annotations(self, candidate: Candidate, content: bytes, image: PreparedImage) -> PreparedAnnotations:
+        size = image.width, image.height
+        sizes = (size,) if image.upright_size is None else (image.upright_size, size)
+        return prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, *sizes)
 
 
 @dataclass
@@ -264,9 +263,11 @@ def _record(
         "sha256": sha256,
     }
     if candidate.label != NO_LABEL:
-        several = isinstance(candidate.class_name, tuple)
-        record |= {"label": candidate.label}
-        record |= {"classes": list(candidate.class_name)} if several else {"class": candidate.class_name}
+        record["label"] = candidate.label
+        if isinstance(candidate.class_name, tuple):
+            record["classes"] = list(candidate.class_name)
+        else:
+            record["class"] = candidate.class_name
     if image.changes:
         record["changes"] = list(image.changes)
     if annotations.mask is not None:

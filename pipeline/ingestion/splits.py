@@ -75,7 +75,7 @@ def hash_splits(
         for start in range(0, len(files), BLOCK_FILES):
             block = files[start : start + BLOCK_FILES]
             numbers = readers.map(lambda file: _content_hash(source, file, seed), block)
-            splits |= {file.path: _split_at(number, fractions) for file, number in zip(block, numbers, strict=True)}
+            splits |= {file.path: split_at(number, fractions) for file, number in zip(block, numbers, strict=True)}
     return splits
 
 
@@ -89,7 +89,7 @@ def _content_hash(source: Source, file: SourceFile, seed: int) -> float:
     return int.from_bytes(digest[:6], "little") / (1 << 48)
 
 
-def _split_at(number: float, fractions: Mapping[str, float]) -> str:
+def split_at(number: float, fractions: Mapping[str, float]) -> str:
     end = 0.0
     for split, fraction in fractions.items():
         end += fraction

@@ -26,7 +26,8 @@ class ImageTotals:
 
     def add(self, image: PreparedImage) -> None:
         self._add_moments(image.mean, image.mean_square)
-        self.width, self.height = _with_side(self.width, image.width), _with_side(self.height, image.height)
+        _add_side(self.width, image.width)
+        _add_side(self.height, image.height)
         self.images += 1
         self.encoded_bytes += len(image.content)
 
@@ -63,12 +64,15 @@ def _added(ours: Sequence[float] | None, theirs: Sequence[float] | None) -> list
     return [one + other for one, other in zip(ours, theirs, strict=True)]
 
 
-def _with_side(sums: list[int], side: int) -> list[int]:
+def _add_side(sums: list[int], side: int) -> None:
     if not sums:
-        return [side] * 3
-    least, total, most = sums
-    return [side if side < least else least, total + side, side if side > most else most]
+        sums += (side, 0, side)
+    elif side < sums[0]:
+        sums[0] = side
+    elif side > sums[2]:
+        sums[2] = side
+    sums[1] += side
 
 
 def _extended(ours: list[int], theirs: list[int]) -> list[int]:
-    return [min(ours[0], theirs[0]), ours[1] + theirs[1], max(ours[2], theirs[2])] if ours else theirs
+    return [min(ours[0], theirs[0]), ours[1] + theirs[1], max(ours[2], theirs[2])] if ours else list(theirs)

@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -46,6 +46,7 @@ class _TarWriter:
         self._file = file
         self._sha256 = hashlib.sha256()
         self._position = 0
+        self._padding = b""  # after the last member, not yet added
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._records: list[tuple[int, ...]] = []
@@ -56,10 +57,10 @@ class _TarWriter:
         assert key and "." not in key and "/" not in key, f"`{key}` is not a key"
         content = _JSON.encode(sample.record).encode()
         member = f"{key}.{sample.extension}"
-        members = [(member, image), (f"{key}.json", content)]
+        image_offset = self._append(member, image)
+        json_offset = self._append(f"{key}.json", content)
         if sample.mask is not None:
-            members.append((f"{key}.{MASK_EXTENSION}", sample.mask))
-        image_offset, json_offset = self._append(members)[:2]
+            self._append(f"{key}.{MASK_EXTENSION}", sample.mask)
         self._names += member.encode()
         self._records.append(
             (image_offset, json_offset, len(image), len(content), zlib.crc32(image), sample.label, len(self._names))
@@ -67,31 +68,27 @@ class _TarWriter:
 
     def finish(self) -> ShardTable:
         """End the archive; its table."""
-        end = 2 * tarfile.BLOCKSIZE  # the marker that an uncut archive ends with
-        self._add_parts([bytes(end + -(self._position + end) % tarfile.RECORDSIZE)])
+        end = len(self._padding) + 2 * tarfile.BLOCKSIZE  # the marker that an uncut archive ends with
+        self._add(bytes(end + -(self._position + end) % tarfile.RECORDSIZE))
         self._write_out()
         records = np.array(self._records, dtype=RECORD)
         return ShardTable(records, bytes(self._names), self._position, self._sha256.hexdigest())
 
-    def _append(self, members: Sequence[tuple[str, bytes]]) -> list[int]:
-        """The offsets of the members' contents."""
-        offsets = []
-        for name, content in members:
-            header = member_header(name, len(content))
-            offsets.append(self._position + len(header))
-            self._add_parts((header, content, _PADDING[: -len(content) % tarfile.BLOCKSIZE]))
-        return offsets
-
-    def _add_parts(self, parts: Sequence[bytes]) -> None:
-        num_bytes = 0
-        for part in parts:
-            self._sha256.update(part)
-            num_bytes += len(part)
-        self._position += num_bytes
-        self._waiting += parts
-        self._waiting_bytes += num_bytes
+    def _append(self, name: str, content: bytes) -> int:
+        """The offset of the content."""
+        self._add(self._padding + member_header(name, len(content)))
+        offset = self._position
+        self._add(content)
+        self._padding = _PADDING[: -len(content) % tarfile.BLOCKSIZE]
         if self._waiting_bytes >= _WRITE_BYTES or len(self._waiting) >= _WRITE_PARTS:
             self._write_out()
+        return offset
+
+    def _add(self, part: bytes) -> None:
+        self._sha256.update(part)
+        self._waiting.append(part)
+        self._waiting_bytes += len(part)
+        self._position += len(part)
 
     def _write_out(self) -> None:
         """In one call: half the time of a call per image."""

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.ingestion.images import PreparedImage, decode_image, image_size, rgb_pixels
+from pipeline.ingestion.pixels.colour import UNCHANGED
 from pipeline.shards.decoding import ImageFault
 
 LOSSLESS = ("png", "npy")  # of an image that was re-encoded, extensions that say its pixels came through unchanged
@@ -56,7 +57,7 @@ def likeness(content: bytes) -> Likeness:
 
 def hashes_of_prepared(image: PreparedImage, sha256: bytes) -> np.ndarray:
     """One element of `HASHES`, the same as of its stored bytes, without decoding them where they show `pixels`."""
-    if image.changes and image.extension not in LOSSLESS:
+    if image.extension not in LOSSLESS and not all(change in UNCHANGED for change in image.changes):
         return likeness(image.content).hashes
     return hashes_of_pixels(rgb_pixels(image.pixels), sha256)
 

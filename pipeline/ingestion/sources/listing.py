@@ -110,9 +110,9 @@ class Source(Protocol):
 
 
 def named_like_image(path: str) -> bool:
-    name = path.rpartition("/")[2].lower()
+    name = path.rpartition("/")[2]
     # "._photo.jpg" is what macOS writes beside photo.jpg on foreign disks; it holds no image.
-    return not name.startswith("._") and os.path.splitext(name)[1] in IMAGE_SUFFIXES
+    return not name.startswith("._") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def looks_like_image(head: bytes) -> bool:
