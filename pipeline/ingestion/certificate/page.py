@@ -91,6 +91,8 @@ def _splits(splits: Facts) -> str:
 
 def _classes(facts: Facts, sheets: Sequence[Sheet]) -> str:
     splits = list(facts["splits"])
+    if facts["classes"] is None and not sheets:
+        return ""
     if facts["classes"] is None:
         cards = "".join(
             _card(sheet.name, {sheet.name: facts["splits"][sheet.name]["images"]}, sheet) for sheet in sheets
@@ -109,8 +111,8 @@ def _classes(facts: Facts, sheets: Sequence[Sheet]) -> str:
     rest = f'<p class="quiet">and {more:,} more classes, in certificate.json</p>' if more else ""
     skyline = class_skyline(facts["classes"], splits) if len(facts["classes"]) > 3 else ""
     return (
-        f'<h2>Classes</h2><p class="legend">{legend}</p>{skyline}<p class="quiet">Each class with its number of images '
-        f'and the first of them, cut to squares.</p><div class="classes">{cards}</div>{rest}'
+        f'<h2>Classes</h2><p class="legend">{legend}</p>{skyline}<p class="quiet">Each class with its number of images'
+        f'{" and the first of them, cut to squares" if sheets else ""}.</p><div class="classes">{cards}</div>{rest}'
     )
 
 
