@@ -27,7 +27,7 @@ MOST_SHEETS = 1000
 PAIRS_SHOWN = 12  # of a kind
 PAIR_SIDE = 160  # pixels
 LOSSLESS_BYTES = 1 << 20  # of pixels in all sheets, up to which they are PNG
-SIZES = ((20, 24, 72), (200, 14, 64), (MOST_SHEETS, 8, 48))  # up to so many sheets: cells, pixels a side
+SIZES = ((20, 24, 72), (200, 12, 64), (MOST_SHEETS, 6, 48))  # up to so many sheets: cells, pixels a side
 
 
 @dataclass(frozen=True)
