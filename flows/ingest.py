@@ -1,9 +1,10 @@
 """The ingestion flow: `prefect deployment run ingest/images --param source=DIR --param dest=DIR`."""
 
 from prefect import flow
+from prefect.artifacts import create_link_artifact
 from prefect.states import Completed, Failed, State
 
-from flows.control.progress import ingest_progress, ingest_words
+from flows.control.progress import certificate_words, ingest_progress, ingest_words
 from flows.orchestration.reporting import refused, reporter
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
@@ -28,4 +29,5 @@ def ingest(source: str, dest: str, set: list[str] = []) -> State:
         return refused(error)
     except IngestError as error:
         return Failed(message=str(error))
-    return Completed(message=ingest_words(report), data=dest)
+    create_link_artifact(report.certificate.absolute().as_uri(), link_text="certificate", description=report.verdict)
+    return Completed(message=f"{ingest_words(report)}; {certificate_words(report)}", data=dest)

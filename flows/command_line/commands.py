@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flows.command_line.runs import carried_out, controlled, finished, interrupts
 from flows.control.jobs import control
-from flows.control.progress import ingest_progress, ingest_words
+from flows.control.progress import certificate_words, ingest_progress, ingest_words
 from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
 from flows.planning import measured, plan_lines
@@ -45,6 +45,7 @@ def ingest_command(source: str, dest: str, overrides: list[str], say: Say) -> in
         say(str(error), error=True)
         return EXIT_FAILED
     say(ingest_words(report))
+    say(certificate_words(report))
     return EXIT_DONE
 
 

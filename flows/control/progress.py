@@ -149,3 +149,11 @@ def ingest_words(made: IngestReport) -> str:
         f"{made.directory}: {splits}; {made.num_classes} classes{annotated}; not taken: {rejected}; "
         f"{made.shards_written} shards written, {made.shards_kept} kept{tars}; fingerprint {made.fingerprint[:12]}"
     )
+
+
+def certificate_words(made: IngestReport) -> str:
+    """The verdict on a dataset and where its certificate is, in one line; leaks, where there are any, come first."""
+    leaks = ""
+    if made.num_leaking:
+        leaks = f"{made.num_leaking:,} images leak, into splits or datasets that models are judged on; "
+    return f"{leaks}certificate {made.certificate}: {made.verdict}"

@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from pipeline.ingestion.counts import ImageCounts
+from pipeline.ingestion.counts import CountedImages
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
 from pipeline.ingestion.images import (
     ImageRule,
@@ -122,7 +122,7 @@ class AdoptTar:
             tables.examined.write(destination, self.name, shard, job)
         return ShardSummary(
             self.name, self.split, self.num_files, shard, f"{content_sum(tables.digests):064x}", tables.totals,
-            rejected, counts=tables.counts, job=job,
+            rejected, counts=tables.counted.counts(), job=job,
         )  # fmt: skip
 
     def _rejected(self, member: str, reason: str, detail: str) -> Rejected:
@@ -150,7 +150,7 @@ class _TableOfTar:
     def __init__(self) -> None:
         self.records: list[tuple[int, ...]] = []
         self.digests: list[int] = []
-        self.totals, self.counts = ImageTotals(), ImageCounts()
+        self.totals, self.counted = ImageTotals(), CountedImages()
         self.examined = ExaminedImages()
         self._names = bytearray()
 
@@ -167,7 +167,7 @@ class _TableOfTar:
         self.records.append((member.offset, json.offset, member.bytes, json.bytes, checksum, label, len(self._names)))
         self.digests.append(sample_digest(sha256, label))
         self.totals.add(image)
-        self.counts.add(image)
+        self.counted.add(image)
 
     def finish(self, tar_bytes: int, tar_sha256: str) -> ShardTable:
         return ShardTable(np.array(self.records, dtype=RECORD), bytes(self._names), tar_bytes, tar_sha256)

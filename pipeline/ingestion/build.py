@@ -111,6 +111,7 @@ def _ingest(
         certificate=certificate.page,
         verdict=certificate.verdict,
         num_leaking=search.findings.num_leaking if search else 0,
+        tars=plan.tars,
     )
 
 

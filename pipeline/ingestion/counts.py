@@ -3,13 +3,11 @@
 Sizes are counted in steps of half an octave: class i holds 2^(i/2) to 2^((i+1)/2) pixels or bytes.
 """
 
-import io
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
-
-from PIL import Image, ImageCms
+from itertools import chain
 
 from pipeline.ingestion.images import PreparedImage
 
@@ -29,16 +27,6 @@ class ImageCounts:
     height: Counts = field(default_factory=dict)
     bytes: Counts = field(default_factory=dict)
 
-    def add(self, image: PreparedImage) -> None:
-        self.images += 1
-        _count(self.formats, [image.format])
-        _count(self.modes, [image.mode])
-        _count(self.changes, image.changes)
-        _count(self.profiles, profile_names(image.pixels))
-        _count(self.width, [step_of(image.width)])
-        _count(self.height, [step_of(image.height)])
-        _count(self.bytes, [step_of(len(image.content))])
-
     def merge(self, other: "ImageCounts") -> None:
         self.images += other.images
         for column in fields(self)[1:]:
@@ -47,25 +35,31 @@ class ImageCounts:
                 ours[name] = ours.get(name, 0) + count
 
 
-def step_of(size: int) -> str:
-    return str(math.floor(2 * math.log2(size) + 1e-9))
+class CountedImages:
+    """Collects the images of one shard, a tuple each, which costs a thousandth of decoding one."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[str, str, str | None, tuple[str, ...], int, int, int]] = []
+
+    def add(self, image: PreparedImage) -> None:
+        self._seen.append(
+            (image.format, image.mode, image.profile, image.changes, image.width, image.height, len(image.content))
+        )
+
+    def counts(self) -> ImageCounts:
+        if not self._seen:
+            return ImageCounts()
+        formats, modes, profiles, changes, *sizes = zip(*self._seen, strict=True)
+        named = (formats, modes, chain.from_iterable(changes), filter(None, profiles))
+        return ImageCounts(len(self._seen), *(_counted(names) for names in named), *map(_steps, sizes))
 
 
-def profile_names(pixels: object) -> list[str]:
-    """The name of the colour profile that the file carries, in a list; empty without one."""
-    profile = pixels.info.get("icc_profile") if isinstance(pixels, Image.Image) else None
-    return [_profile_name(profile)] if profile else []
+def _counted(names: Iterable[str]) -> Counts:
+    return dict(sorted(Counter(names).items()))
 
 
-@lru_cache(maxsize=64)
-def _profile_name(profile: bytes) -> str:
-    try:
-        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
-    except Exception:  # of a damaged profile
-        return "unreadable"
-    return " ".join(name.split())[:60] or "unnamed"
-
-
-def _count(counts: Counts, names: Iterable[str]) -> None:
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
+def _steps(sizes: Iterable[int]) -> Counts:
+    steps: Counter[int] = Counter()
+    for size, count in Counter(sizes).items():
+        steps[math.floor(2 * math.log2(size) + 1e-9)] += count
+    return {str(step): count for step, count in sorted(steps.items())}

@@ -15,16 +15,23 @@ import numpy as np
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
-from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
+from pipeline.ingestion.annotations import FoundAnnotations, find_annotations, require_no_masks
 from pipeline.ingestion.archives.opening import AdoptedTars, survey_tars
 from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
 from pipeline.ingestion.images import ImageRule
-from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
+from pipeline.ingestion.labels import (
+    Labels,
+    name_classes,
+    number_classes,
+    number_folders,
+    read_labels,
+    read_split_lists,
+)
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
 from pipeline.ingestion.sources.listing import Listing, Source, SourceFiles
-from pipeline.ingestion.sources.opening import list_source, narrowed, source_name
+from pipeline.ingestion.sources.opening import list_source, source_name
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.tars import label_rule, split_of_tar
 from pipeline.shards.index import SPLITS
@@ -36,10 +43,10 @@ from pipeline.storage.location import Location
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
 # Datasets of before lack them: they count where they are not the default.
 LATER_KEYS = (
-    *("masks", "mask_classes", "boxes", "tars", "split", "examine", "duplicates", "leakage_against"),
+    *("masks", "mask_classes", "boxes", "split", "examine", "duplicates", "leakage_against", "tars"),
     *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds"),
+    *("class_names", "image_column", "label_column"),
 )
-
 REWRITING_KEYS = ("colour", "max_side", "quality", "format")  # what they ask for makes new images
 
 
@@ -80,13 +87,15 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
     paths = listing.images.paths
     root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
-    labels = _labels(config, listing, paths, root)
-    if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
-        raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
-    annotations = find_annotations(config, paths, others)
-    groups = read_groups(config, paths, others) if config.split.group else {}
+    labels = _labels(config, listing, paths, root, source)
+    if config.class_names:
+        labels = name_classes(labels, config.class_names)
+    if listing.folders_are_classes:
+        require_no_masks(source, paths, config.masks)
+    annotations = find_annotations(config, paths, others, source)
+    groups = read_groups(config, paths, others, source) if config.split.group else {}
     if isinstance(config.splits, dict):
-        splits = read_split_lists(config.splits, paths, others)
+        splits = read_split_lists(config.splits, paths, others, source)
     else:
         splits = _splits_without_lists(opened, listing, root, groups, config)
     if groups:
@@ -96,15 +105,7 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
-        WriteShard(
-            name,
-            split,
-            narrowed(opened, candidates.paths),
-            candidates,
-            config.channels,
-            annotations.rule,
-            image_rule(config),
-        )  # fmt: skip
+        WriteShard(name, split, opened, candidates, config.channels, annotations.rule, image_rule(config))
         for name, split, candidates in ranges
     ]
     rejected = [*listing.rejected, *outside]
@@ -124,15 +125,27 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     return config.workers or available_cores()
 
 
-def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str) -> Labels:
+def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str, source: str) -> Labels:
     """From the labels file, else as the source itself says, else from folders."""
     if config.labels:
-        return read_labels(config.labels, paths, [entry.path for entry in listing.rejected])
+        labels = read_labels(config.labels, paths, [entry.path for entry in listing.rejected], source)
+        return _with_folders(labels, paths, root) if listing.folders_are_classes else labels
     if not listing.labels:
-        if not listing.folders_are_classes:
-            return Labels({}, None)
-        return number_folders(class_folders(paths, root))
+        return number_folders(class_folders(paths, root) if listing.folders_are_classes else {})
     return number_classes(listing.labels) if listing.classes is None else Labels(listing.labels, listing.classes)
+
+
+def _with_folders(labels: Labels, paths: Sequence[str], root: str) -> Labels:
+    """Splits of which the labels file names no image keep their class folders: ImageNet's train beside a flat val."""
+
+    def split(path: str) -> str:
+        return path[len(root) :].partition("/")[0]
+
+    listed = {split(path) for path in labels.by_path}
+    folders = class_folders([path for path in paths if split(path) not in listed], root)
+    if labels.label_sets is not None or not folders or not set(labels.classes or ()) <= set(folders.values()):
+        return labels
+    return number_folders({path: labels.classes[number] for path, number in labels.by_path.items()} | folders)
 
 
 def _splits_without_lists(
@@ -146,7 +159,8 @@ def _splits_without_lists(
         return said
     if groups:
         return hash_group_splits(groups, config.split_fractions, config.seed)
-    return hash_splits(source, listing.images, config.split_fractions, config.seed)
+    hashed = listing.stamps_are_hashes
+    return hash_splits(source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
 
 
 def _ranges_of_shards(
@@ -216,7 +230,8 @@ def _plan_tars(
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, image_rule(config)))
+        samples = surveys[tar].num_samples
+        jobs.append(AdoptTar(name, split, tar, samples, rule, config.channels, image_rule(config)))
     return IngestPlan(identify(source, config), jobs, [*beside, *outside], rule.classes, tars="adopt")
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
+from pipeline.errors import DISK_FULL
 from pipeline.ingestion.annotations import (
     AnnotationRule,
     FoundAnnotations,
@@ -17,7 +18,7 @@ from pipeline.ingestion.annotations import (
     PreparedAnnotations,
     prepare_annotations,
 )
-from pipeline.ingestion.counts import ImageCounts
+from pipeline.ingestion.counts import CountedImages, ImageCounts
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
 from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
 from pipeline.ingestion.isolation import held
@@ -152,6 +153,13 @@ class WriteShard:
     images: ImageRule = ImageRule()
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the candidates
 
+    def __getstate__(self) -> dict[str, object]:
+        """Sent to a worker, a source that lists what it holds goes with the places of this shard's files alone."""
+        state = dict(self.__dict__)
+        if hasattr(self.source, "narrowed"):
+            state["source"] = self.source.narrowed([candidate.path for candidate in self.candidates])
+        return state
+
     @property
     def num_files(self) -> int:
         return len(self.candidates)
@@ -196,7 +204,7 @@ class WriteShard:
             made.examined.write(destination, self.name, shard, job)
         return ShardSummary(
             self.name, self.split, self.num_files, shard, f"{content_sum(made.digests):064x}", made.totals,
-            made.rejected, made.mask_classes, made.counts, job,
+            made.rejected, made.mask_classes, made.counted.counts(), job,
         )  # fmt: skip
 
     def _samples(self, made: "_Made") -> Iterator[NewSample]:
@@ -218,7 +226,7 @@ class WriteShard:
                 continue
             made.digests.append(sample_digest(sha256.digest(), candidate.label, annotations.digested))
             made.totals.add(image)
-            made.counts.add(image)
+            made.counted.add(image)
             made.mask_classes = max(made.mask_classes, annotations.classes)
             record = _record(candidate, image, sha256.hexdigest(), annotations)
             key = sample_key(candidate.path)
@@ -238,7 +246,7 @@ class _Made:
     digests: list[int] = field(default_factory=list)
     totals: ImageTotals = field(default_factory=ImageTotals)
     mask_classes: int = 0
-    counts: ImageCounts = field(default_factory=ImageCounts)
+    counted: CountedImages = field(default_factory=CountedImages)
     examined: ExaminedImages = field(default_factory=ExaminedImages)
 
 
@@ -251,6 +259,8 @@ def _read(source: Source, path: str) -> bytes:
     try:
         content = source.read(path)
     except OSError as error:
+        if error.errno in DISK_FULL:  # of a spool; no file's fault
+            raise
         raise ImageFault("unreadable_file", error.strerror or str(error)) from None
     if not content:
         raise ImageFault("empty_file", "0 bytes")

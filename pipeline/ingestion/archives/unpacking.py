@@ -21,6 +21,7 @@ from pipeline.storage.location import Location
 from pipeline.storage.random_access import open_random
 
 UNPACKED_PREFIX = ".unpacked-"
+LOCK_NAME = "lock"  # of a folder
 PIECE_BYTES = 4 << 20
 
 
@@ -31,6 +32,7 @@ class Scratch:
         self.directory = directory
         self._made = False
         self._files: dict[Path, IO[bytes]] = {}
+        self._folder: tuple[Path, IO[bytes]] | None = None
 
     def __enter__(self) -> "Scratch":
         return self
@@ -40,14 +42,36 @@ class Scratch:
             file.truncate(0)  # frees the disk now, whoever in this process still has it open
             path.unlink(missing_ok=True)
             file.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder[0], ignore_errors=True)
+            self._folder[1].close()
         if self._made and not os.listdir(self.directory):
             self.directory.rmdir()
 
+    def folder(self) -> Path:
+        """An absolute folder for whatever a source lays out, by any process that works for this ingestion."""
+        if self._folder is None:
+            self._begin()
+            path = self.directory.absolute() / f"{UNPACKED_PREFIX}{os.getpid()}-tables"
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+            lock = open(path / LOCK_NAME, "wb")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._folder = path, lock
+        return self._folder[0]
+
+    def _begin(self) -> None:
+        new = not self.directory.exists()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.directory}: cannot be made ({error.strerror})") from None
+        self._made |= new
+        remove_unpacked(self.directory)
+
     def unpack(self, tar: Location) -> Path:
         """The plain tar that `tar` holds; InputError where it holds none, or the disk is full."""
-        self._made |= not self.directory.exists()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        remove_unpacked(self.directory)
+        self._begin()
         path, file = self._new_file()
         try:
             with open_random(tar) as packed, _opened(tar, packed) as plain:
@@ -82,9 +106,9 @@ def remove_unpacked(directory: Path) -> None:
     """Remove what killed ingestions left behind."""
     for path in directory.glob(f"{UNPACKED_PREFIX}*"):
         try:
-            with open(path, "rb") as file:
+            with open(path / LOCK_NAME if path.is_dir() else path, "ab") as file:  # NFS locks what may be written
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         except (BlockingIOError, FileNotFoundError):  # in use, or another was quicker
             pass
 

@@ -54,7 +54,7 @@ def certify(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> Ce
     if (known := _known_certificate(index.directory)) and known[0]["basis"] == basis:
         return Certificate(page, *known)
     facts = certificate_facts(index, config, evidence.summaries, evidence.rejected, evidence.search)
-    sheets = contact_sheets(index)
+    sheets = [] if evidence.search is None else contact_sheets(index)
     pictures = pair_pictures(facts, evidence.search)
     content = json.dumps(_public(facts), indent=1).encode() + b"\n"
     html = certificate_page(facts, sheets, pictures).encode("utf-8", "backslashreplace")

@@ -88,12 +88,12 @@ def colour_statistics(mean: Sequence[float] | None, std: Sequence[float] | None)
     names = ("red", "green", "blue") if len(mean) == 3 else tuple(f"channel {number}" for number in range(len(mean)))
     rows = []
     for name, centre, spread in zip(names, mean, std, strict=True):
-        low, high = max(0.0, centre - spread), min(1.0, centre + spread)
+        low, high, kind = max(0.0, centre - spread), min(1.0, centre + spread), name.split()[0]
         drawn = (
-            f'<line class="rule" x1="0" y1="8" x2="200" y2="8"/><line class="{name.split()[0]}" x1="{200 * low:.1f}" '
+            '<line class="rule" x1="0" y1="8" x2="200" y2="8"/>'
+            f'<line class="{kind}" x1="{200 * low:.1f}" y1="8" x2="{200 * high:.1f}" y2="8"/>'
+            f'<circle class="{kind}" cx="{200 * centre:.1f}" cy="8" r="5"/>'
         )
-        drawn += f'y1="8" x2="{200 * high:.1f}" y2="8"/>'
-        drawn += f'<circle class="{name.split()[0]}" cx="{200 * centre:.1f}" cy="8" r="5"/>'
         rows.append(
             f'<tr><td>{name}</td><td><svg class="spread" viewBox="-6 0 212 16" aria-hidden="true">{drawn}</svg></td>'
             f"<td class=number>{centre:.4f} ± {spread:.4f}</td></tr>"

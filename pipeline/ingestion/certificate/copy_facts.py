@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.ingestion.duplicates.copies import MOST_BITS
+from pipeline.ingestion.duplicates.findings import Findings, Leak
 from pipeline.ingestion.duplicates.likeness import MOST_DISTANCE, SMALL
 from pipeline.ingestion.duplicates.samples import OTHERS
 from pipeline.ingestion.duplicates.search import CopySearch
@@ -49,23 +50,23 @@ def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
         "removed": {
             "images": len(removed),
             "leaking": int((search.whole.leaking & search.removed).sum()),
-            "examples": examples.pairs(
-                (at, int(search.whole.partner[at]), search.whole.distance[at]) for at in removed
-            ),
+            "examples": examples.pairs(_with_partners(search.whole, removed)),
         },
         "examples": {
-            "leaks": examples.pairs((at, int(findings.partner[at]), findings.distance[at]) for at in leaking),
-            "contradictory_labels": examples.pairs(
-                (one, other, 0.0) for one, other in findings.contradictions.tolist()
-            ),
+            "leaks": examples.pairs(_with_partners(findings, leaking)),
+            "contradictory_labels": examples.pairs((*pair, 0.0) for pair in findings.contradictions.tolist()),
             "suspicious_labels": examples.pairs(sorted(suspicions, key=lambda pair: pair[2])),
-            "exact_copies": examples.pairs((at, int(findings.partner[at]), 0.0) for at in further),
+            "exact_copies": examples.pairs(_with_partners(findings, further)),
             "near_copies": examples.pairs(sorted(inside, key=lambda pair: pair[2])),
         },
     }  # fmt: skip
 
 
-def _leak(leak: Any, search: CopySearch) -> Facts:
+def _with_partners(findings: Findings, positions: Iterable[int]) -> Iterable[tuple[int, int, float]]:
+    return ((at, int(findings.partner[at]), float(findings.distance[at])) for at in positions)
+
+
+def _leak(leak: Leak, search: CopySearch) -> Facts:
     to = leak.to
     samples = search.dataset.samples
     return {

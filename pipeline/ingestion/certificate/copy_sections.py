@@ -68,6 +68,6 @@ def _image(image: Facts, pictures: Mapping[int, str]) -> str:
     drawn = f'<img src="{uri}" alt="" loading="lazy">' if uri else "not to be shown"
     split = image["split"]
     tag = f'<span class="tag {split if split in SPLITS else "other"}">{escape(split)}</span>'
-    name = escape(image.get("source") or image["key"] or "")
+    name = escape(image.get("source") or image["key"] or "").replace("/", "/<wbr>")
     label = f" <b>{escape(image['class'])}</b>" if "class" in image else ""
     return f'<figure><div class="frame">{drawn}</div><figcaption>{tag}{label}<br>{name}</figcaption></figure>'

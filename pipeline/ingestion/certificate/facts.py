@@ -145,12 +145,10 @@ def _rejected_facts(rejected: Sequence[Rejected]) -> Facts:
 def _not_examined(search: CopySearch | None, uncounted: int) -> list[str]:
     notes = []
     if uncounted:
-        notes.append(
-            f"formats, modes, changes and sizes of {uncounted:,} images: their shards are older than these counts"
-        )
+        notes.append(f"formats, modes, changes and sizes of {uncounted:,} images, whose shards an earlier version made")
     if search is None:
         return [*notes, "pixels: the ingestion was told `examine: header`, so damage inside of images and copies of "
-                "images were not looked for; `vit check --full` decodes every image"]  # fmt: skip
+                "images were not looked for, and there are no pictures; `vit check --full` decodes all"]  # fmt: skip
     copies = search.copies
     if copies.small:
         notes.append(

@@ -26,8 +26,8 @@ def certificate_page(facts: Facts, sheets: Sequence[Sheet], pictures: Mapping[in
             _verdict(facts["verdict"]),
             _tiles(facts),
             _splits(facts["splits"]),
-            _classes(facts, sheets),
             copy_sections(facts["copies"], pictures),
+            _classes(facts, sheets),
             _rejected(facts["rejected"]),
             _images(facts),
             _not_examined(facts["not_examined"]),
@@ -91,6 +91,8 @@ def _splits(splits: Facts) -> str:
 
 def _classes(facts: Facts, sheets: Sequence[Sheet]) -> str:
     splits = list(facts["splits"])
+    if facts["classes"] is None and not sheets:
+        return ""
     if facts["classes"] is None:
         cards = "".join(
             _card(sheet.name, {sheet.name: facts["splits"][sheet.name]["images"]}, sheet) for sheet in sheets
@@ -109,8 +111,8 @@ def _classes(facts: Facts, sheets: Sequence[Sheet]) -> str:
     rest = f'<p class="quiet">and {more:,} more classes, in certificate.json</p>' if more else ""
     skyline = class_skyline(facts["classes"], splits) if len(facts["classes"]) > 3 else ""
     return (
-        f'<h2>Classes</h2><p class="legend">{legend}</p>{skyline}<p class="quiet">Each class with its number of images '
-        f'and the first of them, cut to squares.</p><div class="classes">{cards}</div>{rest}'
+        f'<h2>Classes</h2><p class="legend">{legend}</p>{skyline}<p class="quiet">Each class with its number of images'
+        f'{" and the first of them, cut to squares" if sheets else ""}.</p><div class="classes">{cards}</div>{rest}'
     )
 
 
@@ -183,9 +185,9 @@ def _provenance(facts: Facts) -> str:
         for other in said["leakage_against"]
     ]
     config = [(key, value) for key, value in said["config"].items() if value not in (None, [], ())]
-    lines = "".join(f"<tr><th>{escape(key)}</th><td><code>{escape(str(value))}</code></td></tr>" for key, value in rows)
-    settings = "".join(
-        f"<tr><th>{escape(key)}</th><td><code>{escape(str(value))}</code></td></tr>" for key, value in config
+    lines, settings = (
+        "".join(f"<tr><th>{escape(key)}</th><td><code>{escape(str(value))}</code></td></tr>" for key, value in table)
+        for table in (rows, config)
     )
     return (
         f"<h2>Where it comes from</h2><table>{lines}</table>"
@@ -206,9 +208,9 @@ def _how_to_read(facts: Facts) -> str:
         "judged: of train in validation, test or a named evaluation dataset; of validation in test or such a dataset. "
         "A score on images that were trained on says little of new ones.</p>"
         f"{method}<p><b>Fingerprint.</b> A hash of all images, labels and annotations of each split, whatever their "
-        "order: two datasets with the same fingerprint hold the same. <code>vit check DATASET --full</code> computes "
-        "it again, and "
-        "finds this page if it was edited.</p><p><b>Findings</b> are what somebody should decide on before training; "
+        "order: two datasets with the same fingerprint hold the same. <code>vit check DATASET --full</code> "
+        "computes it again, and finds this page if it was edited.</p><p><b>Findings</b> are what to decide on before "
+        "training; "
         "<code>duplicates=remove</code> leaves leaking images and equal copies out. The same facts, with more "
         "examples, are in <code>certificate.json</code>; every file that was not taken is in "
         "<code>rejected.jsonl</code>.</p>"

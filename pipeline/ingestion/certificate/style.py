@@ -27,7 +27,8 @@ p{margin:.5em 0;max-width:46em}.quiet,figcaption,small{color:var(--quiet);font-s
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 14px}
 .tile b{display:block;font-size:1.45rem;font-variant-numeric:tabular-nums;line-height:1.25}
 .tile span{color:var(--quiet);font-size:.85rem}
-table{border-collapse:collapse;width:100%}td,th{padding:5px 10px 5px 0;text-align:left;vertical-align:top;
+table{border-collapse:collapse;width:100%}table{overflow-wrap:normal}code,li{overflow-wrap:anywhere}
+td,th{padding:5px 10px 5px 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line)}th{font-weight:600;font-size:.85rem;color:var(--quiet)}
 .number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 th.number{padding-right:10px}.share{width:38%;min-width:90px;padding-top:11px}
@@ -36,8 +37,8 @@ background:color-mix(in srgb,var(--line) 60%,transparent)}
 .bar i{display:block;min-width:1px}
 .train{background:var(--train);fill:var(--train)}.validation{background:var(--validation);fill:var(--validation)}
 .test{background:var(--test);fill:var(--test)}i.all{background:var(--all)}
-.legend span{display:inline-block;margin-right:16px;font-size:.88rem}.legend i{display:inline-block;width:11px;
-height:11px;
+.legend span{display:inline-block;margin-right:16px;font-size:.88rem}
+.legend i{display:inline-block;width:11px;height:11px;
 border-radius:3px;margin-right:6px}
 .skyline{display:block;width:100%;height:150px;margin:10px 0 4px}
 .classes{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:12px;margin-top:16px}
@@ -45,7 +46,7 @@ border-radius:3px;margin-right:6px}
 content-visibility:auto;contain-intrinsic-size:auto 130px}
 .class header{display:flex;justify-content:space-between;gap:10px;margin-bottom:6px}.class header b{min-width:0}
 .class header span{color:var(--quiet);font-size:.85rem;white-space:nowrap;font-variant-numeric:tabular-nums}
-.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(52px,1fr));gap:3px;margin-top:9px}
+.sheet{display:grid;grid-template-columns:repeat(6,1fr);gap:3px;margin-top:9px}
 .sheet i{display:block;aspect-ratio:1;border-radius:4px;background-repeat:no-repeat}
 .pixels .sheet i,.pixels img{image-rendering:pixelated}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:12px}
@@ -64,11 +65,12 @@ background:color-mix(in srgb,var(--line) 45%,transparent);overflow:hidden;color:
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:6px 36px}
 .spread{width:100%;max-width:212px;height:16px}.spread line{stroke:var(--all);stroke-width:5;stroke-linecap:round}
 .spread .rule{stroke:var(--line);stroke-width:2}.spread circle{fill:var(--all)}
-.spread .red{stroke:#cf5b56;fill:#cf5b56}.spread .green{stroke:#4f9d5d;fill:#4f9d5d}.spread .blue{stroke:#5280cc;
-fill:#5280cc}
+.spread .red{stroke:#cf5b56;fill:#cf5b56}.spread .green{stroke:#4f9d5d;fill:#4f9d5d}
+.spread .blue{stroke:#5280cc;fill:#5280cc}
 .spread circle{stroke:var(--card)!important;stroke-width:2}
 code{font:.86em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 details{margin:.6em 0}summary{cursor:pointer}li{margin:.2em 0}
 @media print{.class,.pair{break-inside:avoid;content-visibility:visible}body{background:#fff}}
-@media(max-width:480px){main{padding:20px 14px 48px}td,th{padding-right:7px}}
+@media(max-width:560px){.share{display:none}td,th{font-size:.86rem}.number{white-space:normal}
+main{padding:20px 14px 48px}td,th{padding-right:7px}}
 """

@@ -20,12 +20,12 @@ def verdict(facts: Facts) -> Facts:
 def _copy_findings(copies: Facts) -> list[str]:
     findings = []
     for leak in copies.get("leaks", ()):
-        share = f"{leak['images_there']:,} of its {leak['of_images_there']:,} images"
-        kinds = [f"{leak[kind]:,} {word}" for kind, word in (("exact", "with equal pixels"), ("near", "nearly"))
+        known = f"{leak['images_there']:,} of the {leak['of_images_there']:,} images there"
+        kinds = [f"{leak[kind]:,} {word}" for kind, word in (("exact", "with equal pixels"), ("near", "near copies"))
                  if leak[kind]]  # fmt: skip
         findings.append(
             f"{number(leak['images'], 'image')} of {leak['from']} leak{'s' * (leak['images'] == 1)} to {leak['to']} "
-            f"({', '.join(kinds)}; {share} are not new to the model)"
+            f"({', '.join(kinds)}; {known} are not new to the model)"
         )
     if count := copies.get("contradictory_labels"):
         findings.append(f"{number(count, 'pair')} of equal pixels with different labels")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.ingestion.images import PreparedImage, decode_image, image_size, rgb_pixels
+from pipeline.ingestion.pixels.colour import UNCHANGED
 from pipeline.shards.decoding import ImageFault
 
 LOSSLESS = ("png", "npy")  # of an image that was re-encoded, extensions that say its pixels came through unchanged
@@ -56,7 +57,7 @@ def likeness(content: bytes) -> Likeness:
 
 def hashes_of_prepared(image: PreparedImage, sha256: bytes) -> np.ndarray:
     """One element of `HASHES`, the same as of its stored bytes, without decoding them where they show `pixels`."""
-    if image.changes and image.extension not in LOSSLESS:
+    if image.extension not in LOSSLESS and not all(change in UNCHANGED for change in image.changes):
         return likeness(image.content).hashes
     return hashes_of_pixels(rgb_pixels(image.pixels), sha256)
 
@@ -93,7 +94,7 @@ def perceptual_hash(grey: np.ndarray) -> np.uint64:
     The constant term is left out of the median, and its bit is 0: brightness alone must not tell images apart.
     """
     frequencies = (_COSINES @ grey @ _COSINES.T).reshape(64)
-    bits = frequencies > np.median(frequencies[1:])
+    bits = frequencies > np.partition(frequencies[1:], 31)[31]  # the median of 63
     bits[0] = False
     return np.uint64(np.packbits(bits).view(">u8")[0])
 

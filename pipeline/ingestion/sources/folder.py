@@ -20,13 +20,17 @@ from pipeline.shards.decoding import ImageFault
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Every file below `root`."""
+    """Every file below `root`, or `only` some."""
 
     root: Path
+    only: tuple[str, ...] = ()
 
     def list_files(self) -> Listing:
         listing = Listing()
-        self._list_folder("", (), listing)
+        for name in self.only:
+            self._list_file(name, os.stat(self.root / name), listing)
+        if not self.only:
+            self._list_folder("", (), listing)
         return listing
 
     def read(self, path: str, num_bytes: int = -1) -> bytes:

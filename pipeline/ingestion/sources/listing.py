@@ -97,7 +97,8 @@ class Listing:
     labels: Mapping[str, str | int] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
-    folders_are_classes: bool = True  # where there are no labels: whether the folder of an image is its class
+    folders_are_classes: bool = True  # where there are no labels; the folders of tables and archives say nothing
+    stamps_are_hashes: bool = False  # of the content: images of equal sizes and stamps are equal
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, SourceFiles):

@@ -16,9 +16,16 @@ from pipeline.ingestion.sources.digits import DIGITS, DigitsSource
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing, Source
 from pipeline.ingestion.sources.objects import ObjectSource
+from pipeline.ingestion.sources.tables.arrow import find_parquet
+from pipeline.ingestion.sources.tables.columns import SaidColumns
+from pipeline.ingestion.sources.tables.idx import find_idx
+from pipeline.ingestion.sources.tables.opening import parquet_files, tables_within
 from pipeline.storage.location import Location, Url, is_url, joined, location
 
-KINDS = f"a source is a folder of images, a zip, tars ('path/{{0..9}}.tar'), a URL of any of them, or {DIGITS}"
+KINDS = (
+    "a source is a folder of images or tables, a parquet file, a zip, tars ('path/{0..9}.tar'), a URL of any of them, "
+    f"or {DIGITS}"
+)
 
 
 class Opened(NamedTuple):
@@ -41,9 +48,25 @@ class Opened(NamedTuple):
 
 
 def list_source(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
-    """InputError with what would do instead. A folder that holds no image but archives stands for them."""
+    """InputError with what would do instead. A folder that holds no image but archives or tables stands for them."""
     if _named_locally(source) != source:
         return list_source(_named_locally(source), config, scratch)
+    found = _list_files(source, config, scratch)
+    columns = SaidColumns(config.image_column, config.label_column)
+    if not isinstance(found.source, AdoptedTars):
+        files, listing = found
+        if isinstance(files, SampleSource) and not listing.images:
+            files = ArchiveSource(files.archives)  # by its files, for it holds no samples
+            listing = files.list_files()
+        if tables := tables_within(source, files, listing, columns, scratch):
+            return Opened(tables, tables.list_files(listing))
+    for key, column in columns._asdict().items():
+        if column is not None:
+            raise InputError(f"{source}: {key}_column: {column}: images in files have no columns; leave the key out")
+    return found
+
+
+def _list_files(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
     if names_archives(source):
         archives = open_archives(source, expand_archives(source), config.tars, scratch, config.workers)
         return Opened(archives, _listing_of(archives))
@@ -73,14 +96,13 @@ def open_source(source: str) -> Source:
         raise InputError(f"{source}: may not be read; ask its owner for access")
     if path.is_dir():
         return FolderSource(path)
+    if find_parquet([source]):
+        return parquet_files(source)
+    if path.is_file() and find_idx([path.name]):
+        raise InputError(f"{source}: one file of several; name its folder, where the labels lie, too")
     if path.exists():
         raise InputError(f"{source}: a file; {KINDS}")
     raise InputError(f"{source}: no such folder; {KINDS}")
-
-
-def narrowed(source: Source, paths: list[str]) -> Source:
-    """What reads these files alone: the source itself, where it is small."""
-    return source.narrowed(paths) if isinstance(source, ArchiveSource | ObjectSource) else source
 
 
 def source_name(source: str) -> str:
