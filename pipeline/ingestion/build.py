@@ -111,7 +111,6 @@ def _ingest(
         certificate=certificate.page,
         verdict=certificate.verdict,
         num_leaking=search.findings.num_leaking if search else 0,
-        tars=plan.tars,
     )
 
 
