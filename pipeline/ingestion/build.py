@@ -18,6 +18,8 @@ from pipeline.errors import InputError
 from pipeline.ingestion.annotations import mask_class_names
 from pipeline.ingestion.isolation import Limits, TooManyFaults, WorkerLost, in_isolation, memory_limit
 from pipeline.ingestion.journal import Journal, check_destination, open_journal
+from pipeline.ingestion.machines.dask_cluster import run_in_dask
+from pipeline.ingestion.machines.shard_groups import EngineLost, RunGroups, in_groups
 from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons, rejected_lines
 from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
@@ -53,8 +55,11 @@ class IngestReport:
     num_box_classes: int | None = None
 
 
-def ingest(source: str, destination: Path, config: IngestConfig, progress: Progress | None = None) -> IngestReport:
-    """Make the dataset `destination` from `source`, or finish it.
+def ingest(
+    source: str, destination: Path, config: IngestConfig, progress: Progress | None = None,
+    engine: RunGroups | None = None,
+) -> IngestReport:  # fmt: skip
+    """Make the dataset `destination` from `source`, or finish it; with an `engine`, on the machines that it has.
 
     InputError: wrong source, labels, splits or destination; nothing was written. IngestError: see there; what was
     finished stays, so a later run goes on from it.
@@ -68,7 +73,7 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
     except OSError as error:
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
-        summaries, num_written = _run_jobs(plan, destination, journal, config, progress or (lambda *_: None))
+        summaries, num_written = _run_jobs(plan, destination, journal, config, progress or (lambda *_: None), engine)
         rejected = [*plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
         write_file(destination / REJECTED_NAME, rejected_lines(rejected))
         _check_budget(plan, rejected, destination, config)
@@ -96,7 +101,12 @@ def _check_apart(source: str, destination: Path) -> None:
 
 
 def _run_jobs(
-    plan: IngestPlan, destination: Path, journal: Journal, config: IngestConfig, progress: Progress
+    plan: IngestPlan,
+    destination: Path,
+    journal: Journal,
+    config: IngestConfig,
+    progress: Progress,
+    engine: RunGroups | None,
 ) -> tuple[list[ShardSummary], int]:
     """The summary of every shard, in the order of the plan, and how many shards were made now."""
     keys = {job.name: job.key() for job in plan.jobs}
@@ -109,7 +119,7 @@ def _run_jobs(
     num_rejected = num_counted(plan.rejected) + sum(num_counted(summary.rejected) for summary in done.values())
     progress(num_files, plan.num_files, num_rejected)
     try:
-        with closing(_summaries(plan, destination, todo, config)) as summaries:
+        with closing(_summaries(plan, destination, todo, config, engine)) as summaries:
             for summary in summaries:
                 journal.add(keys[summary.name], summary)
                 done[summary.name] = summary
@@ -120,6 +130,8 @@ def _run_jobs(
                     break  # it can only grow; `_check_budget` says so
     except WorkerLost as error:
         raise IngestError(f"{error}, perhaps for lack of memory; fewer workers need less: --set workers=1") from None
+    except EngineLost as error:
+        raise IngestError(str(error)) from None
     except TooManyFaults as error:
         raise IngestError(
             f"images that end the process which decodes them ({error}) are more than max_rejected_fraction "
@@ -131,7 +143,7 @@ def _run_jobs(
 
 
 def _summaries(
-    plan: IngestPlan, destination: Path, jobs: Sequence[ShardJob], config: IngestConfig
+    plan: IngestPlan, destination: Path, jobs: Sequence[ShardJob], config: IngestConfig, engine: RunGroups | None
 ) -> Iterator[ShardSummary]:
     """In any order. The built-in digits are nobody's hostile files: they need no process of their own."""
     run = partial(_run_job, destination)
@@ -140,6 +152,10 @@ def _summaries(
     # The usual way past the budget ends with a list of the rejected; this is for a decoder that fails on everything.
     allowed = int(config.max_rejected_fraction * plan.num_images) + FAULTS_BEYOND_BUDGET
     limits = Limits(config.max_image_seconds, memory_limit(config.max_pixels))
+    if engine is None and isinstance(config.workers, str):
+        engine = partial(run_in_dask, config.workers)
+    if engine is not None:
+        return in_groups(engine, destination, jobs, limits, allowed)
     return in_isolation(run, jobs, num_workers(jobs, config), limits, allowed)
 
 

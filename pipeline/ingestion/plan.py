@@ -101,7 +101,12 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     """One where starting more would not pay."""
     if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
         return 1
-    return config.workers or available_cores()
+    return _processes(config)
+
+
+def _processes(config: IngestConfig) -> int:
+    """Of this machine, whose own work is not that of a cluster."""
+    return config.workers if isinstance(config.workers, int) else available_cores()
 
 
 def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str) -> Labels:
@@ -173,7 +178,7 @@ def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
         splits = {str(tar): split_of_tar(tar) for tar in tars}
     outside = [Rejected(str(tar), "outside_splits", "in no list") for tar in tars if str(tar) not in splits]
     tars = [tar for tar in tars if str(tar) in splits]
-    workers = config.workers or available_cores()
+    workers = _processes(config)
     pool = len(tars) > 1 and sum(tar.stat().st_size for tar in tars) >= POOL_FROM_BYTES
     surveys = {survey.path: survey for survey in in_processes(survey_tar, tars, workers if pool else 1)}
     rule = label_rule([surveys[tar] for tar in tars])
