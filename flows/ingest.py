@@ -9,8 +9,8 @@ from flows.orchestration.reporting import refused, reporter
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import InputError
-from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
+from pipeline.ingestion.making import IngestError
 
 
 @flow(name="ingest")

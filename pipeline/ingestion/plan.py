@@ -122,7 +122,7 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     """One where starting more would not pay."""
     if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
         return 1
-    return config.workers or available_cores()
+    return config.processes or available_cores()
 
 
 def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str, source: str) -> Labels:
@@ -220,7 +220,7 @@ def _plan_tars(
         splits = {str(tar): split_of_tar(tar) or "train" for tar in tars}
     outside = [Rejected(str(tar), "outside_splits", "in no list") for tar in tars if str(tar) not in splits]
     tars = [tar for tar in tars if str(tar) in splits]
-    surveys = {survey.tar: survey for survey in survey_tars(tars, config.workers)}
+    surveys = {survey.tar: survey for survey in survey_tars(tars, config.processes)}
     rule = label_rule([surveys[tar] for tar in tars])
     if not any(survey.num_samples for survey in surveys.values()):
         raise InputError(f"{source}: holds no samples; a sample is an image and its labels under one name")

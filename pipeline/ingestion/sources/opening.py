@@ -68,12 +68,12 @@ def list_source(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
 
 def _list_files(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
     if names_archives(source):
-        archives = open_archives(source, expand_archives(source), config.tars, scratch, config.workers)
+        archives = open_archives(source, expand_archives(source), config.tars, scratch, config.processes)
         return Opened(archives, _listing_of(archives))
     opened = open_source(source)
     listing = opened.list_files()
     if not listing.images and (inside := _archives_inside(source, listing)):
-        archives = open_archives(source, inside, config.tars, scratch, config.workers)
+        archives = open_archives(source, inside, config.tars, scratch, config.processes)
         within = _listing_of(archives)
         taken = {str(archive) for archive in inside}
         within.rejected += [entry for entry in listing.rejected if str(_inside(source, entry)) not in taken]
