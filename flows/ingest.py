@@ -1,7 +1,5 @@
 """The ingestion flow: `prefect deployment run ingest/images --param source=DIR --param dest=DIR`."""
 
-from pathlib import Path
-
 from prefect import flow
 from prefect.artifacts import create_link_artifact
 from prefect.states import Completed, Failed, State
@@ -20,13 +18,13 @@ def ingest(source: str, dest: str, set: list[str] = []) -> State:
     """Raw images to a checked dataset directory.
 
     Args:
-        source: a folder, a glob of tars, or sklearn:digits; absolute.
+        source: a folder, zips or tars, absolute; a URL of those; or sklearn:digits.
         dest: the dataset directory to make, absolute.
         set: settings of the ingestion, as key=value.
     """
     try:
         config = validate(IngestConfig, apply_overrides({}, parse_overrides(set)), "set")
-        report = build_dataset(source, Path(dest), config, progress=ingest_progress(reporter()))
+        report = build_dataset(source, dest, config, progress=ingest_progress(reporter()))
     except InputError as error:
         return refused(error)
     except IngestError as error:

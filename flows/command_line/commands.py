@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from flows.command_line.runs import carried_out, controlled, finished, interrupts
 from flows.control.jobs import control
@@ -41,7 +40,7 @@ Say = Callable[..., None]
 def ingest_command(source: str, dest: str, overrides: list[str], say: Say) -> int:
     config = validate(IngestConfig, apply_overrides({}, parse_overrides(overrides)), "--set")
     try:
-        report = build_dataset(source, Path(dest), config, progress=ingest_progress(say))
+        report = build_dataset(source, dest, config, progress=ingest_progress(say))
     except IngestError as error:
         say(str(error), error=True)
         return EXIT_FAILED

@@ -129,8 +129,16 @@ def ingest_progress(report: Callable[[str], None]) -> Progress:
     return show
 
 
+TARS_IN_WORDS = {
+    "adopt": "tars adopted where they lie",
+    "rewrite": "WebDataset tars written anew",
+    "archive": "tars read as folders of images",
+}
+
+
 def ingest_words(made: IngestReport) -> str:
     """What an ingestion did, in one line."""
+    tars = f"; {TARS_IN_WORDS[made.tars]} (tars={made.tars})" if made.tars else ""
     splits = ", ".join(f"{count:,} {split}" for split, count in made.samples.items())
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in made.rejected.items()) or "none"
     annotated = "".join(
@@ -139,7 +147,7 @@ def ingest_words(made: IngestReport) -> str:
     )  # fmt: skip
     return (
         f"{made.directory}: {splits}; {made.num_classes} classes{annotated}; not taken: {rejected}; "
-        f"{made.shards_written} shards written, {made.shards_kept} kept; fingerprint {made.fingerprint[:12]}"
+        f"{made.shards_written} shards written, {made.shards_kept} kept{tars}; fingerprint {made.fingerprint[:12]}"
     )
 
 

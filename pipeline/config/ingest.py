@@ -31,7 +31,20 @@ class IngestConfig(Config):
     `class` or `label`. Integers below 100,000 stay what they are; anything else is a class name, and the sorted names
     are numbered. A column `classes` or `labels` in its place gives several per image: lists in .jsonl ([]: none of the
     classes, null: no label), values joined by `;` elsewhere (an empty cell: no label). Null: the folder of an image,
-    below the split's, is its class, where there are at least two."""
+    below the split's, is its class, where there are at least two; so it is in a split that the file names nothing of,
+    where its classes are such folders."""
+
+    class_names: Path | None = None
+    """A text file with the name of class 0 in its first line, of class 1 in its second and so on, for sources whose
+    labels are numbers: idx, CIFAR without its meta file, tables without names, integers of `labels`."""
+
+    image_column: Text | None = None
+    """The column of a table (parquet, or saved by Hugging Face's datasets) that holds the images. Null: its only one of
+    type Image, else the only one of bytes; where there are several, this key says which."""
+
+    label_column: Text | None = None
+    """The column of a table that holds integers or class names. Null: its only one of type ClassLabel, else the one
+    called `class` or `label`; a table without any is unlabelled."""
 
     masks: Path | None = None
     """A folder with one mask per image, for segmentation: a .png of the image's path or name, grey or palette of 8
@@ -56,6 +69,14 @@ class IngestConfig(Config):
     """Share of the files that each split gets, where they are split by hash; adds up to 1."""
 
     split: SplitConfig = SplitConfig()
+
+    tars: Literal["adopt", "rewrite", "archive"] | None = None
+    """What becomes of tars. `adopt`: WebDataset's stay where they are, read in place; only tables are written.
+    `rewrite`: their images and labels (`.cls`, `.json`, `.txt`) are written anew: shuffled, upright, in shards of one
+    size. `archive`: their members are files of folders, and of several tars each tar's name is a folder. Null, by the
+    first tar: images in folders with no `.cls`, `.json` or `.txt` beside them are `archive`; anything else is
+    WebDataset's, `adopt`, or `rewrite` where a tar is compressed. Images alone, in several tars whose names do not
+    count up, may be either, and are asked about."""
 
     samples_per_shard: Count = 1000
     """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""

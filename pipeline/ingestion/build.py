@@ -5,6 +5,7 @@ last. So a re-run makes only the shards whose files changed or that are not ther
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -16,20 +17,22 @@ import PIL
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.annotations import mask_class_names
+from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.certificate.certify import Evidence, certify
 from pipeline.ingestion.duplicates.hash_file import FOLDER, hash_path
 from pipeline.ingestion.duplicates.search import CopySearch, ExaminedDataset, read_others, search_copies
 from pipeline.ingestion.isolation import Limits, TooManyFaults, WorkerLost, in_isolation, memory_limit
 from pipeline.ingestion.journal import Journal, check_destination, open_journal
-from pipeline.ingestion.plan import IngestPlan, num_workers, plan_ingest
+from pipeline.ingestion.plan import IngestPlan, identify, num_workers, plan_ingest
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons, rejected_lines
 from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
+from pipeline.ingestion.sources.opening import source_name
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.ingestion.tars import names_tars
 from pipeline.shards.atomic import remove_temporaries, sync_directory, write_file
 from pipeline.shards.fingerprint import dataset_fingerprint
 from pipeline.shards.index import INDEX_NAME, SPLITS, DatasetIndex, table_name, write_index
+from pipeline.storage.location import is_url, location
 
 REJECTED_NAME = "rejected.jsonl"
 FAULTS_BEYOND_BUDGET = 20
@@ -54,20 +57,31 @@ class IngestReport:
     shards_kept: int  # from an earlier run
     num_mask_classes: int | None = None  # None: without masks
     num_box_classes: int | None = None
+    tars: str | None = None  # adopt, rewrite or archive: what was done with them
     certificate: Path | None = None  # the page
     verdict: str = ""  # of the certificate, in a few words
     num_leaking: int = 0  # images with a copy where models are judged, that are still in the dataset
 
 
-def ingest(source: str, destination: Path, config: IngestConfig, progress: Progress | None = None) -> IngestReport:
+def ingest(
+    source: str, destination: str | Path, config: IngestConfig, progress: Progress | None = None
+) -> IngestReport:
     """Make the dataset `destination` from `source`, or finish it.
 
     InputError: wrong source, labels, splits or destination; nothing was written. IngestError: see there; what was
-    finished stays, so a later run goes on from it.
+    finished stays, so a later run goes on from it. FaultError: a store behind a URL does not answer; run it again.
     """
-    destination = Path(destination)
-    _check_apart(source, destination)
-    plan = plan_ingest(source, config)
+    directory = _local(destination)
+    _check_apart(source, directory)
+    check_destination(directory, identify(source, config))
+    with Scratch(directory) as scratch:
+        return _ingest(source, directory, config, progress, scratch)
+
+
+def _ingest(
+    source: str, destination: Path, config: IngestConfig, progress: Progress | None, scratch: Scratch
+) -> IngestReport:
+    plan = plan_ingest(source, config, scratch)
     others = read_others(config.leakage_against)
     check_destination(destination, plan.identity)
     try:
@@ -93,9 +107,11 @@ def ingest(source: str, destination: Path, config: IngestConfig, progress: Progr
         shards_kept=len(summaries) - len(work.made),
         num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
         num_box_classes=None if index.box_classes is None else len(index.box_classes),
+        tars=plan.tars,
         certificate=certificate.page,
         verdict=certificate.verdict,
         num_leaking=search.findings.num_leaking if search else 0,
+        tars=plan.tars,
     )
 
 
@@ -144,8 +160,21 @@ class _Work:
         return made
 
 
+def _local(destination: str | Path) -> Path:
+    """InputError for a URL, also one that has passed through a Path and lost a slash."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.]+:/", str(destination)) and is_url(
+        re.sub(":/+", "://", str(destination), count=1)
+    ):
+        raise InputError(
+            f"{destination}: a dataset is written to a local directory; name one, and copy it to a URL when it is "
+            "finished: it is read there, too"
+        )
+    return Path(location(destination))
+
+
 def _check_apart(source: str, destination: Path) -> None:
-    if source == DIGITS or names_tars(source) or not os.path.isdir(source):
+    source = source_name(source)
+    if source == DIGITS or not os.path.isdir(source):
         return
     if destination.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(f"{destination}: lies in the source {source}, which would then hold its shards; name another")

@@ -11,14 +11,16 @@ from pipeline.ingestion.splits import split_at
 from pipeline.shards.index import shortened
 
 
-def read_groups(config: IngestConfig, files: Sequence[str], others: Sequence[str] = ()) -> dict[str, str]:
+def read_groups(
+    config: IngestConfig, files: Sequence[str], others: Sequence[str] = (), source: str = ""
+) -> dict[str, str]:
     """File -> its group, of every file; InputError where one has none, or the key means nothing."""
     asked = config.split.group
     table = table_rows(config.labels) if config.labels else []
     columns = {column: None for _, row in table for column in row}
     if asked in columns:
         rows = {_name_of(row): str(row.get(asked) or "").strip() for _, row in table}
-        groups = match_files(rows, files, config.labels, others)
+        groups = match_files(rows, files, config.labels, others, source=source)
         found = f"{config.labels}: its column `{asked}` says"
     else:
         pattern = _pattern(asked, columns)

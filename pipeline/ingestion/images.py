@@ -32,6 +32,7 @@ from pipeline.shards.decoding import (
 
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 FORMAT_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+ARRAY_MODES = ("F", "CMYK")  # of a TIFF under `channels: keep`, which no .png can hold
 BITS_TAG = 258
 UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -140,7 +141,7 @@ def decode_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -
         return DecodedImage(upright, "TIFF", mode, None, ("upright",) if orientation in UPRIGHT else ())
     changes = []
     # An MPO's further frames are previews or the other eye, and every JPEG decoder shows the first.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
+    if image.format != "MPO" and _has_more_frames(image):
         changes.append("first frame")
     pixels = image
     if channels == "rgb":
@@ -191,6 +192,13 @@ def _orientation(image: Image.Image) -> int:
             return 1
 
 
+def _has_more_frames(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # damaged behind its first frame, which is there
+        return False
+
+
 def _extension(format: str, rule: ImageRule) -> str | None:
     """The extension under which a file of this format may stay; None where it must become another."""
     extension = KEPT_FORMATS.get(format)
@@ -219,9 +227,9 @@ def _upright_array(array: np.ndarray, orientation: int) -> np.ndarray:
 
 def _encode(pixels: Image.Image | np.ndarray, format: str, rule: ImageRule) -> tuple[bytes, str]:
     """(the bytes to store for pixels of a file of this format, their extension)"""
-    if isinstance(pixels, np.ndarray):
+    if isinstance(pixels, np.ndarray) or (pixels.mode in ARRAY_MODES and format == "TIFF"):
         buffer = io.BytesIO()
-        np.save(buffer, pixels, allow_pickle=False)
+        np.save(buffer, np.asarray(pixels), allow_pickle=False)
         return buffer.getvalue(), "npy"
     lossy = "jpg" if format in ("JPEG", "MPO") else "png"
     extension = lossy if rule.format is None else FORMAT_EXTENSIONS[rule.format]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import InputError
+from pipeline.ingestion.archives.unpacking import UNPACKED_PREFIX, remove_unpacked
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.hash_file import hash_path, read_hashes
 from pipeline.ingestion.rejected import Rejected
@@ -20,6 +21,7 @@ from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.atomic import TEMPORARY_PREFIX, remove_temporaries, sync_directory
 from pipeline.shards.index import Shard, shortened, table_name
+from pipeline.storage.location import joined, size_of
 
 JOURNAL_NAME = ".ingest.jsonl"
 
@@ -68,8 +70,8 @@ class Journal:
 
     def _is_there(self, shard: Shard) -> bool:
         try:
-            tar = os.stat(self._directory / (shard.location or shard.name))
-            return tar.st_size == shard.bytes and (self._directory / table_name(shard.name)).is_file()
+            size = size_of(joined(self._directory, shard.location or shard.name))
+            return size == shard.bytes and (self._directory / table_name(shard.name)).is_file()
         except OSError:
             return False
 
@@ -80,7 +82,7 @@ def check_destination(directory: Path, identity: Mapping[str, Any]) -> None:
         return
     if not directory.is_dir():
         raise InputError(f"{directory}: not a directory; name one that does not exist yet")
-    names = {name for name in os.listdir(directory) if not name.startswith(TEMPORARY_PREFIX)}
+    names = {name for name in os.listdir(directory) if not name.startswith((TEMPORARY_PREFIX, UNPACKED_PREFIX))}
     if names and JOURNAL_NAME not in names:
         raise InputError(f"{directory}: holds other files, such as {min(names)}; name one that does not exist yet")
     if not names:
@@ -110,6 +112,7 @@ def open_journal(directory: Path, identity: Mapping[str, Any]) -> Journal:
         file.close()
         raise InputError(f"{directory}: another ingestion is writing here; wait for it, or stop it") from None
     remove_temporaries(directory)
+    remove_unpacked(directory)
     whole = file.read().rfind(b"\n") + 1
     file.truncate(whole)
     if not whole:

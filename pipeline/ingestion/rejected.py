@@ -10,7 +10,9 @@ Reason = Literal[
     "not_an_image",  # neither its name nor its first bytes say image; a README, a labels file, Thumbs.db
     "duplicate",  # a copy of another image, left out because the config says `duplicates: remove`
     "outside_splits",  # an image in no split folder or list
-    "unreadable_file",  # the file system refuses it, or it is no regular file
+    "unreadable_file",  # the file system refuses it, or it is no regular file; of an archive: encrypted, a link ...
+    "unsafe_name",  # of an archive's entry: climbs out of it (`../`), or holds no path
+    "repeated_name",  # of an archive's entry: there again further on, and the last one stands
     "empty_file",
     "file_too_large",
     "unknown_format",

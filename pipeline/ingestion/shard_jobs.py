@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
+from pipeline.errors import DISK_FULL
 from pipeline.ingestion.annotations import (
     AnnotationRule,
     FoundAnnotations,
@@ -131,6 +132,10 @@ class CandidateRange(Sequence[Candidate]):
         return tuple, (list(self),)
 
     @property
+    def paths(self) -> list[str]:
+        return self._columns.files.paths[self._numbers.start : self._numbers.stop]
+
+    @property
     def num_bytes(self) -> int:
         return sum(self._columns.files.bytes[self._numbers.start : self._numbers.stop])
 
@@ -147,6 +152,13 @@ class WriteShard:
     rule: AnnotationRule = AnnotationRule()
     images: ImageRule = ImageRule()
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the candidates
+
+    def __getstate__(self) -> dict[str, object]:
+        """Sent to a worker, a source that lists what it holds goes with the places of this shard's files alone."""
+        state = dict(self.__dict__)
+        if hasattr(self.source, "narrowed"):
+            state["source"] = self.source.narrowed([candidate.path for candidate in self.candidates])
+        return state
 
     @property
     def num_files(self) -> int:
@@ -247,6 +259,8 @@ def _read(source: Source, path: str) -> bytes:
     try:
         content = source.read(path)
     except OSError as error:
+        if error.errno in DISK_FULL:  # of a spool; no file's fault
+            raise
         raise ImageFault("unreadable_file", error.strerror or str(error)) from None
     if not content:
         raise ImageFault("empty_file", "0 bytes")

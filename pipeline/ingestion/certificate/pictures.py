@@ -7,6 +7,7 @@ is a shuffled one.
 
 import base64
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,9 @@ def _first_of_splits(index: DatasetIndex, num_cells: int) -> Iterator[Chosen]:
 def _opened(content: bytes, side: int, *, whole: bool = False) -> Image.Image:
     """RGB; of a JPEG decoded no larger than needed. With `whole`, shrunk to fit into a square of `side`."""
     if content.startswith(b"\xff\xd8"):
-        image = Image.open(io.BytesIO(content), formats=("JPEG",))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata does not matter here
+            image = Image.open(io.BytesIO(content), formats=("JPEG",))
         if image.mode in ("L", "RGB"):
             image.draft(None, (2 * side, 2 * side))
         image = image.convert("RGB")
