@@ -82,7 +82,7 @@ def _ingest(
     source: str, destination: Path, config: IngestConfig, progress: Progress | None, scratch: Scratch
 ) -> IngestReport:
     plan = plan_ingest(source, config, scratch)
-    others = read_others(config.leakage_against)
+    others = read_others(config.leakage_against, destination)
     check_destination(destination, plan.identity)
     try:
         destination.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,6 @@ def _ingest(
         shards_kept=len(summaries) - len(work.made),
         num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
         num_box_classes=None if index.box_classes is None else len(index.box_classes),
-        tars=plan.tars,
         certificate=certificate.page,
         verdict=certificate.verdict,
         num_leaking=search.findings.num_leaking if search else 0,
