@@ -244,6 +244,9 @@ def test_small_images_are_searched_for_equal_pixels_alone_and_that_is_said(tmp_p
     _, said = made(tmp_path / "images", tmp_path / "dataset")
     assert [(leak["exact"], leak["near"]) for leak in said["copies"]["leaks"]] == [(1, 0)]
     assert any("6 images with a side below 64 pixels" in note for note in said["not_examined"])
+    (tmp_path / "images/test/equal.png").unlink()
+    report, said = made(tmp_path / "images", tmp_path / "without")
+    assert said["verdict"]["sound"] and "as far as it was examined: near copies of 5 images" in report.verdict
 
 
 def test_images_of_one_colour_are_nobodys_near_copies(tmp_path):
