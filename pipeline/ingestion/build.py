@@ -74,7 +74,7 @@ def _ingest(
     engine: RunGroups | None,
 ) -> IngestReport:  # fmt: skip
     plan = plan_ingest(source, config, scratch)
-    others = read_others(config.leakage_against)
+    others = read_others(config.leakage_against, destination)
     check_destination(destination, plan.identity)
     try:
         destination.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,6 @@ def _ingest(
         shards_kept=len(summaries) - len(maker.made),
         num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
         num_box_classes=None if index.box_classes is None else len(index.box_classes),
-        tars=plan.tars,
         certificate=certificate.page,
         verdict=certificate.verdict,
         num_leaking=search.findings.num_leaking if search else 0,
