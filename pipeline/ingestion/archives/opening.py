@@ -38,6 +38,8 @@ def open_archives(
     tars = tars or _decided(source, archives, plain)
     match tars:
         case "adopt":
+            if any(str(tar).startswith("memory://") for tar in archives):
+                raise InputError(f"{source}: what memory:// holds ends with this process; say --set tars=rewrite")
             return AdoptedTars(tuple(archives))
         case "rewrite":
             rule = label_rule(survey_tars(plain, workers))

@@ -31,7 +31,7 @@ from pipeline.ingestion.sources.listing import (
     keep_images,
     named_like_image,
 )
-from pipeline.ingestion.sources.read_ahead import ReadAhead
+from pipeline.ingestion.sources.read_ahead import sent_ahead
 from pipeline.ingestion.splits import SPLIT_FOLDERS, class_folders, folder_splits, root_folder
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.shard_file import LocalFile
@@ -105,8 +105,7 @@ def narrowed(archives: Sequence[Archive], table: np.ndarray, paths: Sequence[str
     numbers, rows["archive"] = np.unique(rows["archive"], return_inverse=True)
     rows.sort(order="path")
     source = ArchiveSource(tuple(archives[number] for number in numbers), rows)
-    far = any(isinstance(archive.where, Url) for archive in source.archives)
-    return ReadAhead(source, tuple(paths)) if far else source
+    return sent_ahead(source, paths, [archive.where for archive in source.archives])
 
 
 def read_entry(archive: Archive, row: np.void, num_bytes: int) -> bytes:

@@ -14,7 +14,7 @@ from pipeline.ingestion.sources.listing import (
     SourceFiles,
     keep_images,
 )
-from pipeline.ingestion.sources.read_ahead import ReadAhead
+from pipeline.ingestion.sources.read_ahead import sent_ahead
 from pipeline.shards.decoding import ImageFault
 from pipeline.storage.location import Url, files_below, read_range
 
@@ -48,4 +48,4 @@ class ObjectSource:
 
     def narrowed(self, paths: Sequence[str]) -> Source:
         """The same, with the next of these files on their way while one is worked on."""
-        return ReadAhead(self, tuple(paths))
+        return sent_ahead(self, paths, [self.root])

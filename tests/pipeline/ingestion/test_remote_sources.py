@@ -10,7 +10,10 @@ import pytest
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import FaultError, InputError
+from pipeline.ingestion.archives import source as archives
+from pipeline.ingestion.archives.source import ArchiveSource, archives_at
 from pipeline.ingestion.build import ingest
+from pipeline.ingestion.sources import objects, read_ahead
 from pipeline.ingestion.sources.objects import ObjectSource
 from pipeline.ingestion.sources.read_ahead import IN_FLIGHT, ReadAhead
 from pipeline.shards.check import check_dataset
@@ -19,7 +22,7 @@ from pipeline.shards.reader import ShardReader
 from pipeline.storage import location as locations
 from pipeline.storage.location import Url
 from tests.pipeline.ingestion.test_tar_archives import packed, samples
-from tests.pipeline.ingestion.test_zips import files_in, labels_by_path, rejected_of, write_zip
+from tests.pipeline.ingestion.test_zips import files_in, rejected_of, write_zip
 from tests.pipeline.pictures import class_folders, encoded, picture, shards_of, write_tar
 
 CONFIG = IngestConfig(samples_per_shard=7, split_fractions={"train": 1.0})
@@ -89,6 +92,7 @@ def test_a_folder_behind_a_url_gives_the_bytes_that_it_gives_on_a_disk(tmp_path,
     assert check_dataset(tmp_path / "remote", full=True) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zip", "tar", "tar.gz"])
 def test_an_archive_behind_a_url_gives_the_bytes_of_its_folder(tmp_path, folder, store, form):
     files = files_in(folder)
@@ -107,7 +111,9 @@ def test_an_archive_behind_a_url_gives_the_bytes_of_its_folder(tmp_path, folder,
     assert several.samples == report.samples
 
 
-def test_tars_are_adopted_where_they_lie_behind_a_url_and_read_from_there(tmp_path, store):
+@pytest.mark.slow
+def test_tars_are_adopted_where_they_lie_behind_a_url_and_read_from_there(tmp_path, s3):
+    store = s3
     for number in range(3):
         put(store, write_tar(tmp_path / f"set-{number}.tar", samples(5, number * 5)), f"tars/set-{number}.tar")
     url = f"{store[0]}/tars/set-{{0..2}}.tar"
@@ -208,21 +214,43 @@ def test_a_read_that_fails_fails_alone_and_any_order_will_do():
     assert [ahead.read(path) for path in ("c", "b", "a", "b", "other")] == [b"c", b"b", b"a", b"b", b"other"]
 
 
-def test_what_is_sent_to_a_worker_is_small_and_reads_there(memory):
+def test_a_worker_gets_its_files_alone_and_of_this_process_memory_their_bytes(memory):
     url, files = memory
     files.pipe({f"{url}/{number}.jpg": b"%d" % number for number in range(500)})
     source = ObjectSource(Url(url))
     assert len(source.list_files().images) == 500
-    job = source.narrowed(["3.jpg", "4.jpg"])
-    assert job.read("3.jpg") == b"3"
-    sent = pickle.dumps(job)
-    assert len(sent) < 1000 and pickle.loads(sent).read("4.jpg") == b"4"
+    job = source.narrowed(["3.jpg", "4.jpg", "none.jpg"])
+    there = pickle.loads(sent := pickle.dumps(job))
+    files.rm(url, recursive=True)
+    assert len(sent) < 2000 and (there.read("4.jpg"), there.read("3.jpg", 0)) == (b"4", b"")
+    with pytest.raises(FileNotFoundError):
+        there.read("none.jpg")
+    assert len(pickle.dumps(ObjectSource(Url("s3://b/x")).narrowed(["3.jpg", "4.jpg"]))) < 1000
+
+
+def test_large_files_are_not_read_ahead(monkeypatch):
+    monkeypatch.setattr(read_ahead, "AHEAD_BYTES", 1000)
+    source = Waiting(1)
+    ahead = ReadAhead(source, tuple("x" * 600 + str(number) for number in range(20)))
+    for number in range(10):
+        ahead.read("x" * 600 + str(number))
+    assert len(source.reads) == 10
+
+
+def test_files_that_are_read_here_and_there_are_not_read_ahead():
+    ahead = ReadAhead(source := Waiting(1), tuple(map(str, range(100))))
+    assert [ahead.read(path) for path in ("50", "20", "90")] == [b"50", b"20", b"90"]
+    assert sorted(source.reads) == ["20", "50", "90"]
+
+
+def test_tars_in_memory_are_not_adopted(tmp_path, memory):
+    url = put(memory, write_tar(tmp_path / "a.tar", samples(3)))
+    with pytest.raises(InputError, match="ends with this process; say --set tars=rewrite"):
+        ingest(url, tmp_path / "dataset", CONFIG)
+    assert ingest(url, tmp_path / "dataset", CONFIG.model_copy(update={"tars": "rewrite"})).samples == {"train": 3}
 
 
 def test_each_image_behind_a_url_is_one_request(tmp_path, folder, s3, monkeypatch):
-    from pipeline.ingestion.archives import source as archives
-    from pipeline.ingestion.sources import objects
-
     requests = []
 
     def counted(where, offset, size):
@@ -231,17 +259,13 @@ def test_each_image_behind_a_url_is_one_request(tmp_path, folder, s3, monkeypatc
 
     monkeypatch.setattr(archives, "read_range", counted)
     monkeypatch.setattr(objects, "read_range", counted)
-    images = [(name, content) for name, content in files_in(folder) if name.endswith((".jpg", ".png"))]
-    config = IngestConfig(split_fractions={"train": 1.0}, splits={"train": tmp_path / "list"})
-    (tmp_path / "list").write_text("\n".join(name for name, _ in images))
-    for form in ("zip", "folder"):
+    files = files_in(folder / "bee")
+    for source in (
+        ArchiveSource(archives_at([Url(put(s3, write_zip(tmp_path / "a.zip", files, 8)))])),
+        ObjectSource(Url(put(s3, folder / "bee", "bee"))),
+    ):
+        paths = source.list_files().images.paths
         requests.clear()
-        if form == "zip":
-            url = put(s3, write_zip(tmp_path / "a.zip", images, 8))
-        else:
-            for name, content in images:
-                s3[1].pipe(f"{s3[0]}/images/{name}", content)
-            url = f"{s3[0]}/images"
-        report = ingest(url, tmp_path / form, config)
-        assert report.samples == {"train": len(images)} and len(requests) == len(images)
-    assert set(labels_by_path(tmp_path / "zip").values()) == {("train", "ant"), ("train", "bee")}
+        job = source.narrowed(paths)
+        assert {path: job.read(path) for path in paths} == dict(files)
+        assert len(requests) == len(files)
