@@ -110,7 +110,7 @@ def narrowed(archives: Sequence[Archive], table: np.ndarray, paths: Sequence[str
 
 def read_entry(archive: Archive, row: np.void, num_bytes: int) -> bytes:
     """The first bytes of the entry at `row`, or all; OSError, ImageFault."""
-    if num_bytes < 0 and row["bytes"] > MAX_FILE_BYTES:
+    if num_bytes < 0 and max(row["bytes"], row["stored"]) > MAX_FILE_BYTES:
         raise ImageFault("file_too_large", f"more than {MAX_FILE_BYTES} bytes")
     pread = _pread(archive)
     if is_zip(archive.name):

@@ -10,6 +10,7 @@ import gzip
 import lzma
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ class Scratch:
 
     def __exit__(self, *exception: object) -> None:
         for path, file in self._files.items():
+            file.truncate(0)  # frees the disk now, whoever in this process still has it open
             path.unlink(missing_ok=True)
             file.close()
         if self._folder is not None:
@@ -70,9 +72,7 @@ class Scratch:
     def unpack(self, tar: Location) -> Path:
         """The plain tar that `tar` holds; InputError where it holds none, or the disk is full."""
         self._begin()
-        path = self.directory / f"{UNPACKED_PREFIX}{os.getpid()}-{len(self._files)}-{tar.name}"
-        file = self._files[path] = open(path, "wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        path, file = self._new_file()
         try:
             with open_random(tar) as packed, _opened(tar, packed) as plain:
                 shutil.copyfileobj(plain, file, PIECE_BYTES)
@@ -87,6 +87,19 @@ class Scratch:
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise _damaged(tar, error) from None
         return path
+
+    def _new_file(self) -> tuple[Path, IO[bytes]]:
+        while True:
+            descriptor, name = tempfile.mkstemp(dir=self.directory, prefix=UNPACKED_PREFIX, suffix=".tar")
+            file = open(descriptor, "wb")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.exists(name):
+                    self._files[Path(name)] = file
+                    return Path(name), file
+            except BlockingIOError:
+                pass
+            file.close()  # another ingestion came between the two lines, and took it for left behind
 
 
 def remove_unpacked(directory: Path) -> None:

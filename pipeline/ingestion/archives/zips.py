@@ -48,7 +48,9 @@ def zip_entries(file: PathFile | UrlFile, shown: str) -> Iterator[Entry]:
         at += name_bytes + extra_bytes + comment_bytes
         seen += 1
         if not name.endswith(b"/"):
-            yield _entry(values, name, extra, before)
+            entry = _entry(values, name, extra, before)
+            outside = entry.offset + entry.stored > file.size
+            yield entry._replace(fault="lies outside of the zip, which is damaged") if outside else entry
     if at != len(directory) or seen & _FULL_SHORT != count & _FULL_SHORT:
         raise InputError(f"{shown}: its directory holds {seen} entries of {count}; it is damaged, fetch it again")
 
