@@ -22,11 +22,12 @@ import xxhash
 from pipeline.errors import InputError
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.columns import Columns, SaidColumns, choose_columns, image_bytes
+from pipeline.ingestion.sources.tables.columns import Columns, choose_columns, image_bytes
 from pipeline.ingestion.sources.tables.listing import HASH_BITS, MOST_LABEL, add_row, numbered_classes, row_path
+from pipeline.ingestion.sources.tables.names import SaidColumns, saved_folders
 from pipeline.ingestion.sources.tables.rows import Rows, spooled
 
-PARQUET, STREAM = ".parquet", ".arrow"
+STREAM = ".arrow"
 BATCH_BYTES, MAX_BATCH_ROWS = 16 << 20, 4096
 SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -35,17 +36,6 @@ SPLIT_WORDS = {
 }  # fmt: skip
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 NO_BYTES = -1  # in an index: the row holds no image
-
-
-def find_parquet(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name.lower().endswith(PARQUET)]
-
-
-def saved_folders(names: Sequence[str]) -> list[str]:
-    """The folders of saved datasets, with a final slash, or empty for the source itself."""
-    known = set(names)
-    folders = [name.removesuffix("state.json") for name in names if name.rpartition("/")[2] == "state.json"]
-    return sorted(folder for folder in folders if f"{folder}dataset_info.json" in known)
 
 
 def find_saved(root: Path, names: Sequence[str]) -> list[str]:

@@ -10,11 +10,10 @@ from typing import Literal
 from pipeline.errors import InputError
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.arrow import find_parquet, find_saved, list_arrow, locate_arrow
 from pipeline.ingestion.sources.tables.cifar import find_cifar, list_cifar, locate_cifar
-from pipeline.ingestion.sources.tables.columns import UNSAID, SaidColumns
 from pipeline.ingestion.sources.tables.idx import find_idx, list_idx, locate_idx
 from pipeline.ingestion.sources.tables.listing import reject_rest, row_of_path
+from pipeline.ingestion.sources.tables.names import UNSAID, SaidColumns, find_parquet
 from pipeline.ingestion.sources.tables.rows import Rows
 
 Kind = Literal["idx", "CIFAR", "parquet", "saved"]
@@ -71,6 +70,10 @@ class TableSource:
             case "CIFAR":
                 list_cifar(self.root, names, listing, self.columns.label)
             case "parquet" | "saved":
+                from pipeline.ingestion.sources.tables.arrow import (
+                    list_arrow,  # pyarrow, for those who have such tables
+                )
+
                 list_arrow(self.root, tables_of_kind(self.root, self.kind, names), listing, self.columns)
 
 
@@ -83,6 +86,8 @@ def tables_of_kind(root: Path, kind: Kind, names: Sequence[str]) -> list[str]:
         case "parquet":
             return find_parquet(names)
         case "saved":
+            from pipeline.ingestion.sources.tables.arrow import find_saved
+
             return find_saved(root, names)
 
 
@@ -95,4 +100,6 @@ def _located(path: Path, size: int, modified: int, kind: Kind, scratch: Path, co
         case "CIFAR":
             return locate_cifar(path, scratch)
         case "parquet" | "saved":
+            from pipeline.ingestion.sources.tables.arrow import locate_arrow
+
             return locate_arrow(path, scratch, columns)

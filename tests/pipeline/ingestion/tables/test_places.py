@@ -89,6 +89,22 @@ def test_damage_behind_a_url_is_said_by_its_url(tmp_path):
     assert not (tmp_path / "dataset").exists()
 
 
+def test_whoever_has_no_arrow_tables_does_not_wait_for_pyarrow(tmp_path):
+    make(tmp_path / "set", "idx")
+    code = f"""
+import sys
+from pathlib import Path
+from pipeline.config.ingest import IngestConfig
+from pipeline.ingestion.archives.unpacking import Scratch
+from pipeline.ingestion.sources.opening import list_source
+with Scratch(Path({str(tmp_path / "dataset")!r})) as scratch:
+    source, listing = list_source({str(tmp_path / "set")!r}, IngestConfig(), scratch)
+    source.read(listing.images[0].path)
+assert "pyarrow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_destination_that_cannot_be_made_is_an_input_error(tmp_path):
     make(tmp_path / "set", "parquet")
     (tmp_path / "file").write_text("")
