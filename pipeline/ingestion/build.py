@@ -131,6 +131,8 @@ def _run_jobs(
     done = {job.name: kept for job in plan.jobs if (kept := journal.finished(job.name, keys[job.name]))}
     todo = [job for job in plan.jobs if job.name not in done]
     if todo:
+        if plan.lay_out is not None:
+            plan.lay_out()
         (destination / INDEX_NAME).unlink(missing_ok=True)  # the shards under an old index are about to change
         sync_directory(destination)
     num_files = len(plan.rejected) + sum(summary.files for summary in done.values())

@@ -29,6 +29,7 @@ from pipeline.ingestion.sources.tables.rows import Rows, spooled
 
 STREAM = ".arrow"
 BATCH_BYTES, MAX_BATCH_ROWS = 16 << 20, 4096
+BUFFER_BYTES = 1 << 20  # a column of a row group is read through it, not whole
 SPLIT_WORDS = {
     "train": "train", "training": "train",
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -72,14 +73,16 @@ class _Opened(NamedTuple):
 
 @contextmanager
 def _opened(path: Path, mapped: pa.MemoryMappedFile | None = None) -> Iterator[_Opened]:
-    """A table, mapped so that a row group or file larger than the memory passes. InputError where it is damaged."""
+    """A table, read in batches, whatever the size of a row group. InputError where it is damaged."""
     try:
         if path.suffix.lower() == STREAM:
             _require_end(path)
             with pa.ipc.open_stream(mapped or pa.memory_map(str(path))) as stream:
                 yield _Opened(stream.schema, lambda columns: stream)
         else:
-            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            with pq.ParquetFile(
+                path, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True
+            ) as file:
                 yield _Opened(file.schema_arrow, partial(_parquet_batches, file))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:

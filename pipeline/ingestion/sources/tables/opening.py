@@ -61,7 +61,7 @@ def tables_within(
         raise InputError(f"{source}: holds {both}; name the folder of one kind")
     folder = scratch.folder()
     if isinstance(files, FolderSource):
-        return TableSource(files.root.absolute(), kinds[0], folder, columns, str(files.root))
+        return TableSource(files.root.absolute(), kinds[0], folder, columns, str(files.root), files.only)
     _fetch(source, files, _needed(kinds[0], names), folder / "fetched")
     return TableSource(folder / "fetched", kinds[0], folder, columns, source)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.ingestion.sources.tables.rows import Rows
 Kind = Literal["idx", "CIFAR", "parquet", "saved"]
 WORDS = {"idx": "idx files", "CIFAR": "batches of CIFAR", "parquet": "parquet files", "saved": "saved datasets"}
 CACHED_TABLES = 4096
+THREADS = 4  # unpack tables at once
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class TableSource:
     scratch: Path
     columns: SaidColumns = UNSAID
     name: str = ""
+    only: tuple[str, ...] = ()  # the tables, where not all
 
     def list_files(self, beside: Listing | None = None) -> Listing:
         """Reads every table once; InputError where one is damaged. `beside` is the listing of the folder's files."""
@@ -48,6 +51,15 @@ class TableSource:
         known = {*tables_of_kind(self.root, self.kind, names), *(entry.path for entry in listing.rejected)}
         reject_rest(listing, (name for name in names if name not in known), "holds no images")
         return listing
+
+    def lay_out(self) -> None:
+        """Make the spools, here and not where images are decoded: to unpack a table may take more memory and time than
+        an image may. OSError of a full disk."""
+        entries = FolderSource(self.root, self.only).list_files().rejected
+        names = [entry.path for entry in entries if entry.reason == "not_an_image"]
+        with ThreadPoolExecutor(THREADS) as threads:
+            for _ in threads.map(self._rows, tables_of_kind(self.root, self.kind, names)):
+                pass
 
     def read(self, path: str, num_bytes: int = -1) -> bytes:
         table, number = row_of_path(path)

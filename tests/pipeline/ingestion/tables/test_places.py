@@ -19,6 +19,8 @@ from pipeline.errors import InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.archives.unpacking import Scratch, remove_unpacked
 from pipeline.ingestion.build import ingest
+from pipeline.ingestion.sources.opening import list_source
+from pipeline.ingestion.sources.tables import source as tables
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.tables.test_arrow import contents, saved, write_parquet
 from tests.pipeline.ingestion.tables.test_cifar import write_cifar10
@@ -103,6 +105,28 @@ with Scratch(Path({str(tmp_path / "dataset")!r})) as scratch:
 assert "pyarrow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["idx", "parquet", "saved", "python"])
+def test_workers_find_what_they_read_laid_out(tmp_path, kind):
+    """A worker that had to unpack a table would lay its memory and time to the image that it asked for."""
+    make(tmp_path / "set", kind)
+    with Scratch(tmp_path / "dataset") as scratch:
+        source, listing = list_source(str(tmp_path / "set"), IngestConfig(), scratch)
+        source.lay_out()
+        made = {path: path.stat().st_mtime_ns for path in scratch.folder().iterdir()}
+        assert (len(made) > 1) == (kind != "saved")  # which is read where it lies
+        tables._located.cache_clear()  # as in another process
+        assert all(source.read(file.path) for file in listing.images)
+        assert {path: path.stat().st_mtime_ns for path in scratch.folder().iterdir()} == made
+
+
+def test_a_finished_dataset_lays_nothing_out_again(tmp_path, monkeypatch):
+    make(tmp_path / "set", "parquet")
+    ingest(str(tmp_path / "set"), tmp_path / "dataset", IngestConfig())
+    monkeypatch.delattr(tables.TableSource, "read")
+    monkeypatch.setattr(tables, "_located", None)
+    assert ingest(str(tmp_path / "set"), tmp_path / "dataset", IngestConfig()).shards_written == 0
 
 
 def test_a_destination_that_cannot_be_made_is_an_input_error(tmp_path):
