@@ -17,7 +17,7 @@ def ingest(source: str, dest: str, set: list[str] = []) -> State:
     """Raw images to a checked dataset directory.
 
     Args:
-        source: a folder, a glob of tars, or sklearn:digits; absolute.
+        source: a folder, zips or tars, absolute; a URL of those; or sklearn:digits.
         dest: the dataset directory to make, absolute.
         set: settings of the ingestion, as key=value.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.stages import read_run_config
-from pipeline.ingestion.build import IngestReport
+from pipeline.ingestion.build import IngestReport, Progress
 from pipeline.loading.verdict import observed_verdict
 from pipeline.progress import Position, read_position
 from pipeline.run_directory import RunDirectory
@@ -113,18 +113,18 @@ def progress_line(entry: dict[str, Any], last_step: int) -> str:
     )
 
 
-def ingest_progress(report: Callable[[str], None]) -> Callable[[int, int], None]:
+def ingest_progress(report: Callable[[str], None]) -> Progress:
     """A progress callback for `ingest` that reports at most one line per `LINE_SECONDS`."""
     started = shown_at = time.monotonic()
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int, rejected: int) -> None:
         nonlocal shown_at
         now = time.monotonic()
         if now - shown_at >= LINE_SECONDS:
             shown_at = now
             speed = done / (now - started)
             left = f"  {(total - done) / speed:,.0f} s left" if done else ""
-            report(f"{done:,} of {total:,} files  {speed:,.0f} files/s{left}")
+            report(f"{done:,} of {total:,} files  {speed:,.0f} files/s  {rejected:,} rejected{left}")
 
     return show
 

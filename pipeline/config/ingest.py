@@ -1,5 +1,6 @@
 """The config of `vit ingest`: how raw images become a dataset directory."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -7,7 +8,18 @@ from pydantic import Field, field_validator, model_validator
 
 from models.schema import MOST, Config, Count, Fraction, Text
 
+READABLE_PIXELS = 89_478_485  # what readers of datasets take, pipeline/shards/decoding.py
+
 Split = Literal["train", "validation", "test"]
+
+
+class SplitConfig(Config):
+    """What a split must not tear apart."""
+
+    group: Text | None = None
+    """What images that belong together share, such as a patient, a site or a video: a column of the labels file, or a
+    regular expression whose first group in parentheses is found in their path, as `patient([0-9]+)`. A group is in one
+    split: by a hash of its name where images are split by hash; folders or lists that tear one apart are refused."""
 
 
 class IngestConfig(Config):
@@ -64,6 +76,8 @@ class IngestConfig(Config):
     WebDataset's, `adopt`, or `rewrite` where a tar is compressed. Images alone, in several tars whose names do not
     count up, may be either, and are asked about."""
 
+    split: SplitConfig = SplitConfig()
+
     samples_per_shard: Count = 1000
     """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""
 
@@ -73,6 +87,46 @@ class IngestConfig(Config):
     channels: Literal["rgb", "keep"] = "rgb"
     """`rgb`: whatever plain decoding would get wrong is re-encoded: transparency on white, 16 bit as 8 bit. `keep`:
     channels and depth stay as they are, and .npy arrays are taken."""
+
+    examine: Literal["pixels", "header"] = "pixels"
+    """`pixels`: every image is decoded to its last pixel. `header`: an image that needs no rule keeps its bytes on the
+    word of its header and of its last bytes, several times as fast. The shards are the same, but an image that is
+    damaged in between is not found (`vit check --full` finds it), and there are no statistics of pixels: training
+    needs `data.mean` and `data.std`."""
+
+    colour: Literal["keep", "srgb"] = "keep"
+    """`keep`: the values of the file, whatever its colour profile (ICC), as every training library reads them. `srgb`:
+    an image whose profile is another is converted (relative colorimetric, black point compensation) and re-encoded; a
+    profile that cannot be read, or is for other colours, is ignored, and `changes` says so."""
+
+    max_side: Annotated[int, Field(strict=True, ge=1, le=65_500)] | None = None
+    """Pixels of the longer side: a larger image is made smaller, with its mask and boxes, and re-encoded; none is made
+    larger. Null: as it is."""
+
+    quality: Annotated[int, Field(strict=True, ge=1, le=100)] = 95
+    """Of the JPEGs (without chroma subsampling) and WebPs that are written anew; other files keep their bytes."""
+
+    format: Literal["jpeg", "png", "webp"] | None = None
+    """Every image becomes one of this format, unless it is. Null: JPEG, PNG, WebP and TIFF stay; of what must be
+    written anew a JPEG becomes a JPEG, anything else a PNG."""
+
+    max_pixels: Annotated[int, Field(strict=True, ge=1, le=2 * READABLE_PIXELS)] = READABLE_PIXELS
+    """An image of more is rejected by its header alone, before any of it is decoded: a small file may claim to be huge.
+    The default is the most that readers of datasets take; up to twice as many, with a `max_side` that makes less of
+    them."""
+
+    max_image_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """An image whose decoder has not returned by then is rejected."""
+
+    duplicates: Literal["report", "remove"] = "report"
+    """What becomes of copies: images with the same pixels, and near copies, which a perceptual hash proposes and the
+    pixels confirm. `report`: the certificate lists them. `remove`: copies leave the dataset, listed in
+    `rejected.jsonl`: across splits and against `leakage_against` the copy that is trained on (of validation and test
+    the validation image), equal or near; inside a split all but the first of equal pixels and label."""
+
+    leakage_against: Annotated[tuple[Path, ...], Field(max_length=40)] = ()
+    """Directories of ingested datasets that models will be evaluated on: their validation and test splits, or all of
+    a dataset that has neither, are searched for copies of the images of train and validation."""
 
     max_rejected_fraction: Fraction = 0.01
     """Above this share of rejected images nothing is published. Files that are no images do not count."""
@@ -88,9 +142,39 @@ class IngestConfig(Config):
         return fractions
 
     @model_validator(mode="after")
+    def _images_are_asked_what_can_be_done(self) -> Self:
+        if self.channels == "keep":
+            asked = {
+                "colour": "srgb" if self.colour == "srgb" else None,
+                "max_side": self.max_side,
+                "format": self.format,
+            }
+            for key, value in asked.items():
+                if value is not None:
+                    raise ValueError(f"{key}: {value} needs channels=rgb; under `keep` images are stored as they are")
+        if self.quality != 95 and self.format == "png":
+            raise ValueError(
+                f"quality: {self.quality} says nothing of a PNG; leave it out, or take format jpeg or webp"
+            )
+        if self.max_pixels > READABLE_PIXELS and (self.max_side or MOST) ** 2 > READABLE_PIXELS:
+            side = math.isqrt(READABLE_PIXELS)
+            raise ValueError(
+                f"max_pixels: {self.max_pixels} is more than the {READABLE_PIXELS} that readers of datasets take; "
+                f"say max_side as well, at most {side}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names_are_of_masks(self) -> Self:
         if self.mask_classes is not None and self.masks is None:
             raise ValueError("mask_classes: names classes of masks, and there are none; give their folder as `masks`")
+        return self
+
+    @model_validator(mode="after")
+    def _copies_are_found_in_pixels(self) -> Self:
+        if self.examine == "header" and (self.duplicates == "remove" or self.leakage_against):
+            key = "duplicates: remove" if self.duplicates == "remove" else "leakage_against"
+            raise ValueError(f"{key}: copies are found in pixels, which `examine: header` does not look at; drop one")
         return self
 
     @model_validator(mode="after")

@@ -8,16 +8,28 @@ import hashlib
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from pipeline.ingestion.images import PreparedImage, decode_image, image_size, pixel_moments
+from pipeline.ingestion.counts import ImageCounts
+from pipeline.ingestion.duplicates.hash_file import ExaminedImages
+from pipeline.ingestion.images import (
+    ImageRule,
+    PreparedImage,
+    decode_image,
+    image_size,
+    pixel_moments,
+    prepare_by_header,
+)
+from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary
+from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, tar_samples
 from pipeline.shards.atomic import TEMPORARY_PREFIX
@@ -25,8 +37,8 @@ from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
 from pipeline.shards.index import Shard, table_name
 from pipeline.shards.table import NO_LABEL, RECORD, ShardTable, write_table
-from pipeline.storage.location import Location, size_of, stamp_of, stream
-from pipeline.storage.random_access import PathFile
+from pipeline.storage.location import Location, read_range, size_of, stamp_of, stream
+from pipeline.storage.random_access import PathFile, open_random
 
 HARMLESS_CHANGES = ("first frame", "from")  # a decoder shows the first frame of any of the formats
 
@@ -41,13 +53,32 @@ class AdoptTar:
     num_files: int
     rule: LabelRule
     channels: str
+    images: ImageRule = ImageRule()
+    left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the samples
 
     @property
     def num_bytes(self) -> int:
         return size_of(self.tar)
 
     def key(self) -> str:
+        return key_without(self._whole_key(), self.left_out)
+
+    def without(self, left_out: Sequence[int]) -> Self:
+        return replace(self, left_out=tuple(left_out))
+
+    def path(self, number: int) -> str:
+        return f"{self.tar.name}/{_samples_of(self.tar, stamp_of(self.tar))[number].key}"
+
+    def stored(self, number: int) -> bytes:
+        sample = _samples_of(self.tar, stamp_of(self.tar))[number]
+        if fault := sample.fault(seen=False):
+            raise ImageFault(*fault)
+        image = sample.images()[0]
+        return read_range(self.tar, image.offset, image.bytes)
+
+    def _whole_key(self) -> str:
         content = (JOB_VERSION, str(self.tar), size_of(self.tar), stamp_of(self.tar), self.channels, self.rule)
+        content += () if self.images == ImageRule() else (self.images,)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -58,15 +89,21 @@ class AdoptTar:
         tables = _TableOfTar()
         rejected: list[Rejected] = []
         seen: set[str] = set()
+        number = -1
         for sample in tar_samples(tar, str(self.tar)):
             if isinstance(sample, TarMember):
                 rejected.append(self._rejected(sample.name, "not_an_image", "belongs to no sample"))
                 continue
+            number += 1
             try:
-                if fault := sample.fault(sample.key in seen):
-                    raise ImageFault(*fault)
-                image = sample.images()[0]
-                tables.add(sample, image, self._decode(image, tar), self.rule.label(sample, tar))
+                with held(number) as start_clock:
+                    if fault := sample.fault(sample.key in seen):
+                        raise ImageFault(*fault)
+                    image = sample.images()[0]
+                    content = image.read(tar)
+                    start_clock()
+                    prepared, label = self._decode(content), self.rule.label(sample, tar)
+                    tables.add(sample, image, prepared, label, number, kept=number not in self.left_out)
             except ImageFault as fault:
                 rejected.append(self._rejected(sample.key, fault.reason, fault.detail))
             seen.add(sample.key)
@@ -78,22 +115,33 @@ class AdoptTar:
             write_table(destination / table_name(self.name), table)
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, sha256, len(table), labelled, str(self.tar))
-        content = f"{content_sum(tables.digests):064x}"
-        return ShardSummary(self.name, self.split, self.num_files, shard, content, tables.totals, rejected)
+        else:
+            (destination / table_name(self.name)).unlink(missing_ok=True)
+        job = self._whole_key()
+        if self.images.examine == "pixels":
+            tables.examined.write(destination, self.name, shard, job)
+        return ShardSummary(
+            self.name, self.split, self.num_files, shard, f"{content_sum(tables.digests):064x}", tables.totals,
+            rejected, counts=tables.counts, job=job,
+        )  # fmt: skip
 
     def _rejected(self, member: str, reason: str, detail: str) -> Rejected:
         return Rejected(f"{self.tar.name}/{member}", reason, detail)
 
-    def _decode(self, member: TarMember, tar: PathFile) -> PreparedImage:
-        content = member.read(tar)
+    def _decode(self, content: bytes) -> PreparedImage:
         if not content:
             raise ImageFault("empty_file", "0 bytes")
-        decoded = decode_image(content, self.channels)
+        if image := prepare_by_header(content, self.images):
+            return image
+        decoded = decode_image(content, self.channels, self.images)
         wrong = [change for change in decoded.changes if not change.startswith(HARMLESS_CHANGES)]
         if wrong:
             raise ImageFault("needs_rewriting", f"{', '.join(wrong)}; --set tars=rewrite corrects it")
         width, height = image_size(decoded.pixels)
-        return PreparedImage(content, "", width, height, (), *pixel_moments(decoded.pixels))
+        moments = pixel_moments(decoded.pixels)
+        return PreparedImage(
+            content, "", width, height, (), *moments, decoded.format, decoded.mode, decoded.pixels, decoded.profile
+        )  # fmt: skip
 
 
 class _TableOfTar:
@@ -102,19 +150,34 @@ class _TableOfTar:
     def __init__(self) -> None:
         self.records: list[tuple[int, ...]] = []
         self.digests: list[int] = []
-        self.totals = ImageTotals()
+        self.totals, self.counts = ImageTotals(), ImageCounts()
+        self.examined = ExaminedImages()
         self._names = bytearray()
 
-    def add(self, sample: TarSample, member: TarMember, image: PreparedImage, label: int) -> None:
+    def add(
+        self, sample: TarSample, member: TarMember, image: PreparedImage, label: int, number: int, *, kept: bool
+    ) -> None:
+        sha256 = hashlib.sha256(image.content).digest()
+        self.examined.add(number, label, image, sha256, kept=kept)
+        if not kept:
+            return
         json = sample.members.get("json", TarMember("", 0, 0))
         self._names += os.fsencode(member.name)
         checksum = zlib.crc32(image.content)
         self.records.append((member.offset, json.offset, member.bytes, json.bytes, checksum, label, len(self._names)))
-        self.digests.append(sample_digest(hashlib.sha256(image.content).digest(), label))
+        self.digests.append(sample_digest(sha256, label))
         self.totals.add(image)
+        self.counts.add(image)
 
     def finish(self, tar_bytes: int, tar_sha256: str) -> ShardTable:
         return ShardTable(np.array(self.records, dtype=RECORD), bytes(self._names), tar_bytes, tar_sha256)
+
+
+@lru_cache(maxsize=4)
+def _samples_of(tar: Location, stamp: int) -> list[TarSample]:
+    """By their numbers; kept of a few tars, for whoever asks for one after the other."""
+    with open_random(tar) as file:
+        return [sample for sample in tar_samples(file, str(tar)) if isinstance(sample, TarSample)]
 
 
 @contextmanager

@@ -5,9 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.config.ingest import IngestConfig
+import numpy as np
+from PIL import Image
+
 from pipeline.errors import InputError
 from pipeline.ingestion.images import UPRIGHT, file_orientation
 from pipeline.ingestion.labels import FILE_COLUMNS, LABEL_COLUMNS, NO_CLASS, match_files, number_classes, table_rows
@@ -19,12 +21,17 @@ from pipeline.shards.annotations import (
     boxes_fault,
     cut_to,
     decode_mask,
+    encoded_mask,
     greatest_class,
     grey_mask,
     mask_fault,
+    scaled,
 )
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import shortened
+
+if TYPE_CHECKING:  # configs are not for the processes that decode: pydantic takes longer to import than all the rest
+    from pipeline.config.ingest import IngestConfig
 
 # Names of folders that hold the masks of the images in a folder beside them.
 MASK_FOLDERS = frozenset(
@@ -75,8 +82,11 @@ class PreparedAnnotations(NamedTuple):
     digested: bytes = b""  # what the fingerprint takes of them
 
 
+_NOTHING = PreparedAnnotations()
+
+
 def find_annotations(
-    config: IngestConfig, files: Sequence[str], others: Sequence[str] = (), source: str = ""
+    config: "IngestConfig", files: Sequence[str], others: Sequence[str] = (), source: str = ""
 ) -> FoundAnnotations:
     """InputError where a mask or a row names no image of `files`, nor one of `others`, or is none."""
     masks = _find_masks(config.masks, files) if config.masks else {}
@@ -137,10 +147,15 @@ def _masks_beside(files: Sequence[str]) -> tuple[str, str] | None:
 
 
 def prepare_annotations(
-    rule: AnnotationRule, mask: MaskFile | None, boxes: Sequence[Box], image: bytes, size: tuple[int, int]
-) -> PreparedAnnotations:
-    """Of an image's file and its (width, height) upright; ImageFault `no_mask`, `bad_mask` or `bad_box`, or as reading
-    a file does."""
+    rule: AnnotationRule, mask: MaskFile | None, boxes: Sequence[Box], image: bytes, size: tuple[int, int],
+    stored: tuple[int, int] | None = None,
+) -> PreparedAnnotations:  # fmt: skip
+    """Of an image's file and its (width, height) upright, made to the size it is stored in, if that is another.
+
+    ImageFault `no_mask`, `bad_mask` or `bad_box`, or as reading a file does.
+    """
+    if not rule.asks:
+        return _NOTHING
     values, content, classes, cut = None, None, 0, None
     if rule.masks is not None:
         if mask is None:
@@ -150,11 +165,15 @@ def prepare_annotations(
         values = decode_mask(content)
         if fault := mask_fault(values, size, rule.mask_classes):
             raise ImageFault("bad_mask", fault)
+        if stored is not None:
+            values = np.asarray(Image.fromarray(values).resize(stored, Image.Resampling.NEAREST))
+            content = encoded_mask(values)
         content, classes = grey_mask(content, values), greatest_class(values) + 1
     if rule.box_classes is not None:
         if fault := boxes_fault(boxes, size, rule.box_classes):
             raise ImageFault("bad_box", fault)
         cut = cut_to(boxes, size)
+        cut = cut if stored is None else cut_to(scaled(cut, size, stored), stored)
     return PreparedAnnotations(content, cut, classes, annotation_bytes(values, cut))
 
 

@@ -1,23 +1,38 @@
 """What becomes of an image's bytes: kept wherever a plain decoder shows the right pixels, else re-encoded.
 
 Original bytes of a JPEG, PNG, WebP or TIFF stay as they are. Re-encoded are: what is not upright (so that no reader has
-to know about EXIF), animations and multi-page files (first frame), other formats, and, under `channels: rgb`,
-transparency (put on white) and 16-bit grey (made 8 bit). A JPEG becomes a JPEG of quality 95 without chroma
-subsampling, anything else a PNG. `changes` says what was done.
+to know about EXIF), animations and multi-page files (first frame), other formats, what `ImageRule` asks for, and, under
+`channels: rgb`, transparency (put on white), 16-bit grey (made 8 bit) and CMYK, about which decoders disagree. 16-bit
+colour stays: every decoder takes the upper eight bits, which are right to a level. A JPEG becomes a JPEG of quality 95
+without chroma subsampling, anything else a PNG, an array of channels a .npy. `changes` says what was done.
 """
 
 import io
 import warnings
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from pipeline.shards.decoding import FORMATS, ImageFault, open_all_channels, open_array, open_image, tiff_orientation
+from pipeline.ingestion.headers import ORIENTATION_TAG, plain_header
+from pipeline.ingestion.pixels.colour import UNCHANGED, to_rgb
+from pipeline.ingestion.pixels.encoding import encode, fit
+from pipeline.ingestion.pixels.moments import pixel_moments
+from pipeline.ingestion.pixels.profiles import profile_name
+from pipeline.shards.decoding import (
+    FORMATS,
+    READABLE_PIXELS,
+    ImageFault,
+    open_all_channels,
+    open_array,
+    open_image,
+    tiff_orientation,
+)
 
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-ORIENTATION_TAG = 0x0112
+FORMAT_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+BITS_TAG = 258
 UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,61 +44,126 @@ UPRIGHT = {  # by EXIF orientation
 }
 
 
+@dataclass(frozen=True)
+class ImageRule:
+    """What a config asks of every image beyond its channels: small, and part of the shard jobs."""
+
+    colour: Literal["keep", "srgb"] = "keep"
+    max_side: int | None = None  # pixels
+    quality: int = 95
+    format: Literal["jpeg", "png", "webp"] | None = None
+    max_pixels: int = READABLE_PIXELS
+    examine: Literal["pixels", "header"] = "pixels"
+
+
 class DecodedImage(NamedTuple):
     """An image that may be taken. `pixels` are upright, and RGB or as `channels: keep` leaves them."""
 
     pixels: Image.Image | np.ndarray
     format: str  # of the file, Pillow's name, or NPY
+    mode: str  # of the file, Pillow's name, with `;16` where it is colour of 16 bits; of an array as in `uint16 x 5`
+    profile: str | None  # the name of its colour profile, `sRGB` where it is that
     changes: tuple[str, ...]  # empty where the original bytes already decode to `pixels`
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether the original bytes decode to `pixels`."""
+        return all(change in UNCHANGED for change in self.changes)
 
 
 class PreparedImage(NamedTuple):
-    """What goes into the shard. Pixel moments are per channel, values 0..1 (float arrays: as they are)."""
+    """What goes into the shard. Pixel moments are per channel, values 0..1 (float arrays: as they are).
+
+    `format`, `mode` and `profile` say what the file was, as in `DecodedImage`; `pixels` is what was decoded from it and
+    is stored, but for lossy encoding. Of an image that was not decoded (headers.py), pixels and moments are None.
+    """
 
     content: bytes
     extension: str
     width: int
     height: int
     changes: tuple[str, ...]
-    mean: tuple[float, ...]
-    mean_square: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    mean_square: tuple[float, ...] | None
+    format: str
+    mode: str
+    pixels: Image.Image | np.ndarray | None
+    profile: str | None = None
+    upright_size: tuple[int, int] | None = None  # (width, height) before `max_side`, where that made it smaller
 
 
-def prepare_image(content: bytes, channels: str) -> PreparedImage:
+def prepare_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -> PreparedImage:
     """The image to store for these bytes of a file; ImageFault where there is none."""
-    decoded = decode_image(content, channels)
-    width, height = image_size(decoded.pixels)
-    if decoded.format == "NPY":
-        extension = "npy"
-    elif decoded.format in KEPT_FORMATS and not decoded.changes:
-        extension = KEPT_FORMATS[decoded.format]
+    if image := prepare_by_header(content, rule):
+        return image
+    decoded = decode_image(content, channels, rule)
+    pixels, changes, upright_size = decoded.pixels, decoded.changes, None
+    keeps_bytes = decoded.keeps_bytes
+    if rule.max_side is not None and max(image_size(pixels)) > rule.max_side:
+        upright_size, pixels = image_size(pixels), fit(pixels, rule.max_side)
+        changes, keeps_bytes = (*changes, "resized"), False
+    moments = pixel_moments(pixels)
+    if keeps_bytes:
+        extension = KEPT_FORMATS.get(decoded.format, "npy")
     else:
-        content, extension = _encode(decoded.pixels, lossy=decoded.format in ("JPEG", "MPO"))
-    return PreparedImage(content, extension, width, height, decoded.changes, *pixel_moments(decoded.pixels))
+        content, extension = _encode(pixels, decoded.format, rule)
+    return PreparedImage(
+        content, extension, *image_size(pixels), changes, *moments, decoded.format, decoded.mode, pixels,
+        decoded.profile, upright_size,
+    )  # fmt: skip
 
 
-def decode_image(content: bytes, channels: str) -> DecodedImage:
+def prepare_by_header(content: bytes, rule: ImageRule) -> PreparedImage | None:
+    """The image with its own bytes, its pixels not looked at; None where they have to be."""
+    header = plain_header(content) if rule.examine == "header" else None
+    if header is None or header.width * header.height > rule.max_pixels:
+        return None
+    extension = _extension(header.format, rule)
+    if extension is None or (rule.max_side is not None and max(header.width, header.height) > rule.max_side):
+        return None
+    return PreparedImage(
+        content, extension, header.width, header.height, (), None, None, header.format, header.mode, None
+    )
+
+
+def decode_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -> DecodedImage:
+    """The pixels of a file as they are to be stored but for `max_side`; ImageFault where there are none."""
     if content.startswith(b"\x93NUMPY"):
         if channels == "rgb":
             raise ImageFault("unsupported_mode", "a .npy array; take it with channels=keep")
-        return DecodedImage(open_array(content), "NPY", ())
-    image = open_all_channels(content) if channels == "keep" else open_image(content)
+        array = open_array(content, rule.max_pixels)
+        return DecodedImage(array, "NPY", _array_mode(array), None, ())
+    image = (open_all_channels if channels == "keep" else open_image)(content, rule.max_pixels)
     if isinstance(image, np.ndarray):
-        return DecodedImage(image, "TIFF", ())
+        orientation, mode = tiff_orientation(content), _array_mode(image)
+        upright = _upright_array(image, orientation)
+        return DecodedImage(upright, "TIFF", mode, None, ("upright",) if orientation in UPRIGHT else ())
     changes = []
     # An MPO's further frames are previews or the other eye, and every JPEG decoder shows the first.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         changes.append("first frame")
     pixels = image
     if channels == "rgb":
-        pixels, rgb_changes = _to_rgb(image)
+        pixels, rgb_changes = to_rgb(image, rule.colour)
         changes += rgb_changes
     if (orientation := _orientation(image)) in UPRIGHT:
         pixels = pixels.transpose(UPRIGHT[orientation])
         changes.append("upright")
-    if image.format not in KEPT_FORMATS:
+    elif image.format == "TIFF" and file_orientation(content) in UPRIGHT:
+        changes.append("upright")  # Pillow has turned it; others would not
+    if _extension(image.format, rule) is None:
         changes.append(f"from {image.format}")
-    return DecodedImage(pixels, image.format, tuple(changes))
+    return DecodedImage(pixels, image.format, _file_mode(image, content), profile_name(image), tuple(changes))
+
+
+def rgb_pixels(pixels: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+    """Upright pixels as `channels: rgb` has them; as they are where their mode has no agreed meaning as RGB."""
+    if isinstance(pixels, np.ndarray) or pixels.mode == "RGB":
+        return pixels
+    try:
+        return to_rgb(pixels, "keep")[0]
+    except ImageFault:
+        return pixels
 
 
 def image_size(pixels: Image.Image | np.ndarray) -> tuple[int, int]:
@@ -111,58 +191,38 @@ def _orientation(image: Image.Image) -> int:
             return 1
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """RGB pixels, and what `.convert("RGB")` alone would have got wrong."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _eight_bit(image).convert("RGB"), ["8 bit"]
-    if image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"):
-        raise ImageFault("unsupported_mode", f"mode {image.mode} has no agreed meaning as RGB; try channels=keep")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        if rgba.getextrema()[3][0] < 255:
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), ["on white"]
-    return image.convert("RGB"), []
+def _extension(format: str, rule: ImageRule) -> str | None:
+    """The extension under which a file of this format may stay; None where it must become another."""
+    extension = KEPT_FORMATS.get(format)
+    return extension if rule.format is None or FORMAT_EXTENSIONS[rule.format] == extension else None
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageFault("unsupported_mode", f"mode {image.mode} with values beyond 16 bit; try channels=keep")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+def _array_mode(array: np.ndarray) -> str:
+    return f"{array.dtype} x {array.shape[2] if array.ndim == 3 else 1}"
 
 
-def _encode(pixels: Image.Image, *, lossy: bool) -> tuple[bytes, str]:
-    if not lossy and pixels.mode not in PNG_MODES:
-        raise ImageFault("unsupported_mode", f"mode {pixels.mode} does not fit into a .png")
-    bare = pixels.copy()
-    # The old orientation, profile and text must not follow; a palette's transparency is part of its pixels.
-    bare.info = {key: value for key, value in pixels.info.items() if key == "transparency" and pixels.mode == "P"}
-    buffer = io.BytesIO()
-    if lossy:
-        bare.save(buffer, "JPEG", quality=95, subsampling=0)
-        return buffer.getvalue(), "jpg"
-    bare.save(buffer, "PNG")
-    return buffer.getvalue(), "png"
+def _file_mode(image: Image.Image, content: bytes) -> str:
+    depth = content[24] if image.format == "PNG" else max(getattr(image, "tag_v2", {}).get(BITS_TAG, (8,)))
+    return f"{image.mode};16" if depth == 16 and image.mode in ("LA", "RGB", "RGBA") else image.mode
 
 
-def pixel_moments(pixels: Image.Image | np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, mean square) per channel."""
-    if isinstance(pixels, Image.Image) and pixels.mode == "RGB":
-        return _moments_of_histogram(np.array(pixels.histogram(), dtype=np.int64).reshape(3, 256))
-    if isinstance(pixels, Image.Image) and pixels.mode == "P":
-        return pixel_moments(pixels.convert("RGB"))  # the colours, not their numbers in the palette
-    values = np.asarray(pixels)
-    scale = 1.0 if values.dtype.kind in "fb" else float(np.iinfo(values.dtype).max if values.itemsize < 4 else 65535)
-    values = values.reshape(values.shape[0] * values.shape[1], -1).astype(np.float64) / scale
-    mean, mean_square = values.mean(axis=0), (values**2).mean(axis=0)
-    if not np.isfinite(mean_square).all():
-        raise ImageFault("broken_image", "holds values that are not finite")
-    return tuple(mean.tolist()), tuple(mean_square.tolist())
+def _upright_array(array: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W[, C]) turned as `UPRIGHT` turns an image."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
 
 
-def _moments_of_histogram(counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    levels = np.arange(256)
-    total = int(counts[0].sum())
-    mean = (counts @ levels) / (total * 255)
-    mean_square = (counts @ levels**2) / (total * 255**2)
-    return tuple(mean.tolist()), tuple(mean_square.tolist())
+def _encode(pixels: Image.Image | np.ndarray, format: str, rule: ImageRule) -> tuple[bytes, str]:
+    """(the bytes to store for pixels of a file of this format, their extension)"""
+    if isinstance(pixels, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, pixels, allow_pickle=False)
+        return buffer.getvalue(), "npy"
+    lossy = "jpg" if format in ("JPEG", "MPO") else "png"
+    extension = lossy if rule.format is None else FORMAT_EXTENSIONS[rule.format]
+    return encode(pixels, extension, rule.quality), extension

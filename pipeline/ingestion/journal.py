@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import InputError
 from pipeline.ingestion.archives.unpacking import UNPACKED_PREFIX, remove_unpacked
+from pipeline.ingestion.counts import ImageCounts
+from pipeline.ingestion.duplicates.hash_file import hash_path, read_hashes
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
@@ -46,6 +48,14 @@ class Journal:
         if known != key or summary is None:
             return None
         return summary if summary.shard is None or self._is_there(summary.shard) else None
+
+    def examined(self, name: str, job: str) -> ShardSummary | None:
+        """The same whatever copies it was left without, if the hashes of all its images are there."""
+        known, summary = self._finished.get(name, ("", None))
+        if summary is None or summary.job != job:
+            return None
+        hashes = read_hashes(hash_path(self._directory, name), summary.shard)
+        return self.finished(name, known) if hashes is not None and hashes.job.hex() == job else None
 
     def add(self, key: str, summary: ShardSummary) -> None:
         line = json.dumps({"key": key, "summary": asdict(summary)}).encode() + b"\n"
@@ -118,4 +128,6 @@ def open_journal(directory: Path, identity: Mapping[str, Any]) -> Journal:
 def _summary(content: dict[str, Any]) -> ShardSummary:
     shard = None if content["shard"] is None else Shard(**content["shard"])
     rejected = [Rejected(**entry) for entry in content["rejected"]]
-    return ShardSummary(**{**content, "shard": shard, "totals": ImageTotals(**content["totals"]), "rejected": rejected})
+    counts = None if content.get("counts") is None else ImageCounts(**content["counts"])
+    totals = ImageTotals(**content["totals"])
+    return ShardSummary(**{**content, "shard": shard, "totals": totals, "rejected": rejected, "counts": counts})

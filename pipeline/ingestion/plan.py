@@ -5,10 +5,12 @@ Everything wrong with the input is found here.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
@@ -16,6 +18,8 @@ from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations, require_no_masks
 from pipeline.ingestion.archives.opening import AdoptedTars, survey_tars
 from pipeline.ingestion.archives.unpacking import Scratch
+from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
+from pipeline.ingestion.images import ImageRule
 from pipeline.ingestion.labels import (
     Labels,
     name_classes,
@@ -25,8 +29,8 @@ from pipeline.ingestion.labels import (
     read_split_lists,
 )
 from pipeline.ingestion.rejected import Rejected, num_counted
-from pipeline.ingestion.shard_jobs import Candidate, ShardJob, WriteShard, order_key
-from pipeline.ingestion.sources.listing import Listing, Source, SourceFile
+from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
+from pipeline.ingestion.sources.listing import Listing, Source, SourceFiles
 from pipeline.ingestion.sources.opening import list_source, narrowed, source_name
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.tars import label_rule, split_of_tar
@@ -37,11 +41,14 @@ from pipeline.shards.table import NO_LABEL
 from pipeline.storage.location import Location
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
-LATER_KEYS = (  # older datasets lack them: they count where they are not the default
-    *("masks", "mask_classes", "boxes"),
-    "tars",
+# Datasets of before lack them: they count where they are not the default.
+LATER_KEYS = (
+    *("masks", "mask_classes", "boxes", "tars", "split", "examine", "duplicates", "leakage_against"),
     *("class_names", "image_column", "label_column"),
+    *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds"),
 )
+
+REWRITING_KEYS = ("colour", "max_side", "quality", "format")  # what they ask for makes new images
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,9 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
         return _plan_tars(source, opened.tars, listing.rejected, config)
     if not listing.images:
         raise InputError(f"{source}: {_why_no_images(listing)}")
-    listing.images.sort(key=lambda file: order_key(config.seed, file.path))
-    paths = [file.path for file in listing.images]
+    keys = order_keys(config.seed, listing.images.paths)
+    listing.images = listing.images.reordered(np.lexsort((keys[:, 1], keys[:, 0])))
+    paths = listing.images.paths
     root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
     labels = _labels(config, listing, paths, root, source)
@@ -87,26 +95,28 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
     if listing.folders_are_classes:
         require_no_masks(source, paths, config.masks)
     annotations = find_annotations(config, paths, others, source)
+    groups = read_groups(config, paths, others, source) if config.split.group else {}
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, others, source)
     else:
-        splits = _splits_without_lists(opened, listing, root, config)
+        splits = _splits_without_lists(opened, listing, root, groups, config)
+    if groups:
+        require_whole_groups(groups, splits)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
+    ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
         WriteShard(
-            f"{split}-{number:06d}.tar",
+            name,
             split,
-            narrowed(opened, [candidate.path for candidate in candidates]),
+            narrowed(opened, candidates.paths),
             candidates,
             config.channels,
             annotations.rule,
-        )
-        for split in SPLITS
-        for number, candidates in enumerate(
-            _shards_of(split, listing.images, splits, labels, annotations, config.samples_per_shard)
-        )
+            image_rule(config),
+        )  # fmt: skip
+        for name, split, candidates in ranges
     ]
     rejected = [*listing.rejected, *outside]
     return IngestPlan(
@@ -121,8 +131,12 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
     )
 
 
+def image_rule(config: IngestConfig) -> ImageRule:
+    return ImageRule(config.colour, config.max_side, config.quality, config.format, config.max_pixels, config.examine)
+
+
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
-    """One, this process, where starting others would not pay."""
+    """One where starting more would not pay."""
     if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
         return 1
     return config.workers or available_cores()
@@ -151,36 +165,49 @@ def _with_folders(labels: Labels, paths: Sequence[str], root: str) -> Labels:
     return number_folders({path: labels.classes[number] for path, number in labels.by_path.items()} | folders)
 
 
-def _splits_without_lists(source: Source, listing: Listing, root: str, config: IngestConfig) -> Mapping[str, str]:
+def _splits_without_lists(
+    source: Source, listing: Listing, root: str, groups: Mapping[str, str], config: IngestConfig
+) -> Mapping[str, str]:
     """Path -> split; an image outside all splits is missing."""
     said: Mapping[str, str] = {}
     if config.splits == "folders":
-        said = listing.splits or folder_splits([file.path for file in listing.images], root)
+        said = listing.splits or folder_splits(listing.images.paths, root)
+    if said:
+        return said
+    if groups:
+        return hash_group_splits(groups, config.split_fractions, config.seed)
     hashed = listing.stamps_are_hashes
-    return said or hash_splits(source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
+    return hash_splits(source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
 
 
-def _shards_of(
-    split: str, files: Sequence[SourceFile], splits: Mapping[str, str], labels: Labels, annotations: FoundAnnotations,
+def _ranges_of_shards(
+    files: SourceFiles, splits: Mapping[str, str], labels: Labels, annotations: FoundAnnotations,
     samples_per_shard: int,
-) -> list[tuple[Candidate, ...]]:  # fmt: skip
-    """The files of one split in the order of the dataset, cut into shards."""
-    candidates = []
-    for file in files:
-        if splits.get(file.path) == split:
-            label = labels.by_path.get(file.path, NO_LABEL)
-            mask, boxes = annotations.masks.get(file.path), annotations.boxes.get(file.path, ())
-            candidates.append(Candidate(*file, label, _class_name(labels, label), mask, boxes))
-    starts = range(0, len(candidates), samples_per_shard)
-    return [tuple(candidates[start : start + samples_per_shard]) for start in starts]
+) -> Iterator[tuple[str, str, CandidateRange]]:  # fmt: skip
+    """(name, split, candidates) of every shard: the files of each split in the order of the dataset, cut up."""
+    numbers = {split: number for number, split in enumerate(SPLITS)}
+    codes = np.fromiter((numbers.get(splits.get(path), len(SPLITS)) for path in files.paths), np.int8, len(files))
+    counts = np.bincount(codes, minlength=len(SPLITS))
+    files = files.reordered(np.argsort(codes, kind="stable")[: counts[: len(SPLITS)].sum()])
+    by_path = (labels.by_path.get(path, NO_LABEL) for path in files.paths)
+    columns = CandidateColumns(files, np.fromiter(by_path, np.int32, len(files)), _class_names(labels), annotations)
+    start = 0
+    for split, count in zip(SPLITS, counts.tolist(), strict=False):
+        stop = start + count
+        for number, first in enumerate(range(start, stop, samples_per_shard)):
+            last = min(first + samples_per_shard, stop)
+            yield f"{split}-{number:06d}.tar", split, CandidateRange(columns, first, last)
+        start = stop
 
 
-def _class_name(labels: Labels, label: int) -> str | tuple[str, ...] | None:
-    if label == NO_LABEL or not labels.classes:
-        return None
-    if labels.label_sets is not None:
-        return tuple(names_of(label, labels.label_sets, labels.classes))
-    return labels.classes[label]
+def _class_names(labels: Labels) -> ClassNames:
+    """By label: the name of its class, or the names where it stands for a set of them."""
+    if not labels.classes:
+        return {}
+    if labels.label_sets is None:
+        return dict(enumerate(labels.classes))
+    sets = range(len(labels.label_sets))
+    return {label: tuple(names_of(label, labels.label_sets, labels.classes)) for label in sets}
 
 
 def _plan_tars(
@@ -194,6 +221,11 @@ def _plan_tars(
     if config.masks or config.boxes:
         key = "masks" if config.masks else "boxes"
         raise InputError(f"{config.masks or config.boxes}: {key}: not of adopted tars; say --set tars=rewrite")
+    if config.split.group:
+        raise InputError(f"{source}: split.group: an adopted tar belongs to one split; say --set tars=rewrite")
+    for key in REWRITING_KEYS:
+        if (value := getattr(config, key)) != getattr(IngestConfig(), key):
+            raise InputError(f"{source}: {key}: {value}: adopted tars stay as they are; say --set tars=rewrite")
     if config.splits == "hash":
         raise InputError(
             f"{source}: splits: hash: an adopted tar belongs to one split; use folders (names), lists of tars, or say "
@@ -215,14 +247,15 @@ def _plan_tars(
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels))
+        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, image_rule(config)))
     return IngestPlan(identify(source, config), jobs, [*beside, *outside], rule.classes, tars="adopt")
 
 
 def identify(source: str, config: IngestConfig) -> dict[str, Any]:
     """What makes it this dataset, in JSON's types: the source's name, and the config that shapes it."""
     said, default = config.model_dump(mode="json"), IngestConfig().model_dump(mode="json")
-    unsaid = [*UNIDENTIFYING_KEYS, *(key for key in LATER_KEYS if said[key] == default[key])]
+    reported = ["leakage_against"] if config.duplicates == "report" else []  # it changes the certificate alone
+    unsaid = [*UNIDENTIFYING_KEYS, *reported, *(key for key in LATER_KEYS if said[key] == default[key])]
     return {"source": source_name(source), **{key: value for key, value in said.items() if key not in unsaid}}
 
 

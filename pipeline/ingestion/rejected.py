@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 Reason = Literal[
     "not_an_image",  # neither its name nor its first bytes say image; a README, a labels file, Thumbs.db
+    "duplicate",  # a copy of another image, left out because the config says `duplicates: remove`
     "outside_splits",  # an image in no split folder or list
     "unreadable_file",  # the file system refuses it, or it is no regular file; of an archive: encrypted, a link ...
     "unsafe_name",  # of an archive's entry: climbs out of it (`../`), or holds no path
@@ -16,7 +17,10 @@ Reason = Literal[
     "file_too_large",
     "unknown_format",
     "broken_image",
-    "too_many_pixels",
+    "too_many_pixels",  # more than `max_pixels`
+    "too_slow",  # its decoder did not return within `max_image_seconds`
+    "too_much_memory",
+    "decoder_crashed",  # the process that decoded it ended: a fault in the decoder that this file meets
     "unsupported_mode",  # pixels without an agreed meaning as RGB (float, Lab), or that .png cannot hold
     "no_mask",  # `masks` has none of its name
     "bad_mask",  # no .png of class numbers, of another size than the image, or with classes that have no name
@@ -26,10 +30,10 @@ Reason = Literal[
     "split_sample",  # a key that comes back after other samples: one half of it
     "needs_rewriting",  # plain decoding would show it wrong (rotated, transparent, 16 bit), and tars are not rewritten
 ]
-UNCOUNTED = ("not_an_image", "outside_splits")  # nobody meant these to be training images
+UNCOUNTED = ("not_an_image", "duplicate", "outside_splits")  # nobody meant these to be training images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """One line of rejected.jsonl."""
 

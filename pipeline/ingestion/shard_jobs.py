@@ -3,16 +3,27 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
 
 from pipeline.errors import DISK_FULL
-from pipeline.ingestion.annotations import AnnotationRule, MaskFile, PreparedAnnotations, prepare_annotations
-from pipeline.ingestion.images import PreparedImage, prepare_image
+from pipeline.ingestion.annotations import (
+    AnnotationRule,
+    FoundAnnotations,
+    MaskFile,
+    PreparedAnnotations,
+    prepare_annotations,
+)
+from pipeline.ingestion.counts import ImageCounts
+from pipeline.ingestion.duplicates.hash_file import ExaminedImages
+from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
+from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.sources.listing import Source
+from pipeline.ingestion.sources.listing import Source, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.annotations import Box
 from pipeline.shards.decoding import ImageFault
@@ -21,8 +32,9 @@ from pipeline.shards.index import Shard
 from pipeline.shards.table import NO_LABEL
 from pipeline.shards.writer import NewSample, write_shard
 
-JOB_VERSION = 1  # raise it when the same file would become another sample
+JOB_VERSION = 2  # raise it when the same file would become another sample
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
+UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
 
 
@@ -41,6 +53,8 @@ class ShardSummary:
     totals: ImageTotals
     rejected: list[Rejected] = field(default_factory=list)
     mask_classes: int = 0  # one more than the greatest class of its masks
+    counts: ImageCounts | None = None  # None of a shard that an earlier version made
+    job: str = ""  # key of its job before copies were left out
 
 
 class ShardJob(Protocol):
@@ -56,6 +70,15 @@ class ShardJob(Protocol):
 
     def run(self, destination: Path) -> ShardSummary: ...
 
+    def without(self, left_out: Sequence[int]) -> Self:
+        """The same job with the images of these files, by their numbers, left out as copies."""
+
+    def path(self, number: int) -> str:
+        """What a file is called in rejected.jsonl."""
+
+    def stored(self, number: int) -> bytes:
+        """What is or would be stored of one file's image; ImageFault where it cannot be taken."""
+
 
 class Candidate(NamedTuple):
     """A file that goes into a shard if it holds an image."""
@@ -69,6 +92,54 @@ class Candidate(NamedTuple):
     boxes: tuple[Box, ...] = ()
 
 
+ClassNames = Mapping[int, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class CandidateColumns:
+    """The candidates of a plan, whose shards are ranges of them. `labels` is (files,) int32, `class_names` by label."""
+
+    files: SourceFiles
+    labels: np.ndarray
+    class_names: ClassNames
+    annotations: FoundAnnotations
+
+    def between(self, start: int, stop: int) -> Iterator[Candidate]:
+        files, labels = self.files, self.labels[start:stop].tolist()
+        columns = files.paths[start:stop], files.bytes[start:stop], files.stamps[start:stop], labels
+        class_name, mask, boxes = self.class_names.get, self.annotations.masks.get, self.annotations.boxes.get
+        for path, num_bytes, stamp, label in zip(*columns, strict=True):
+            yield Candidate(path, num_bytes, stamp, label, class_name(label), mask(path), boxes(path, ()))
+
+
+class CandidateRange(Sequence[Candidate]):
+    """The candidates of one shard, made of the plan's columns when they are asked for; pickled as a tuple of them."""
+
+    def __init__(self, columns: CandidateColumns, start: int, stop: int):
+        self._columns, self._numbers = columns, range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: int) -> Candidate:
+        at = self._numbers[number]
+        return next(self._columns.between(at, at + 1))
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return self._columns.between(self._numbers.start, self._numbers.stop)
+
+    def __reduce__(self) -> tuple:
+        return tuple, (list(self),)
+
+    @property
+    def paths(self) -> list[str]:
+        return self._columns.files.paths[self._numbers.start : self._numbers.stop]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self._columns.files.bytes[self._numbers.start : self._numbers.stop])
+
+
 @dataclass(frozen=True)
 class WriteShard:
     """A shard from files of a source, in the order given."""
@@ -76,9 +147,11 @@ class WriteShard:
     name: str
     split: str
     source: Source
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     channels: str
     rule: AnnotationRule = AnnotationRule()
+    images: ImageRule = ImageRule()
+    left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the candidates
 
     @property
     def num_files(self) -> int:
@@ -86,50 +159,93 @@ class WriteShard:
 
     @property
     def num_bytes(self) -> int:
+        if isinstance(self.candidates, CandidateRange):
+            return self.candidates.num_bytes
         return sum(candidate.bytes for candidate in self.candidates)
 
     def key(self) -> str:
+        return key_without(self._whole_key(), self.left_out)
+
+    def _whole_key(self) -> str:
         plain = [tuple(candidate)[: Candidate._fields.index("mask")] for candidate in self.candidates]
         content = repr((JOB_VERSION, self.channels, plain))  # without annotations as before there were any
         if self.rule.asks:
             annotations = [(candidate.mask, candidate.boxes) for candidate in self.candidates]
             content += repr((ANNOTATIONS_VERSION, self.rule, annotations))
+        if self.images != ImageRule():
+            content += repr(self.images)
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
+    def without(self, left_out: Sequence[int]) -> Self:
+        return replace(self, left_out=tuple(left_out))
+
+    def path(self, number: int) -> str:
+        return self.candidates[number].path
+
+    def stored(self, number: int) -> bytes:
+        return prepare_image(_read(self.source, self.candidates[number].path), self.channels, self.images).content
+
     def run(self, destination: Path) -> ShardSummary:
-        rejected: list[Rejected] = []
-        digests: list[int] = []
-        totals, mask_classes = ImageTotals(), [0]
-        table = write_shard(destination / self.name, self._samples(rejected, digests, totals, mask_classes))
+        made = _Made()
+        table = write_shard(destination / self.name, self._samples(made))
         shard = None
         if table is not None:
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, table.shard_sha256, len(table), labelled)
+        job = self._whole_key()
+        if self.images.examine == "pixels":
+            made.examined.write(destination, self.name, shard, job)
         return ShardSummary(
-            self.name, self.split, self.num_files, shard, f"{content_sum(digests):064x}", totals, rejected,
-            max(mask_classes),
+            self.name, self.split, self.num_files, shard, f"{content_sum(made.digests):064x}", made.totals,
+            made.rejected, made.mask_classes, made.counts, job,
         )  # fmt: skip
 
-    def _samples(
-        self, rejected: list[Rejected], digests: list[int], totals: ImageTotals, mask_classes: list[int]
-    ) -> Iterator[NewSample]:
-        """One file at a time, so a worker holds one image; the arguments are filled on the way."""
-        for candidate in self.candidates:
+    def _samples(self, made: "_Made") -> Iterator[NewSample]:
+        """One file at a time, so a worker holds one image; `made` is filled on the way."""
+        for number, candidate in enumerate(self.candidates):
+            kept = number not in self.left_out
             try:
-                content = _read(self.source, candidate.path)
-                image = prepare_image(content, self.channels)
-                size = image.width, image.height
-                annotations = prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, size)
+                with held(number) as start_clock:
+                    content = _read(self.source, candidate.path)
+                    start_clock()
+                    image = prepare_image(content, self.channels, self.images)
+                    annotations = self._annotations(candidate, content, image)
+                    sha256 = hashlib.sha256(image.content)
+                    made.examined.add(number, candidate.label, image, sha256.digest(), kept=kept)
             except ImageFault as fault:
-                rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
+                made.rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue
-            sha256 = hashlib.sha256(image.content)
-            digests.append(sample_digest(sha256.digest(), candidate.label, annotations.digested))
-            totals.add(image)
-            mask_classes.append(annotations.classes)
+            if not kept:
+                continue
+            made.digests.append(sample_digest(sha256.digest(), candidate.label, annotations.digested))
+            made.totals.add(image)
+            made.counts.add(image)
+            made.mask_classes = max(made.mask_classes, annotations.classes)
             record = _record(candidate, image, sha256.hexdigest(), annotations)
             key = sample_key(candidate.path)
             yield NewSample(key, image.extension, image.content, record, candidate.label, annotations.mask)
+
+    def _annotations(self, candidate: Candidate, content: bytes, image: PreparedImage) -> PreparedAnnotations:
+        size = image.width, image.height
+        sizes = (size,) if image.upright_size is None else (image.upright_size, size)
+        return prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, *sizes)
+
+
+@dataclass
+class _Made:
+    """What a job knows of its shard so far."""
+
+    rejected: list[Rejected] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    totals: ImageTotals = field(default_factory=ImageTotals)
+    mask_classes: int = 0
+    counts: ImageCounts = field(default_factory=ImageCounts)
+    examined: ExaminedImages = field(default_factory=ExaminedImages)
+
+
+def key_without(key: str, left_out: Sequence[int]) -> str:
+    """The key of a job that leaves out these of its files."""
+    return hashlib.sha256(repr((key, left_out)).encode()).hexdigest() if left_out else key
 
 
 def _read(source: Source, path: str) -> bytes:
@@ -154,9 +270,11 @@ def _record(
         "sha256": sha256,
     }
     if candidate.label != NO_LABEL:
-        several = isinstance(candidate.class_name, tuple)
-        record |= {"label": candidate.label}
-        record |= {"classes": list(candidate.class_name)} if several else {"class": candidate.class_name}
+        record["label"] = candidate.label
+        if isinstance(candidate.class_name, tuple):
+            record["classes"] = list(candidate.class_name)
+        else:
+            record["class"] = candidate.class_name
     if image.changes:
         record["changes"] = list(image.changes)
     if annotations.mask is not None:
@@ -168,11 +286,15 @@ def _record(
 
 def sample_key(path: str) -> str:
     """A key that any tar program and webdataset take: a readable part and 64 bits of a hash of the whole path."""
-    readable = re.sub(r"[^A-Za-z0-9_]+", "-", os.path.splitext(path)[0]).strip("-")[-MAX_SLUG:].strip("-")
+    readable = UNSAFE.sub("-", os.path.splitext(path)[0]).strip("-")[-MAX_SLUG:].strip("-")
     digest = hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).hexdigest()
     return f"{readable}-{digest}" if readable else digest
 
 
-def order_key(seed: int, path: str) -> bytes:
-    """Files sorted by it are in the order of the dataset: shuffled, and the same wherever the source lies."""
-    return hashlib.blake2b(f"{seed}:{path}".encode(errors="surrogateescape"), digest_size=16).digest()
+def order_keys(seed: int, paths: Sequence[str]) -> np.ndarray:
+    """(files, 2) uint64. Files sorted by it, the first column before the second, are in the order of the dataset:
+    shuffled, and the same wherever the source lies."""
+    digests, start = bytearray(), f"{seed}:".encode()
+    for path in paths:
+        digests += hashlib.blake2b(start + path.encode(errors="surrogateescape"), digest_size=16).digest()
+    return np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)

@@ -24,18 +24,22 @@ def root_folder(paths: Sequence[str]) -> str:
     """
     root = ""
     while True:
-        below = {path[len(root) :].partition("/")[0] for path in paths}
-        nested = all(path[len(root) :].count("/") >= 1 for path in paths)
-        deeper = any(path[len(root) :].count("/") >= 2 for path in paths)
-        if len(below) != 1 or not (nested and deeper) or below & SPLIT_FOLDERS.keys():
+        below, deeper = set(), False
+        for path in paths:
+            top, slash, rest = path[len(root) :].partition("/")
+            below.add(top)
+            if not slash or len(below) > 1:
+                return root
+            deeper |= "/" in rest
+        if not deeper or below & SPLIT_FOLDERS.keys():
             return root
         root += f"{below.pop()}/"
 
 
 def folder_splits(paths: Sequence[str], root: str) -> dict[str, str]:
     """Path -> split for the images in folders named as splits; empty where there are no such folders."""
-    tops = {path: path[len(root) :].partition("/") for path in paths}
-    return {path: SPLIT_FOLDERS[top] for path, (top, slash, _) in tops.items() if slash and top in SPLIT_FOLDERS}
+    tops = ((path, path[len(root) :].partition("/")) for path in paths)
+    return {path: SPLIT_FOLDERS[top] for path, (top, slash, _) in tops if slash and top in SPLIT_FOLDERS}
 
 
 def class_folders(paths: Sequence[str], root: str) -> dict[str, str]:
@@ -44,18 +48,19 @@ def class_folders(paths: Sequence[str], root: str) -> dict[str, str]:
     One folder alone separates nothing, so it is no class, unless it is one in train (`val/images/` beside ImageNet's).
     """
     folders: dict[str, dict[str, str]] = {}
+    names: dict[str, str] = {}  # one object for all images of a folder
     for path in paths:
         top, _, rest = path[len(root) :].partition("/")
         split = SPLIT_FOLDERS.get(top, "")
         folder, slash, _ = (rest if split else path[len(root) :]).partition("/")
         if slash:
-            folders.setdefault(split, {})[path] = folder
+            folders.setdefault(split, {})[path] = names.setdefault(folder, folder)
     trained = set(folders.get("train", {}).values())
     trained = trained if len(trained) > 1 else set()
     classes: dict[str, str] = {}
     for by_path in folders.values():
-        if len(names := set(by_path.values())) > 1 or names <= trained:
-            classes |= by_path
+        if len(found := set(by_path.values())) > 1 or found <= trained:
+            classes = classes | by_path if classes else by_path
     return classes
 
 
@@ -70,7 +75,7 @@ def hash_splits(
     """
     if stamps_are_hashes:
         return {
-            file.path: _split_at(_hash_number(f"{seed}:split:{file.bytes}:{file.stamp}".encode()), fractions)
+            file.path: split_at(_hash_number(f"{seed}:split:{file.bytes}:{file.stamp}".encode()), fractions)
             for file in files
         }
     splits = {}
@@ -78,7 +83,7 @@ def hash_splits(
         for start in range(0, len(files), BLOCK_FILES):
             block = files[start : start + BLOCK_FILES]
             numbers = readers.map(lambda file: _content_hash(source, file, seed), block)
-            splits |= {file.path: _split_at(number, fractions) for file, number in zip(block, numbers, strict=True)}
+            splits |= {file.path: split_at(number, fractions) for file, number in zip(block, numbers, strict=True)}
     return splits
 
 
@@ -95,7 +100,7 @@ def _hash_number(content: bytes) -> float:
     return int.from_bytes(hashlib.sha256(content).digest()[:6], "little") / (1 << 48)
 
 
-def _split_at(number: float, fractions: Mapping[str, float]) -> str:
+def split_at(number: float, fractions: Mapping[str, float]) -> str:
     end = 0.0
     for split, fraction in fractions.items():
         end += fraction

@@ -14,7 +14,8 @@ from pipeline.shards.index import ImageStatistics
 
 @dataclass
 class ImageTotals:
-    """Sums over images; `mean` and `mean_square` are per channel, None once images differed in their channels."""
+    """Sums over images; `mean` and `mean_square` are per channel, None once images differed in their channels or the
+    pixels of one were not looked at."""
 
     images: int = 0
     encoded_bytes: int = 0
@@ -24,17 +25,26 @@ class ImageTotals:
     height: list[int] = field(default_factory=list)
 
     def add(self, image: PreparedImage) -> None:
-        sizes = [[side] * 3 for side in (image.width, image.height)]
-        self.merge(ImageTotals(1, len(image.content), list(image.mean), list(image.mean_square), *sizes))
+        self._add_moments(image.mean, image.mean_square)
+        _add_side(self.width, image.width)
+        _add_side(self.height, image.height)
+        self.images += 1
+        self.encoded_bytes += len(image.content)
 
     def merge(self, other: "ImageTotals") -> None:
         if not other.images:
             return
-        self.mean = _added(self.mean, other.mean) if self.images else other.mean
-        self.mean_square = _added(self.mean_square, other.mean_square) if self.images else other.mean_square
+        self._add_moments(other.mean, other.mean_square)
         self.width, self.height = _extended(self.width, other.width), _extended(self.height, other.height)
         self.images += other.images
         self.encoded_bytes += other.encoded_bytes
+
+    def _add_moments(self, mean: Sequence[float] | None, mean_square: Sequence[float] | None) -> None:
+        if not self.images:
+            self.mean = None if mean is None else list(mean)
+            self.mean_square = None if mean_square is None else list(mean_square)
+        elif self.mean is not None:
+            self.mean, self.mean_square = _added(self.mean, mean), _added(self.mean_square, mean_square)
 
     def divided(self) -> ImageStatistics | None:
         if not self.images:
@@ -54,5 +64,15 @@ def _added(ours: Sequence[float] | None, theirs: Sequence[float] | None) -> list
     return [one + other for one, other in zip(ours, theirs, strict=True)]
 
 
+def _add_side(sums: list[int], side: int) -> None:
+    if not sums:
+        sums += (side, 0, side)
+    elif side < sums[0]:
+        sums[0] = side
+    elif side > sums[2]:
+        sums[2] = side
+    sums[1] += side
+
+
 def _extended(ours: list[int], theirs: list[int]) -> list[int]:
-    return [min(ours[0], theirs[0]), ours[1] + theirs[1], max(ours[2], theirs[2])] if ours else theirs
+    return [min(ours[0], theirs[0]), ours[1] + theirs[1], max(ours[2], theirs[2])] if ours else list(theirs)

@@ -97,6 +97,11 @@ class Sources:
         pooled = np.average(np.array(found) ** power, axis=0, weights=self.weights) ** (1 / power)
         return tuple(pooled.tolist())
 
+    @property
+    def examined(self) -> bool:
+        """Whether the pixels of every dataset were looked at when it was ingested."""
+        return all(index.examined for index in self.indexes)
+
     def as_plan(self) -> dict:
         """What plan.json says of the data."""
         plan = {

@@ -160,9 +160,10 @@ def _filled_in(config: TrainingConfig, sources: Sources, model: ModelSource | No
     if model and "evaluation_crop_mode" not in data.model_fields_set:
         crop_mode = model.evaluation_crop_mode
     if mean is None or std is None:
+        why = "the images differ in their channels" if sources.examined else "ingested with examine=header"
         raise InputError(
-            f"{path.name}: data.mean: {sources.path}: the images differ in their channels, so there are no statistics "
-            "of pixels; give data.mean and data.std"
+            f"{path.name}: data.mean: {sources.path}: {why}, so there are no statistics of pixels; give data.mean and "
+            "data.std"
         )
     return changed(
         config, path.name,

@@ -41,8 +41,11 @@ def decode_mask(content: bytes) -> np.ndarray:
 def grey_mask(content: bytes, values: np.ndarray) -> bytes:
     """The .png to store for a mask that decodes to `values`: its own bytes, or grey for a palette, whose colours
     readers would take for the pixels."""
-    if content[25] == _GREY:
-        return content
+    return content if content[25] == _GREY else encoded_mask(values)
+
+
+def encoded_mask(values: np.ndarray) -> bytes:
+    """The .png of (H, W) uint8."""
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
     return buffer.getvalue()
@@ -94,6 +97,12 @@ def cut_to(boxes: Sequence[Box], size: tuple[int, int]) -> list[list[float]]:
         sides = (left, top, right - left, bottom - top)
         cut.append([*(int(value) if value == int(value) else value for value in sides), number])
     return cut
+
+
+def scaled(boxes: Sequence[Sequence[float]], size: tuple[int, int], to: tuple[int, int]) -> list[Box]:
+    """Boxes in an image of (width, height) `size`, in the same image made `to`."""
+    across, down = to[0] / size[0], to[1] / size[1]
+    return [(x * across, y * down, width * across, height * down, number) for x, y, width, height, number in boxes]
 
 
 def annotation_bytes(mask: np.ndarray | None, boxes: Sequence[Sequence[float]] | None) -> bytes:

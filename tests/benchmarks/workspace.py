@@ -7,8 +7,11 @@ whatever the contestants make of them. This module imports nothing that a peer's
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+
+SAMPLES_PER_SHARD = 1000  # of what the benchmark of ingestion writes
 
 
 def kept_directory() -> Path:
@@ -33,3 +36,14 @@ def image_paths(workspace: Path) -> list[tuple[Path, int]]:
     """(file, label) of every image of a workspace, labels by the sorted names of the folders."""
     folders = sorted((workspace / "files" / "train").iterdir())
     return [(path, label) for label, folder in enumerate(folders) for path in sorted(folder.iterdir())]
+
+
+def written(workspace: Path, name: str) -> Iterator[Path]:
+    """One directory after the other that is not there yet, in a folder that is: what a contestant writes."""
+    (workspace / "written").mkdir(exist_ok=True)
+    return (workspace / "written" / f"{name}-{number}" for number in count())
+
+
+def remove_written(workspace: Path) -> None:
+    shutil.rmtree(workspace / "written", ignore_errors=True)
+    (workspace / "written").mkdir()

@@ -27,6 +27,7 @@ from pipeline.ingestion.sources.listing import (
     Listing,
     Source,
     SourceFile,
+    SourceFiles,
     keep_images,
     named_like_image,
 )
@@ -190,13 +191,13 @@ def _list_archives(archives: Sequence[Archive]) -> tuple[Listing, np.ndarray]:
     with ThreadPoolExecutor(READERS) as readers:
         list(readers.map(_Found.list_entries, found))
     listing, tables, inner = Listing(), [], {}
-    files: list[SourceFile] = []
+    files = SourceFiles()
     for of_archive in found:
         paths = of_archive.whole_paths()
         table = np.frombuffer(of_archive.rows, dtype=ROW)
         table["path"] = np.fromiter(map(path_hash, paths), np.uint64, len(paths))
         tables.append(table)
-        files += map(SourceFile, paths, table["bytes"].tolist(), of_archive.stamps)
+        files.extend(map(SourceFile, paths, table["bytes"].tolist(), of_archive.stamps))
         listing.rejected += of_archive.rejected
         if len(archives) > 1:
             inner |= zip(paths, of_archive.paths, strict=True)
@@ -215,17 +216,15 @@ def _list_archives(archives: Sequence[Archive]) -> tuple[Listing, np.ndarray]:
     return listing, table
 
 
-def _without_repeated(
-    files: list[SourceFile], table: np.ndarray, listing: Listing
-) -> tuple[list[SourceFile], np.ndarray]:
+def _without_repeated(files: SourceFiles, table: np.ndarray, listing: Listing) -> tuple[SourceFiles, np.ndarray]:
     """Where a path is there again, the last one stands, as for programs that unpack."""
     stays = np.append(table["path"][1:] != table["path"][:-1], True) if len(table) else np.ones(0, bool)
     if stays.all():
         return files, table
     repeated = set(table["path"][~stays].tolist())
-    hashes = [path_hash(file.path) for file in files]
+    hashes = [path_hash(path) for path in files.paths]
     last = {hashed: number for number, hashed in enumerate(hashes) if hashed in repeated}
-    kept = []
+    kept = SourceFiles()
     for number, (file, hashed) in enumerate(zip(files, hashes, strict=True)):
         if last.get(hashed, number) == number:
             kept.append(file)

@@ -4,10 +4,13 @@ A source is small and picklable, so that worker processes read their own files.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from pipeline.ingestion.rejected import Rejected
 from pipeline.shards.decoding import TIFF_SIGNATURES, ImageFault
@@ -39,6 +42,49 @@ class SourceFile(NamedTuple):
     stamp: int
 
 
+class SourceFiles(Sequence[SourceFile]):
+    """Files as columns, so that a million of them are little more than their paths."""
+
+    def __init__(self, files: Iterable[SourceFile] = ()):
+        self.paths: list[str] = []
+        self.bytes = array("q")
+        self.stamps: array | list = array("q")
+        self.extend(files)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int | slice) -> "SourceFile | list[SourceFile]":
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        return SourceFile(self.paths[number], self.bytes[number], self.stamps[number])
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        return map(SourceFile, self.paths, self.bytes, self.stamps)
+
+    def append(self, file: SourceFile) -> None:
+        path, num_bytes, stamp = file
+        self.paths.append(path)
+        self.bytes.append(num_bytes)
+        try:
+            self.stamps.append(stamp)
+        except (OverflowError, TypeError):  # a source whose stamps are no 64-bit numbers
+            self.stamps = [*self.stamps, stamp]
+
+    def extend(self, files: Iterable[SourceFile]) -> None:
+        for file in files:
+            self.append(file)
+
+    def reordered(self, order: np.ndarray) -> "SourceFiles":
+        """The files of these numbers, in their order."""
+        files, numbers = SourceFiles(), order.tolist()
+        files.paths = [self.paths[number] for number in numbers]
+        files.bytes = array("q", map(self.bytes.__getitem__, numbers))
+        stamps = map(self.stamps.__getitem__, numbers)
+        files.stamps = array("q", stamps) if isinstance(self.stamps, array) else list(stamps)
+        return files
+
+
 @dataclass
 class Listing:
     """Every file of a source, and what the source itself says of its images, by path; a labels file overrules it.
@@ -46,13 +92,17 @@ class Listing:
     A label is a class name, or a number where `classes` names all of them in the order of their numbers.
     """
 
-    images: list[SourceFile] = field(default_factory=list)
+    images: SourceFiles = field(default_factory=SourceFiles)
     rejected: list[Rejected] = field(default_factory=list)
     labels: Mapping[str, str | int] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     folders_are_classes: bool = True  # where there are no labels; the folders of tables and archives say nothing
     stamps_are_hashes: bool = False  # of the content: images of equal sizes and stamps are equal
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, SourceFiles):
+            self.images = SourceFiles(self.images)
 
     @property
     def num_files(self) -> int:
@@ -68,9 +118,9 @@ class Source(Protocol):
 
 
 def named_like_image(path: str) -> bool:
-    name = path.rpartition("/")[2].lower()
+    name = path.rpartition("/")[2]
     # "._photo.jpg" is what macOS writes beside photo.jpg on foreign disks; it holds no image.
-    return not name.startswith("._") and os.path.splitext(name)[1] in IMAGE_SUFFIXES
+    return not name.startswith("._") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -79,7 +129,7 @@ def looks_like_image(head: bytes) -> bool:
     return webp or avif or head.startswith(SIGNATURES)
 
 
-def keep_images(files: Sequence[SourceFile], head: Callable[[str], bytes], listing: Listing) -> None:
+def keep_images(files: Iterable[SourceFile], head: Callable[[str], bytes], listing: Listing) -> None:
     """Sort files into `listing`: images are those that are named so, or whose first bytes say it."""
     unnamed = []
     for file in files:

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from pipeline.errors import InputError
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.sources.listing import HEAD_BYTES, MAX_FILE_BYTES, Listing, Source, SourceFile, keep_images
+from pipeline.ingestion.sources.listing import (
+    HEAD_BYTES,
+    MAX_FILE_BYTES,
+    Listing,
+    Source,
+    SourceFile,
+    SourceFiles,
+    keep_images,
+)
 from pipeline.ingestion.sources.read_ahead import ReadAhead
 from pipeline.shards.decoding import ImageFault
 from pipeline.storage.location import Url, files_below, read_range
@@ -19,7 +27,7 @@ class ObjectSource:
 
     def list_files(self) -> Listing:
         """InputError where there is nothing."""
-        listing, files = Listing(), []
+        listing, files = Listing(), SourceFiles()
         for path, size, stamp in files_below(self.root):
             if not path:
                 raise InputError(f"{self.root}: a file; give the folder that it lies in, a .zip or tars")

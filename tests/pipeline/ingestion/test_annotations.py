@@ -273,9 +273,35 @@ def test_a_shard_whose_annotations_were_changed_is_found(made, tmp_path, what):
 def test_an_index_that_promises_other_classes_than_its_masks_and_boxes_have_is_faulty(made, tmp_path):
     directory = shutil.copytree(made[1], tmp_path / "dataset")
     content = json.loads((directory / "index.json").read_text())
+    del content["checksum"]
     (directory / "index.json").write_text(json.dumps(content | {"mask_classes": ["ground", "digit 0"]}))
     assert "its mask has class" in check_dataset(directory, full=True)[0]
     (directory / "index.json").write_text(json.dumps(content | {"box_classes": content["box_classes"][:2]}))
     assert "class" in check_dataset(directory, full=True)[0]
     (directory / "index.json").write_text(json.dumps(content | {"mask_classes": [*CLASSES[:-1], "nine"]}))
     assert "fingerprint" in check_dataset(directory, full=True)[0]
+
+
+def test_masks_and_boxes_follow_an_image_that_is_made_smaller(made, tmp_path):
+    folder, _ = made
+    config = settings(folder, mask_classes=CLASSES, max_side=32)
+    directory = ingest(str(folder / "scenes/images"), tmp_path / "dataset", config).directory
+    index, seen = read_index(directory), 0
+    for reader, shard, number, record in samples_of(directory):
+        _, mask, boxes = scene(int(record["source"].split("/")[1].removesuffix(".png")))
+        assert (record["width"], record["height"], record["changes"]) == (32, 32, ["resized"])
+        nearest = np.asarray(Image.fromarray(mask).resize((32, 32), Image.Resampling.NEAREST))
+        assert (decode_mask(reader.mask(shard, number)) == nearest).all()
+        halves = [(*(side / 2 for side in box[:4]), box[4]) for box in boxes]
+        assert [(*box[:4], index.box_classes[box[4]]) for box in record["boxes"]] == halves
+        seen += bool(boxes)
+    assert seen and check_dataset(directory, full=True) == []
+
+
+def test_a_box_outside_of_a_large_image_is_refused_before_it_is_made_smaller():
+    rule = AnnotationRule(box_classes=1)
+    with pytest.raises(ImageFault, match="outside of the image of 64 x 64"):
+        prepare_annotations(rule, None, [(60, 60, 10, 10, 0)], b"", (64, 64), (8, 8))
+    assert prepare_annotations(rule, None, [(63, 0, 2, 64, 0)], b"", (64, 64), (8, 8)).boxes == [
+        [7.875, 0, 0.125, 8, 0]
+    ]

@@ -136,3 +136,10 @@ def test_statistics_are_those_of_the_pixels():
     assert prepared.mean == pytest.approx(tuple(pixels.mean(0))) and prepared.mean_square == pytest.approx(
         tuple((pixels**2).mean(0))
     )
+
+
+def test_what_was_decoded_is_handed_on_with_the_format_and_mode_of_its_file():
+    image = picture(9).convert("P")
+    prepared = prepare_image(encoded(image, "GIF"), "rgb")
+    assert (prepared.format, prepared.mode) == ("GIF", "P")
+    assert np.array_equal(np.asarray(prepared.pixels), np.asarray(opened(prepared)))

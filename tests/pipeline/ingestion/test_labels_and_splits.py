@@ -259,7 +259,7 @@ def test_wrong_split_lists_are_input_errors(tmp_path, flat, train, test, words):
     ({"splits": {"holdout": Path("x")}}, "holdout"),
     ({"samples_per_shard": 0}, "samples_per_shard"),
     ({"max_rejected_fraction": 1.5}, "max_rejected_fraction"),
-    ({"duplicates": "remove"}, "duplicates"),
+    ({"duplicates": "keep"}, "duplicates"),
 ])  # fmt: skip
 def test_a_wrong_config_is_refused(config, words):
     with pytest.raises(ValidationError, match=words):

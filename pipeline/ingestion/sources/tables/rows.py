@@ -2,8 +2,7 @@
 
 Samples go into shards in a shuffled order, so a row must cost no more than itself. Where a table's own file does not
 allow that (compressed, a pickle, row groups of parquet), its images are laid out in a spool file once, and every
-process reads from there. Spools lie in a folder inside the dataset's directory: that has the room, and every worker sees
-it.
+process reads from there. Spools lie in a folder inside the dataset's directory: that has room, and all workers see it.
 """
 
 import fcntl

@@ -169,7 +169,7 @@ ingest({str(tmp_path / "set")!r}, Path({str(tmp_path / "killed")!r}), IngestConf
     ingest(str(tmp_path / "set"), tmp_path / "whole", config)
     assert 0 < report.shards_kept < 40
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert {path.name for path in (tmp_path / "killed").glob(".*")} == {".ingest.jsonl"}
+    assert {path.name for path in (tmp_path / "killed").glob(".*")} == {".ingest.jsonl", ".hashes"}
 
 
 def test_a_full_disk_is_no_fault_of_the_images(tmp_path, monkeypatch):
