@@ -51,6 +51,8 @@ class ShardMaker:
         todo = [job for job in jobs if job.name not in done]
         self.made |= {job.name for job in todo}
         if todo:
+            if self.plan.lay_out is not None:
+                self.plan.lay_out()
             (self.destination / INDEX_NAME).unlink(missing_ok=True)  # the shards under an old index will change
             sync_directory(self.destination)
         try:

@@ -5,7 +5,7 @@ Everything wrong with the input is found here.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,6 +61,7 @@ class IngestPlan:
     label_sets: LabelSets | None = None
     annotations: FoundAnnotations = FoundAnnotations()
     tars: str | None = None  # adopt, rewrite or archive, where the source is tars
+    lay_out: Callable[[], None] | None = None  # what jobs read from is made by it, before the first of them runs
 
     @cached_property
     def num_files(self) -> int:
@@ -110,7 +111,14 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
     ]
     rejected = [*listing.rejected, *outside]
     return IngestPlan(
-        identify(source, config), jobs, rejected, labels.classes, labels.label_sets, annotations, chosen.tars
+        identify(source, config),
+        jobs,
+        rejected,
+        labels.classes,
+        labels.label_sets,
+        annotations,
+        chosen.tars,
+        getattr(opened, "lay_out", None),
     )
 
 
