@@ -26,8 +26,8 @@ from pipeline.config.recipe import (
     validate,
 )
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, InputError
-from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
+from pipeline.ingestion.making import IngestError
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset

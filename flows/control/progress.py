@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.stages import read_run_config
-from pipeline.ingestion.build import IngestReport, Progress
+from pipeline.ingestion.build import IngestReport
+from pipeline.ingestion.making import Progress
 from pipeline.loading.verdict import observed_verdict
 from pipeline.progress import Position, read_position
 from pipeline.run_directory import RunDirectory

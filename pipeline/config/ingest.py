@@ -10,6 +10,7 @@ from models.schema import MOST, Config, Count, Fraction, Text
 
 READABLE_PIXELS = 89_478_485  # what readers of datasets take, pipeline/shards/decoding.py
 
+DaskAddress = Annotated[str, Field(strict=True, pattern=r"^(tcp|tls|ucx|ws|wss)://.+")]
 Split = Literal["train", "validation", "test"]
 
 
@@ -131,8 +132,14 @@ class IngestConfig(Config):
     max_rejected_fraction: Fraction = 0.01
     """Above this share of rejected images nothing is published. Files that are no images do not count."""
 
-    workers: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
-    """Processes that decode; null: one per core. The result is the same for any number."""
+    workers: Annotated[int, Field(strict=True, ge=1, le=1024)] | DaskAddress | None = None
+    """Processes that decode; null: one per core. Or the address of a Dask scheduler, as `tcp://host:8786`, whose
+    workers see SOURCE and DEST under the same paths. The result is the same for any number and any place."""
+
+    @property
+    def processes(self) -> int | None:
+        """`workers`, where they are of this machine."""
+        return self.workers if isinstance(self.workers, int) else None
 
     @field_validator("split_fractions")
     @classmethod

@@ -5,7 +5,7 @@ Everything wrong with the input is found here.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,6 +61,7 @@ class IngestPlan:
     label_sets: LabelSets | None = None
     annotations: FoundAnnotations = FoundAnnotations()
     tars: str | None = None  # adopt, rewrite or archive, where the source is tars
+    lay_out: Callable[[], None] | None = None  # what jobs read from is made by it, before the first of them runs
 
     @cached_property
     def num_files(self) -> int:
@@ -110,7 +111,14 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
     ]
     rejected = [*listing.rejected, *outside]
     return IngestPlan(
-        identify(source, config), jobs, rejected, labels.classes, labels.label_sets, annotations, chosen.tars
+        identify(source, config),
+        jobs,
+        rejected,
+        labels.classes,
+        labels.label_sets,
+        annotations,
+        chosen.tars,
+        getattr(opened, "lay_out", None),
     )
 
 
@@ -122,7 +130,7 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     """One where starting more would not pay."""
     if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
         return 1
-    return config.workers or available_cores()
+    return config.processes or available_cores()
 
 
 def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str, source: str) -> Labels:
@@ -220,7 +228,7 @@ def _plan_tars(
         splits = {str(tar): split_of_tar(tar) or "train" for tar in tars}
     outside = [Rejected(str(tar), "outside_splits", "in no list") for tar in tars if str(tar) not in splits]
     tars = [tar for tar in tars if str(tar) in splits]
-    surveys = {survey.tar: survey for survey in survey_tars(tars, config.workers)}
+    surveys = {survey.tar: survey for survey in survey_tars(tars, config.processes)}
     rule = label_rule([surveys[tar] for tar in tars])
     if not any(survey.num_samples for survey in surveys.values()):
         raise InputError(f"{source}: holds no samples; a sample is an image and its labels under one name")

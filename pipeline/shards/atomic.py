@@ -1,19 +1,22 @@
 """Files that appear whole or not at all: written under a temporary name, fsynced, renamed.
 
 A temporary file of a killed process stays behind; its name begins with `TEMPORARY_PREFIX`, so that the next writer of
-the directory can remove it. The name carries the process id, so two writers never share one.
+the directory can remove it. The name carries machine and process id, so two writers never share one.
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
 from typing import BinaryIO
 
 from pipeline.errors import DISK_FULL
 
 TEMPORARY_PREFIX = ".tmp-"
+_MACHINE = hashlib.sha256(gethostname().encode()).hexdigest()[:8]
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
 
     An OSError of a full disk names it.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{_MACHINE}-{os.getpid()}-{path.name}")
     try:
         with open(temporary, "wb") as file:
             yield file

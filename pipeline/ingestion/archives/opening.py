@@ -9,7 +9,7 @@ from pipeline.ingestion.archives.naming import count_up, is_compressed, is_zip
 from pipeline.ingestion.archives.rewriting import SampleSource
 from pipeline.ingestion.archives.source import ArchiveSource, archives_at
 from pipeline.ingestion.archives.unpacking import Scratch
-from pipeline.ingestion.tars import TarSurvey, label_rule, looks_like_samples, survey_tar
+from pipeline.ingestion.tars import TarSurvey, label_rule, looks_like_samples, split_of_tar, survey_tar
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.storage.location import Location, size_of
 
@@ -62,7 +62,8 @@ def _decided(source: str, archives: Sequence[Location], plain: Sequence[Location
         samples = looks_like_samples(plain[0])
     except TarFault as fault:
         raise InputError(str(fault)) from None
-    if samples is None and len(archives) > 1 and not count_up(archives):
+    splits = all(split_of_tar(archive) for archive in archives)
+    if samples is None and len(archives) > 1 and not (splits or count_up(archives)):
         raise InputError(
             f"{source}: tars: is each tar a class, or a shard of images without labels? They hold images alone. Say "
             "--set tars=archive for classes, tars=adopt for shards"

@@ -41,6 +41,7 @@ def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
         },
         "policy": "remove" if search.remove else "report",
         "compared_images": len(dataset.samples),
+        "too_small_for_near": copies.small,
         "leaks": [_leak(leak, search) for leak in findings.leaks],
         "leaking_images": findings.num_leaking,
         "exact_copies": {SPLITS[place]: count for place, count in findings.exact_copies.items()},

@@ -21,6 +21,8 @@ def copy_sections(copies: Facts | None, pictures: Mapping[int, str]) -> str:
     if copies is None:
         return "<h2>Copies</h2><p>Not looked for: the ingestion examined headers alone.</p>"
     parts = [f"<h2>Leaks and copies</h2><p>{copies['compared_images']:,} images were compared with one another.</p>"]
+    if copies["too_small_for_near"]:
+        parts.append(f"<p>Of {copies['too_small_for_near']:,} small ones only equal pixels were looked for.</p>")
     parts.append(_leaks(copies["leaks"]))
     for kind, (title, counted) in KINDS.items():
         count = copies[counted]
@@ -33,7 +35,7 @@ def copy_sections(copies: Facts | None, pictures: Mapping[int, str]) -> str:
 
 def _leaks(leaks: Sequence[Facts]) -> str:
     if not leaks:
-        return "<p>No image of one split lies in another, nor in a dataset that was named to be held against.</p>"
+        return "<p>No image was found in two splits, nor in a dataset that was named to be held against.</p>"
     rows = "".join(
         f"<tr><td>{escape(leak['from'])}</td><td>{escape(leak['to'])}</td><td class=number>{leak['exact']:,}</td>"
         f"<td class=number>{leak['near']:,}</td><td class=number>{leak['images_there']:,} of "

@@ -51,7 +51,8 @@ def _name(facts: Facts) -> str:
 def _verdict(verdict: Facts) -> str:
     kind = "sound" if verdict["sound"] else "look"
     count = len(verdict["findings"])
-    words = "Sound" if verdict["sound"] else f"{count} finding{'s' * (count > 1)} to look at before training"
+    sound = "Sound, as far as it was examined" if "as far as" in verdict["words"] else "Sound"
+    words = sound if verdict["sound"] else f"{count} finding{'s' * (count > 1)} to look at before training"
     lines = "".join(f"<li>{escape(line)}</li>" for line in verdict["findings"])
     told = f"<ul>{lines}</ul>" if lines else "<p>Nothing was found that speaks against training on it.</p>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in verdict["notes"])

@@ -12,6 +12,8 @@ def verdict(facts: Facts) -> Facts:
         findings.append("pixels were not looked at, so neither leaks nor copies would have been found")
     notes = [*_copy_notes(facts["copies"] or {}), *_rejected_notes(facts["rejected"]), *_label_notes(facts)]
     words = "sound, nothing found that speaks against training on it"
+    if small := (facts["copies"] or {}).get("too_small_for_near"):
+        words = f"sound as far as it was examined: near copies of {number(small, 'image')} were not looked for"
     if findings:
         words = f"{len(findings)} finding{'s' * (len(findings) > 1)}: {'; '.join(findings)}"
     return {"sound": not findings, "words": words, "findings": findings, "notes": notes}
@@ -48,6 +50,11 @@ def _class_findings(facts: Facts) -> list[str]:
 
 def _copy_notes(copies: Facts) -> list[str]:
     notes = []
+    if small := copies.get("too_small_for_near"):
+        notes.append(
+            f"near copies of {number(small, 'image')} were not looked for, which have a side below "
+            f"{copies['method']['smallest_side']} pixels: leaks of nearly equal images would not have been found"
+        )
     if removed := copies.get("removed", {}).get("images"):
         leaking = copies["removed"]["leaking"]
         notes.append(f"{number(removed, 'copy', 'copies')} left out of the dataset, {leaking:,} of them for leaking")

@@ -153,10 +153,12 @@ class CopySearch:
         return f"{how} of {self.dataset.place_name(partner)}: key {self.dataset.key(partner)}"
 
 
-def read_others(directories: Sequence[Path]) -> list[DatasetIndex]:
-    """The datasets of `leakage_against`; InputError where one is none."""
+def read_others(directories: Sequence[Path], destination: Path) -> list[DatasetIndex]:
+    """The datasets of `leakage_against`; InputError where one is none, or is the one that is being made."""
     others = []
     for directory in directories:
+        if directory.resolve() == destination.resolve():
+            raise InputError(f"leakage_against: {directory}: is the dataset itself, whose splits are compared anyway")
         try:
             others.append(read_index(location(directory), check_sizes=True))
         except InputError as error:

@@ -16,9 +16,8 @@ from pipeline.ingestion.sources.digits import DIGITS, DigitsSource
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing, Source
 from pipeline.ingestion.sources.objects import ObjectSource
-from pipeline.ingestion.sources.tables.arrow import find_parquet
-from pipeline.ingestion.sources.tables.columns import SaidColumns
 from pipeline.ingestion.sources.tables.idx import find_idx
+from pipeline.ingestion.sources.tables.names import SaidColumns, find_parquet
 from pipeline.ingestion.sources.tables.opening import parquet_files, tables_within
 from pipeline.storage.location import Location, Url, is_url, joined, location
 
@@ -68,12 +67,12 @@ def list_source(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
 
 def _list_files(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
     if names_archives(source):
-        archives = open_archives(source, expand_archives(source), config.tars, scratch, config.workers)
+        archives = open_archives(source, expand_archives(source), config.tars, scratch, config.processes)
         return Opened(archives, _listing_of(archives))
     opened = open_source(source)
     listing = opened.list_files()
     if not listing.images and (inside := _archives_inside(source, listing)):
-        archives = open_archives(source, inside, config.tars, scratch, config.workers)
+        archives = open_archives(source, inside, config.tars, scratch, config.processes)
         within = _listing_of(archives)
         taken = {str(archive) for archive in inside}
         within.rejected += [entry for entry in listing.rejected if str(_inside(source, entry)) not in taken]

@@ -15,8 +15,9 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError, InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.annotations import AnnotationRule, MaskFile, prepare_annotations
-from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.build import ingest
 from pipeline.ingestion.images import file_orientation
+from pipeline.ingestion.making import IngestError
 from pipeline.shards.annotations import boxes_fault, decode_mask
 from pipeline.shards.check import check_dataset
 from pipeline.shards.decoding import ImageFault

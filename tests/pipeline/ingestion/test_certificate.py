@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -167,6 +168,8 @@ def test_images_of_a_named_evaluation_dataset_are_leaks_of_train_and_never_leave
     without, _ = made(train, tmp_path / "without", duplicates="remove", **one_split)
     left = [json.loads(line)["path"] for line in open(tmp_path / "without/rejected.jsonl")]
     assert "bee/08.png" in left and without.num_leaking == 0
+    with pytest.raises(InputError, match="the dataset itself"):
+        made(train, tmp_path / "dataset", **{**one_split, "leakage_against": [tmp_path / "dataset"]})
     with pytest.raises(InputError, match="leakage_against: .*nowhere"):
         made(train, tmp_path / "other", leakage_against=[tmp_path / "nowhere"])
 
@@ -241,6 +244,9 @@ def test_small_images_are_searched_for_equal_pixels_alone_and_that_is_said(tmp_p
     _, said = made(tmp_path / "images", tmp_path / "dataset")
     assert [(leak["exact"], leak["near"]) for leak in said["copies"]["leaks"]] == [(1, 0)]
     assert any("6 images with a side below 64 pixels" in note for note in said["not_examined"])
+    (tmp_path / "images/test/equal.png").unlink()
+    report, said = made(tmp_path / "images", tmp_path / "without")
+    assert said["verdict"]["sound"] and "as far as it was examined: near copies of 5 images" in report.verdict
 
 
 def test_images_of_one_colour_are_nobodys_near_copies(tmp_path):
@@ -286,6 +292,24 @@ def test_a_dataset_of_before_there_were_certificates_is_sound_and_gets_one_witho
     report, said = made(photos, tmp_path / "dataset")
     assert report.shards_written == 0 and report.num_leaking == 3
     assert any("an earlier version" in note for note in said["not_examined"])
+
+
+@pytest.mark.slow
+def test_a_removal_that_is_killed_at_any_moment_ends_in_the_same_bytes(photos, whole, tmp_path):
+    """SIGKILL of the whole process, later and later, until one run comes through."""
+    command = [str(Path(sys.executable).with_name("vit")), "ingest", str(photos), str(tmp_path / "dataset")]
+    command += ["--set", "duplicates=remove", "--set", "samples_per_shard=6"]
+    killed = 0
+    for seconds in np.arange(2.0, 60.0, 0.4):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                assert process.wait(timeout=seconds) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                killed += 1
+    assert killed > 2 and files_of(tmp_path / "dataset") == whole
+    assert not [path for path in tmp_path.rglob(".tmp-*")]
 
 
 class _Links(HTMLParser):

@@ -1,9 +1,18 @@
 """Every pair of hashes that differ in few bits is found once, as comparing all with all finds it."""
 
+import io
+import os
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
+from pipeline.ingestion.duplicates.copies import MOST_BITS
 from pipeline.ingestion.duplicates.hamming import choose_bands, near_hash_pairs, num_bits
+from pipeline.ingestion.duplicates.likeness import are_near_copies, likeness
+from tests.pipeline.pictures import encoded
 
 
 def compared_with_all(hashes: np.ndarray, most_bits: int) -> set[tuple[int, int]]:
@@ -56,3 +65,27 @@ def test_many_hashes_are_not_compared_with_one_another():
     assert choose_bands(1_000_000, 64, 6) == (8, 2)
     hashes = np.unique(np.random.default_rng(0).integers(0, 1 << 64, 100_000, dtype=np.uint64))
     assert sum(map(len, near_hash_pairs(hashes, 6))) < 10  # 5 billion comparisons would take minutes
+
+
+CHANGES = {  # of a photo, and the least share of 240 copies that are to be found
+    "JPEG 30": (lambda photo: encoded(photo, "JPEG", quality=30), 1.0),
+    "half the size": (lambda photo: encoded(photo.resize((photo.width // 2, photo.height // 2)), "PNG"), 0.97),
+    "256 x 256": (lambda photo: encoded(photo.resize((256, 256)), "JPEG", quality=80), 0.97),
+    "brighter": (lambda photo: encoded(ImageEnhance.Brightness(photo).enhance(1.05), "PNG"), 0.97),
+}
+
+
+@pytest.mark.data
+@pytest.mark.skipif("VIT_TEST_DATA" not in os.environ, reason="needs VIT_TEST_DATA")
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_of_photos_are_within_the_bits_and_the_pixels_confirm_them(change):
+    changed, least = CHANGES[change]
+    with zipfile.ZipFile(Path(os.environ["VIT_TEST_DATA"]) / "caltech101/caltech101_99.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[::33][:240]
+        contents = [archive.read(name) for name in names]
+    found = 0
+    for content in contents:
+        photo, copy = likeness(content), likeness(changed(Image.open(io.BytesIO(content)).convert("RGB")))
+        bits = int(num_bits(photo.hashes["perceptual"] ^ copy.hashes["perceptual"]))
+        found += bits <= MOST_BITS and are_near_copies(photo, copy)
+    assert found / len(contents) >= least

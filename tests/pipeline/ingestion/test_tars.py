@@ -8,7 +8,8 @@ from PIL import Image
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion import plan
-from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.build import ingest
+from pipeline.ingestion.making import IngestError
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader

@@ -15,7 +15,8 @@ import pytest
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.archives.source import ArchiveSource, archives_at
-from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.build import ingest
+from pipeline.ingestion.making import IngestError
 from pipeline.shards.check import check_dataset
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import read_index

@@ -22,12 +22,14 @@ import xxhash
 from pipeline.errors import InputError
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.columns import Columns, SaidColumns, choose_columns, image_bytes
+from pipeline.ingestion.sources.tables.columns import Columns, choose_columns, image_bytes
 from pipeline.ingestion.sources.tables.listing import HASH_BITS, MOST_LABEL, add_row, numbered_classes, row_path
+from pipeline.ingestion.sources.tables.names import SaidColumns, saved_folders
 from pipeline.ingestion.sources.tables.rows import Rows, spooled
 
-PARQUET, STREAM = ".parquet", ".arrow"
+STREAM = ".arrow"
 BATCH_BYTES, MAX_BATCH_ROWS = 16 << 20, 4096
+BUFFER_BYTES = 1 << 20  # a column of a row group is read through it, not whole
 SPLIT_WORDS = {
     "train": "train", "training": "train",
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -35,17 +37,6 @@ SPLIT_WORDS = {
 }  # fmt: skip
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 NO_BYTES = -1  # in an index: the row holds no image
-
-
-def find_parquet(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name.lower().endswith(PARQUET)]
-
-
-def saved_folders(names: Sequence[str]) -> list[str]:
-    """The folders of saved datasets, with a final slash, or empty for the source itself."""
-    known = set(names)
-    folders = [name.removesuffix("state.json") for name in names if name.rpartition("/")[2] == "state.json"]
-    return sorted(folder for folder in folders if f"{folder}dataset_info.json" in known)
 
 
 def find_saved(root: Path, names: Sequence[str]) -> list[str]:
@@ -82,14 +73,16 @@ class _Opened(NamedTuple):
 
 @contextmanager
 def _opened(path: Path, mapped: pa.MemoryMappedFile | None = None) -> Iterator[_Opened]:
-    """A table, mapped so that a row group or file larger than the memory passes. InputError where it is damaged."""
+    """A table, read in batches, whatever the size of a row group. InputError where it is damaged."""
     try:
         if path.suffix.lower() == STREAM:
             _require_end(path)
             with pa.ipc.open_stream(mapped or pa.memory_map(str(path))) as stream:
                 yield _Opened(stream.schema, lambda columns: stream)
         else:
-            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            with pq.ParquetFile(
+                path, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True
+            ) as file:
                 yield _Opened(file.schema_arrow, partial(_parquet_batches, file))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:

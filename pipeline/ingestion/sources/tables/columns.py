@@ -8,19 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError, near_matches
+from pipeline.ingestion.sources.tables.names import SaidColumns
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")  # of one column of bytes among several
 LABEL_NAMES = ("class", "label")
-
-
-class SaidColumns(NamedTuple):
-    """What the config says; None where the schema decides."""
-
-    image: str | None = None
-    label: str | None = None
-
-
-UNSAID = SaidColumns()
 
 
 class Columns(NamedTuple):

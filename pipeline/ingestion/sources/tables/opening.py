@@ -15,10 +15,9 @@ from pipeline.ingestion.archives.unpacking import PIECE_BYTES, Scratch
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing, Source
 from pipeline.ingestion.sources.objects import ObjectSource
-from pipeline.ingestion.sources.tables.arrow import find_parquet, saved_folders
 from pipeline.ingestion.sources.tables.cifar import find_cifar
-from pipeline.ingestion.sources.tables.columns import SaidColumns
 from pipeline.ingestion.sources.tables.idx import find_idx
+from pipeline.ingestion.sources.tables.names import SaidColumns, find_parquet, saved_folders
 from pipeline.ingestion.sources.tables.source import WORDS, Kind, TableSource
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import shortened
@@ -62,7 +61,7 @@ def tables_within(
         raise InputError(f"{source}: holds {both}; name the folder of one kind")
     folder = scratch.folder()
     if isinstance(files, FolderSource):
-        return TableSource(files.root.absolute(), kinds[0], folder, columns, str(files.root))
+        return TableSource(files.root.absolute(), kinds[0], folder, columns, str(files.root), files.only)
     _fetch(source, files, _needed(kinds[0], names), folder / "fetched")
     return TableSource(folder / "fetched", kinds[0], folder, columns, source)
 

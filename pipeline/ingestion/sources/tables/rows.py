@@ -1,9 +1,8 @@
 """Where the images of a table lie: ranges of bytes of one file, read by number.
 
 Samples go into shards in a shuffled order, so a row must cost no more than itself. Where a table's own file does not
-allow that (compressed, a pickle, row groups of parquet), its images are laid out in a spool file once, by whichever
-process asks for one of them first, and every process reads from there. Spools lie in a folder inside the dataset's
-directory: it is as large as they are, and every worker sees it.
+allow that (compressed, a pickle, row groups of parquet), its images are laid out in a spool file once, and every
+process reads from there. Spools lie in a folder inside the dataset's directory: that has room, and all workers see it.
 """
 
 import fcntl

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,16 +11,16 @@ from typing import Literal
 from pipeline.errors import InputError
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.arrow import find_parquet, find_saved, list_arrow, locate_arrow
 from pipeline.ingestion.sources.tables.cifar import find_cifar, list_cifar, locate_cifar
-from pipeline.ingestion.sources.tables.columns import UNSAID, SaidColumns
 from pipeline.ingestion.sources.tables.idx import find_idx, list_idx, locate_idx
 from pipeline.ingestion.sources.tables.listing import reject_rest, row_of_path
+from pipeline.ingestion.sources.tables.names import UNSAID, SaidColumns, find_parquet
 from pipeline.ingestion.sources.tables.rows import Rows
 
 Kind = Literal["idx", "CIFAR", "parquet", "saved"]
 WORDS = {"idx": "idx files", "CIFAR": "batches of CIFAR", "parquet": "parquet files", "saved": "saved datasets"}
 CACHED_TABLES = 4096
+THREADS = 4  # unpack tables at once
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TableSource:
     scratch: Path
     columns: SaidColumns = UNSAID
     name: str = ""
+    only: tuple[str, ...] = ()  # the tables, where not all
 
     def list_files(self, beside: Listing | None = None) -> Listing:
         """Reads every table once; InputError where one is damaged. `beside` is the listing of the folder's files."""
@@ -49,6 +51,15 @@ class TableSource:
         known = {*tables_of_kind(self.root, self.kind, names), *(entry.path for entry in listing.rejected)}
         reject_rest(listing, (name for name in names if name not in known), "holds no images")
         return listing
+
+    def lay_out(self) -> None:
+        """Make the spools, here and not where images are decoded: to unpack a table may take more memory and time than
+        an image may. OSError of a full disk."""
+        entries = FolderSource(self.root, self.only).list_files().rejected
+        names = [entry.path for entry in entries if entry.reason == "not_an_image"]
+        with ThreadPoolExecutor(THREADS) as threads:
+            for _ in threads.map(self._rows, tables_of_kind(self.root, self.kind, names)):
+                pass
 
     def read(self, path: str, num_bytes: int = -1) -> bytes:
         table, number = row_of_path(path)
@@ -71,6 +82,10 @@ class TableSource:
             case "CIFAR":
                 list_cifar(self.root, names, listing, self.columns.label)
             case "parquet" | "saved":
+                from pipeline.ingestion.sources.tables.arrow import (
+                    list_arrow,  # pyarrow, for those who have such tables
+                )
+
                 list_arrow(self.root, tables_of_kind(self.root, self.kind, names), listing, self.columns)
 
 
@@ -83,6 +98,8 @@ def tables_of_kind(root: Path, kind: Kind, names: Sequence[str]) -> list[str]:
         case "parquet":
             return find_parquet(names)
         case "saved":
+            from pipeline.ingestion.sources.tables.arrow import find_saved
+
             return find_saved(root, names)
 
 
@@ -95,4 +112,6 @@ def _located(path: Path, size: int, modified: int, kind: Kind, scratch: Path, co
         case "CIFAR":
             return locate_cifar(path, scratch)
         case "parquet" | "saved":
+            from pipeline.ingestion.sources.tables.arrow import locate_arrow
+
             return locate_arrow(path, scratch, columns)

@@ -15,7 +15,8 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.archives.unpacking import Scratch
-from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.build import ingest
+from pipeline.ingestion.making import IngestError
 from pipeline.ingestion.sources.opening import list_source
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index

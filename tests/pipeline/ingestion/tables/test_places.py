@@ -19,6 +19,8 @@ from pipeline.errors import InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.archives.unpacking import Scratch, remove_unpacked
 from pipeline.ingestion.build import ingest
+from pipeline.ingestion.sources.opening import list_source
+from pipeline.ingestion.sources.tables import source as tables
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.tables.test_arrow import contents, saved, write_parquet
 from tests.pipeline.ingestion.tables.test_cifar import write_cifar10
@@ -89,6 +91,44 @@ def test_damage_behind_a_url_is_said_by_its_url(tmp_path):
     assert not (tmp_path / "dataset").exists()
 
 
+def test_whoever_has_no_arrow_tables_does_not_wait_for_pyarrow(tmp_path):
+    make(tmp_path / "set", "idx")
+    code = f"""
+import sys
+from pathlib import Path
+from pipeline.config.ingest import IngestConfig
+from pipeline.ingestion.archives.unpacking import Scratch
+from pipeline.ingestion.sources.opening import list_source
+with Scratch(Path({str(tmp_path / "dataset")!r})) as scratch:
+    source, listing = list_source({str(tmp_path / "set")!r}, IngestConfig(), scratch)
+    source.read(listing.images[0].path)
+assert "pyarrow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["idx", "parquet", "saved", "python"])
+def test_workers_find_what_they_read_laid_out(tmp_path, kind):
+    """A worker that had to unpack a table would lay its memory and time to the image that it asked for."""
+    make(tmp_path / "set", kind)
+    with Scratch(tmp_path / "dataset") as scratch:
+        source, listing = list_source(str(tmp_path / "set"), IngestConfig(), scratch)
+        source.lay_out()
+        made = {path: path.stat().st_mtime_ns for path in scratch.folder().iterdir()}
+        assert (len(made) > 1) == (kind != "saved")  # which is read where it lies
+        tables._located.cache_clear()  # as in another process
+        assert all(source.read(file.path) for file in listing.images)
+        assert {path: path.stat().st_mtime_ns for path in scratch.folder().iterdir()} == made
+
+
+def test_a_finished_dataset_lays_nothing_out_again(tmp_path, monkeypatch):
+    make(tmp_path / "set", "parquet")
+    ingest(str(tmp_path / "set"), tmp_path / "dataset", IngestConfig())
+    monkeypatch.delattr(tables.TableSource, "read")
+    monkeypatch.setattr(tables, "_located", None)
+    assert ingest(str(tmp_path / "set"), tmp_path / "dataset", IngestConfig()).shards_written == 0
+
+
 def test_a_destination_that_cannot_be_made_is_an_input_error(tmp_path):
     make(tmp_path / "set", "parquet")
     (tmp_path / "file").write_text("")
@@ -129,7 +169,7 @@ ingest({str(tmp_path / "set")!r}, Path({str(tmp_path / "killed")!r}), IngestConf
     ingest(str(tmp_path / "set"), tmp_path / "whole", config)
     assert 0 < report.shards_kept < 40
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert {path.name for path in (tmp_path / "killed").glob(".*")} == {".ingest.jsonl"}
+    assert {path.name for path in (tmp_path / "killed").glob(".*")} == {".ingest.jsonl", ".hashes"}
 
 
 def test_a_full_disk_is_no_fault_of_the_images(tmp_path, monkeypatch):

@@ -1,0 +1,102 @@
+"""Groups of shards on the workers of a Dask cluster, whoever started it: SLURM, Kubernetes, or `dask scheduler`.
+
+Dask gives the tasks of a lost worker to another. A few groups more than there are threads wait in the cluster, the rest
+here, however many there are.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError
+from pipeline.ingestion.machines.shard_groups import EngineLost, ShardGroup
+from pipeline.ingestion.shard_jobs import ShardSummary
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+CONNECT_SECONDS = 10
+LOOK_SECONDS = 5.0
+ALONE_SECONDS = 600.0  # without a single worker; a cluster may start them when it has something to do
+END_SECONDS = 120.0  # for the shard that each worker is at when the ingestion ends early
+LEAST_UNDER_WAY = 16  # what a cluster without workers sees, so that it starts some
+
+
+def run_in_dask(address: str, groups: Iterator[ShardGroup]) -> Iterator[list[ShardSummary]]:
+    """InputError where nobody answers at `address`; EngineLost."""
+    distributed = require_distributed()
+    try:
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"workers: {address}: no Dask scheduler answers there ({why}); start `dask scheduler`"
+        ) from None
+    with client:
+        yield from run_by_client(client, lambda group: client.submit(ShardGroup.run, group, pure=False), groups)
+
+
+def run_by_client(
+    client: "Client", submit: "Callable[[ShardGroup], Future]", groups: Iterator[ShardGroup]
+) -> Iterator[Any]:
+    """The result of every future that `submit` gives, as they are ready. Closed early, it cancels what has not begun
+    and waits for what has."""
+    distributed = require_distributed()
+    under_way: set[Future] = set()
+    seen_at = time.monotonic()
+    try:
+        while True:
+            threads = sum(client.nthreads().values())
+            seen_at = time.monotonic() if threads else seen_at
+            if time.monotonic() - seen_at > ALONE_SECONDS:
+                raise EngineLost(f"{client.scheduler.address}: no Dask worker for {ALONE_SECONDS:.0f} seconds")
+            room = max(LEAST_UNDER_WAY, 2 * threads) - len(under_way)
+            under_way |= {submit(group) for group in islice(groups, max(0, room))}
+            if not under_way:
+                return
+            try:
+                with client.as_current():
+                    ready, under_way = distributed.wait(under_way, LOOK_SECONDS, "FIRST_COMPLETED")
+            except TimeoutError:
+                continue
+            for future in ready:
+                yield _result(client, future)
+    finally:
+        _end(client, under_way)
+
+
+def require_distributed() -> Any:
+    """The library; InputError where it is not installed."""
+    try:
+        import distributed
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"workers: a Dask cluster needs the package {error.name}; install it: pip install 'vit-pretraining[dask]'"
+        ) from None
+    return distributed
+
+
+def _result(client: "Client", future: "Future") -> Any:
+    distributed = require_distributed()
+    try:
+        return future.result()
+    except distributed.KilledWorker:
+        raise EngineLost(
+            "Dask workers died of one group of shards again and again, perhaps for lack of memory"
+        ) from None
+    except (distributed.CancelledError, distributed.comm.CommClosedError, TimeoutError):
+        raise EngineLost(f"{client.scheduler.address}: the Dask scheduler is gone; run the ingestion again") from None
+
+
+def _end(client: "Client", under_way: "set[Future]") -> None:
+    """Whoever has begun a shard ends with it: the ingestion's sign is gone."""
+    distributed = require_distributed()
+    if not under_way or client.status != "running":
+        return
+    try:
+        with client.as_current():
+            distributed.wait(under_way, END_SECONDS)
+    except (TimeoutError, OSError, distributed.CancelledError):
+        pass
+    client.cancel(list(under_way))
