@@ -58,7 +58,9 @@ def test_a_tar_of_folders_gives_the_bytes_that_its_folder_gives(tmp_path, form):
     ingest(str(folder), tmp_path / "of_folder", config)
     report = ingest(str(path), tmp_path / "of_tar", config)
     assert report.tars == "archive"
-    assert shards_of(tmp_path / "of_tar") == shards_of(tmp_path / "of_folder") and len(shards_of(tmp_path / "of_tar")) > 10
+    assert (
+        shards_of(tmp_path / "of_tar") == shards_of(tmp_path / "of_folder") and len(shards_of(tmp_path / "of_tar")) > 10
+    )
     assert read_index(tmp_path / "of_tar").classes == ("ant", "bee") and not unpacked_in(tmp_path / "of_tar")
     again = ingest(str(path), tmp_path / "of_tar", config)
     assert (again.shards_written, unpacked_in(tmp_path / "of_tar")) == (0, [])

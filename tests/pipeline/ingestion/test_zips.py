@@ -114,7 +114,9 @@ def test_a_zip_gives_the_bytes_that_its_folder_gives(tmp_path, make):
     config = IngestConfig(samples_per_shard=7)
     ingest(str(folder), tmp_path / "of_folder", config)
     ingest(str(tmp_path / "source.zip"), tmp_path / "of_zip", config)
-    assert shards_of(tmp_path / "of_zip") == shards_of(tmp_path / "of_folder") and len(shards_of(tmp_path / "of_zip")) > 10
+    assert (
+        shards_of(tmp_path / "of_zip") == shards_of(tmp_path / "of_folder") and len(shards_of(tmp_path / "of_zip")) > 10
+    )
     assert read_index(tmp_path / "of_zip").fingerprint == read_index(tmp_path / "of_folder").fingerprint
 
 
