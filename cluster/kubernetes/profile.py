@@ -89,7 +89,7 @@ class KubernetesProfile(_Part):
     """Namespace of jobs, claims and secrets."""
     nodes: Count | Annotated[str, Field(pattern=r"^[1-9]\d*-[1-9]\d*$")] = 1
     """Pods: a number, or a range such as `2-4`: a start waits `gather_minutes` for all and begins with what came."""
-    gather_minutes: Annotated[float, Field(gt=0)] = 30.0
+    gather_minutes: Annotated[float, Field(gt=0)] = 60.0
     """How long the pods that are there wait for the others before they give up, or begin with fewer."""
     ranks_per_node: Count | None = None
     """Processes per pod, each with one accelerator. None: one per accelerator, or one on CPU nodes."""

@@ -35,8 +35,9 @@ from pipeline.supervision.nodes import (
 )
 
 LOOK_SECONDS = 0.5  # between two looks, times more where there are many pods
+CALL_SECONDS = 60.0  # that one waits longer who answered: the first pod gives up first, and says why
 AFRESH_SECONDS = 5.0  # between two that a network file system must not answer from memory
-GATHER_SECONDS = 1800.0
+GATHER_SECONDS = 3600.0
 
 
 class _NotOurs(Exception):
@@ -108,16 +109,13 @@ class _Patience:
             raise Finished(f"{self.run.path}: the run is done")
         if signal.sigpending() & set(STOP_SIGNALS) and self._asked_at is None:
             self._asked_at = time.monotonic()
-        if self._asked_at is not None and (
-            stop_at_once or time.monotonic() - self._asked_at > STOPPED_PATIENCE_SECONDS
-        ):
+        patience = 0.0 if stop_at_once else STOPPED_PATIENCE_SECONDS
+        if self._asked_at is not None and time.monotonic() - self._asked_at >= patience:
             ignore_stops()
             raise StoppedBeforeMeeting(f"pod {self.pod.index} was stopped on request before all pods had met")
         newer = str((read_json(self.run.job_file) or {}).get("start", "")).partition(".")[0]
         if newer.isdigit() and self.pod.generation.isdigit() and int(newer) > int(self.pod.generation):
-            raise FaultError(
-                f"{self.run.path}: job {newer} has taken over from {self.pod.generation}; it is left alone"
-            )
+            raise FaultError(f"{self.run.path}: job {newer} took over from job {self.pod.generation}")
         if time.monotonic() - self._afresh_at > AFRESH_SECONDS:
             self._afresh_at = time.monotonic()
             look_afresh(folder)
@@ -178,22 +176,23 @@ def _gathered(run: RunDirectory, attempt: Attempt, pod: Pod, patience: _Patience
 
 def _join(run: RunDirectory, pod: Pod, host: str, patience: _Patience) -> tuple[Meeting, Node]:
     not_ours: set[int] = set()
+    number = None
     while True:
-        number = _called(run, pod)
+        before, number = number, _called(run, pod)
+        if number != before:
+            patience.began = time.monotonic()
         if number is not None and number not in not_ours:
-            attempt = run.attempt(number)
-            if (place := _place(attempt, pod, host)) is not None:
-                return place
-            if attempt.meeting_file.exists() or not _sits(attempt, pod):
+            try:
+                if (place := _place(run.attempt(number), pod, host)) is not None:
+                    return place
+            except _NotOurs:
                 not_ours.add(number)
-                sys.stderr.write(
-                    f"pod {pod.index}: attempt {number} began without this pod, which waits for the next\n"
-                )
-        if number is not None and number in not_ours and run.attempt(number).meeting_file.exists():
+                sys.stderr.write(f"pod {pod.index}: attempt {number} is without this pod, which waits for the next\n")
+        if number in not_ours and run.attempt(number).meeting_file.exists():
             patience.began = time.monotonic()  # others train: what comes later is for the next attempt
-        if patience.passed > pod.gather_seconds:
+        if patience.passed > pod.gather_seconds + (0.0 if number is None else CALL_SECONDS):
             raise FaultError(f"{run.path}: no first pod called within {patience.passed:.0f} s")
-        patience.pause(run.path, stop_at_once=number is None)
+        patience.pause(run.path, stop_at_once=number is None or number in not_ours)
 
 
 def _called(run: RunDirectory, pod: Pod) -> int | None:
@@ -250,8 +249,9 @@ def _seated(attempt: Attempt) -> dict[int, dict]:
 
 def started_again(attempt: Attempt) -> int | None:
     """The index of a pod that came again though it takes part; None where none did."""
-    again = sorted((attempt.path / "seats").glob("*/again"))
-    return int(again[0].parent.name) if again else None
+    pods = (read_json(attempt.meeting_file) or {}).get("pods")
+    again = sorted(int(path.parent.name) for path in (attempt.path / "seats").glob("*/again"))
+    return next((index for index in again if pods is None or str(index) in pods), None)
 
 
 def why_over(attempt: Attempt) -> str | None:
