@@ -29,6 +29,7 @@ from cluster.kubernetes.lint import Needs, problems
 from cluster.kubernetes.manifest import (
     DIRECTORY,
     GENERATION_LABEL,
+    KEY,
     NOBODY_SPECIAL,
     RUN_LABEL,
     job_id,
@@ -55,6 +56,7 @@ from cluster.kubernetes.submission import (
 POLL_SECONDS = 1.0  # between two looks at what is being deleted
 GONE_SECONDS = 120.0  # for a job that has ended to be gone once it is deleted
 FORCE_SECONDS = 120.0
+OURS = "app.kubernetes.io/managed-by=vit"
 T = TypeVar("T")
 
 
@@ -110,19 +112,18 @@ class KubernetesLauncher:
 
     def find(self, directory: Path) -> Job | None:
         recorded, submission = recorded_job(directory), read_submission(directory)
-        if submission is None:
-            return recorded
+        if submission is None and recorded is None and not (directory / "submit").is_dir():
+            return None  # nobody has to be asked
         try:
-            found = self._named(submission.name)
+            found = self._of_directory(directory, submission.name if submission is not None else None)
         except (NoAnswer, Refused):
             return recorded
-        if found is None or (found["metadata"].get("annotations") or {}).get(DIRECTORY) != str(directory):
+        if found is None:
             return recorded
-        id = job_id(submission.name, _generation(found))
+        id, key = job_id(found["metadata"]["name"], _generation(found)), found["metadata"]["annotations"].get(KEY, "")
         if recorded is not None and recorded.id == id:
             return recorded
-        attempt = recorded.attempt if recorded is not None else submission.request.attempt
-        return Job(self.kind, id, submission.request.key, attempt, directory)
+        return Job(self.kind, id, key, recorded.attempt if recorded is not None else 0, directory)
 
     def state(self, job: Job) -> JobState:
         try:
@@ -252,7 +253,7 @@ class KubernetesLauncher:
         found = self._named(name)
         if found is None:
             return None
-        whose = (found["metadata"].get("annotations") or {}).get(DIRECTORY)
+        whose = _directory(found)
         if whose != str(directory):
             raise SubmitError(f"the job {name} is there and of another run, {whose}; choose another run directory")
         if status.ending(found) is not None or found["metadata"].get("deletionTimestamp"):
@@ -269,6 +270,8 @@ class KubernetesLauncher:
         deadline = time.monotonic() + GONE_SECONDS
         while (found := self._named(name)) is not None:
             if not found["metadata"].get("deletionTimestamp"):
+                if status.ending(found) is None:
+                    return  # it has come meanwhile: to create another is refused, and this one is joined
                 self._keep_logs(Job(self.kind, job_id(name, _generation(found)), request.key, 0, request.directory))
                 self._delete(found)
             if time.monotonic() > deadline:
@@ -309,6 +312,15 @@ class KubernetesLauncher:
 
     def _named(self, name: str) -> dict | None:
         return self._answer_or_none(lambda: self.client.ask("GET", f"{self._jobs()}/{name}"))
+
+    def _of_directory(self, directory: Path, name: str | None) -> dict | None:
+        """The job of a run directory: by its name, or among all of ours where it was applied by hand."""
+        if name is not None:
+            candidates = [self._named(name)]
+        else:
+            candidates = self.client.ask("GET", self._jobs(), labelSelector=OURS).get("items") or []
+        owned = [one for one in candidates if one and _directory(one) == str(directory)]
+        return max(owned, key=lambda one: one["metadata"].get("creationTimestamp", ""), default=None)
 
     def _object(self, job: Job) -> dict | None:
         """The very job, not another of its name."""
@@ -359,6 +371,10 @@ def _restore(directory: Path, before: dict[str, Any]) -> None:
         write_object(directory / JOB_FILE, before)
     else:
         (directory / JOB_FILE).unlink(missing_ok=True)
+
+
+def _directory(found: dict) -> str | None:
+    return (found["metadata"].get("annotations") or {}).get(DIRECTORY)
 
 
 def _generation(found: dict) -> str:

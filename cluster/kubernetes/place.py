@@ -33,7 +33,7 @@ def place_problems(
 
 
 def _rights(directory: Path, owner: tuple[int, int]) -> list[str]:
-    folders = [directory, *(path for path in directory.rglob("*") if path.is_dir())]
+    folders = [directory, *(path for path in directory.rglob("*") if path.is_dir() and path.name != "submit")]
     closed = next((path for path in folders if not _may_write(path, owner)), None)
     if closed is None:
         return []
