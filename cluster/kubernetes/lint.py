@@ -152,9 +152,9 @@ def _failure_policy(policy: Any, pod: dict, place: str) -> Iterator[str]:
         if rule.get("action") not in ("Ignore", "FailJob", "Count", "FailIndex"):
             yield f"{here}.action: {rule.get('action')}: unknown; use Ignore, FailJob or Count"
         codes = rule.get("onExitCodes")
-        if (codes is None) == (rule.get("onPodConditions") is None):
+        if (not codes) == (not rule.get("onPodConditions")):
             yield f"{here}: needs either onExitCodes or onPodConditions, not both; keep one"
-        if codes is None:
+        if not codes:
             continue
         if codes.get("operator") not in ("In", "NotIn"):
             yield f"{here}.onExitCodes.operator: {codes.get('operator')}: unknown; use In"

@@ -127,6 +127,7 @@ def _job(metadata: Manifest, pod: Manifest, profile: KubernetesProfile) -> Manif
 def _job_spec(pod: Manifest, profile: KubernetesProfile, backoff_limit: int) -> Manifest:
     _, most = nodes_of(profile)
     by_code = {"containerName": CONTAINER, "operator": "In"}
+    no_condition: Manifest = {"onPodConditions": []}  # the schema of 1.27 demands it, of every rule
     return {
         "completionMode": "Indexed",
         "completions": most,
@@ -135,8 +136,8 @@ def _job_spec(pod: Manifest, profile: KubernetesProfile, backoff_limit: int) -> 
         "podFailurePolicy": {
             "rules": [
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                {"action": "FailJob", "onExitCodes": by_code | {"values": FAILED}},
-                {"action": "Count", "onExitCodes": by_code | {"values": AGAIN}},
+                {"action": "FailJob", "onExitCodes": by_code | {"values": FAILED}, **no_condition},
+                {"action": "Count", "onExitCodes": by_code | {"values": AGAIN}, **no_condition},
             ]
         },
         "template": pod,
