@@ -38,7 +38,7 @@ from cluster.kubernetes.manifest import (
     manifests,
     memory_problem,
 )
-from cluster.kubernetes.place import place_problems
+from cluster.kubernetes.place import hand_over, place_problems, volume_problem
 from cluster.kubernetes.pod_logs import PodLogs
 from cluster.kubernetes.profile import KubernetesProfile
 from cluster.kubernetes.submission import (
@@ -56,6 +56,7 @@ from cluster.kubernetes.submission import (
 POLL_SECONDS = 1.0  # between two looks at what is being deleted
 GONE_SECONDS = 120.0  # for a job that has ended to be gone once it is deleted
 FORCE_SECONDS = 120.0
+GONE = "CANCELLED (the job is gone)"  # deleted by somebody, or some days after its end
 OURS = "app.kubernetes.io/managed-by=vit"
 T = TypeVar("T")
 
@@ -87,6 +88,9 @@ class KubernetesLauncher:
         return found, self._out_of_place(request)
 
     def _out_of_place(self, request: JobRequest) -> list[str]:
+        """Why pods could not work there. What root prepared is given to their user."""
+        if volume_problem(request.directory, self.profile, "", to_write=True) is None:
+            hand_over(request.directory, self._owner())
         return place_problems(request.directory, request.reads, self.profile, self._owner())
 
     def submit(self, request: JobRequest, avoided: Sequence[str] = ()) -> Job:
@@ -142,10 +146,10 @@ class KubernetesLauncher:
         name = parts_of(job.id)[0]
         try:
             found = self._object(job)
-            words = status.in_words(found, self._pods(job)) if found is not None else ""
+            words = status.in_words(found, self._pods(job)) if found is not None else GONE
         except (NoAnswer, Refused) as error:
             words = _in_one_line(error) if isinstance(error, Refused) else str(error)
-        return f"Kubernetes job {name}: {words}" if words else ""
+        return f"Kubernetes job {name}: {words}"
 
     def log(self, job_or_path: Job | Path, offset: int) -> tuple[str, int]:
         if isinstance(job_or_path, Path):

@@ -167,7 +167,7 @@ def test_a_state_is_told_with_the_clusters_own_reason(cluster, request_):
     cluster.end_job("Complete")
     assert launcher.state(job) is ENDED and told() == "COMPLETE"
     cluster.objects.clear()
-    assert launcher.state(job) is ENDED and launcher.explain(job) == ""
+    assert launcher.state(job) is ENDED and told() == "CANCELLED (the job is gone)"
 
 
 def test_a_server_that_is_away_is_unknown_and_never_an_end(cluster, request_):
@@ -267,7 +267,8 @@ def test_logs_of_pods_are_read_by_offset_in_whole_lines_and_each_once(cluster, r
     assert launcher.log(job, offset)[0] == f"[{NAME}-0-aaaaa] three\n"
 
 
-def test_a_run_that_pods_would_not_see_or_could_not_write_is_refused_before_anything_is_asked(cluster, request_):
+def test_a_run_that_pods_would_not_see_or_could_not_write_is_refused_beforehand(cluster, request_, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     launcher = launcher_in(request_, volumes=[{"claim": "c", "path": "/vit"}])
     wrong, elsewhere = launcher.objections(request_)
     assert not wrong and elsewhere[0].startswith(
@@ -287,6 +288,15 @@ def test_a_run_that_pods_would_not_see_or_could_not_write_is_refused_before_anyt
     read_only = [{"claim": "c", "path": str(request_.directory.parent), "read_only": True}]
     with pytest.raises(SubmitError, match="which the profile mounts read_only; take that out"):
         launcher_in(request_, volumes=read_only).submit(request_)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_prepared_is_given_to_the_user_of_the_pods(cluster, request_):
+    request_.directory.chmod(0o755)
+    (request_.directory / "config.yaml").touch()
+    launcher_in(request_, user=4321, group=4322).submit(request_)
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in request_.directory.glob("*.yaml")}
+    assert owners == {(4321, 4322)}
 
 
 def test_a_name_that_another_run_has_is_not_taken_from_it(cluster, request_):
