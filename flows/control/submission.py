@@ -14,8 +14,6 @@ from cluster.job import Job, JobRequest, Launcher, SubmitError
 from cluster.launchers import launcher_for
 from flows.planning import seconds_per_step
 from pipeline.config.recipe import read_yaml
-from pipeline.config.stages import read_run_config
-from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.preparation.preflight import SHARED_MEMORY_PER_RANK
 from pipeline.run_directory import RunDirectory, read_json
@@ -77,11 +75,8 @@ def request_of(run: RunDirectory) -> JobRequest:
 
 def datasets_of(run: RunDirectory) -> tuple[str, ...]:
     """Datasets that lie on a file system, by their paths."""
-    config = read_run_config(run.path)
-    if isinstance(config, TrainingConfig):
-        paths = [source.path for source in config.data.sources]
-    else:
-        paths = [(run.plan().get("data") or {}).get("path")]
+    sources = (read_yaml(run.config_file).get("data") or {}).get("sources") or []
+    paths = [source.get("path") for source in sources] or [(run.plan().get("data") or {}).get("path")]
     return tuple(path for path in paths if path and "://" not in path)
 
 
@@ -90,13 +85,13 @@ def shared_memory_bytes(run: RunDirectory) -> int:
 
     The loader's own ring is mapped anonymously and needs none of it; libraries of an image may hand batches through it.
     """
-    plan, config = run.plan(), read_run_config(run.path)
-    batch = 0
-    if isinstance(config, TrainingConfig):
-        height, width = config.encoder.input_size
+    plan, encoder, batch = run.plan(), read_yaml(run.config_file).get("encoder") or {}, 0
+    if "batches" in plan and "image_size" in encoder:
+        size = encoder["image_size"]
+        height, width = size if isinstance(size, list) else (size, size)
         images = plan["batches"]["micro_batch_size"]
-        batch = BYTES_PER_VALUE * images * height * width * config.encoder.channels
-    return plan["ranks_per_node"] * (SHARED_MEMORY_PER_RANK + batch * (1 + plan["loader_workers"]))
+        batch = BYTES_PER_VALUE * images * height * width * encoder.get("channels", 3)
+    return plan["ranks_per_node"] * (SHARED_MEMORY_PER_RANK + batch * (1 + plan.get("loader_workers", 0)))
 
 
 def stop_lead_seconds(run: RunDirectory) -> float:
