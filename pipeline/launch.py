@@ -127,7 +127,7 @@ def _begin_in_pod(run: RunDirectory, pod: Pod) -> tuple[Meeting, Node]:
     plan = run.plan()
 
     def replanned(count: int) -> None:
-        if run.plan()["nodes"] != count:
+        if run.plan().get("nodes", count) != count:
             from pipeline.preparation.replan import replan
 
             replan(run, count)

@@ -136,7 +136,7 @@ class KubernetesProfile(_Part):
     queue: Name | None = None
     """Kueue's LocalQueue, which lets all pods in together. None: no Kueue."""
     rdma: Rdma | None = None
-    """Network devices for RDMA; adds the capability IPC_LOCK."""
+    """Network devices for RDMA; adds the capability IPC_LOCK (a runtime must leave memlock unlimited for its users)."""
     host_network: bool = False
     """Use the nodes' own network, where the fabric needs it."""
     labels: dict[LabelKey, LabelValue] = {}
