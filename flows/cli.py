@@ -58,7 +58,11 @@ def say(line: str, *, error: bool = False) -> None:
 
 @app.command
 def ingest(source: str, dest: str, *, set: Set = []) -> int:
-    """Raw images to a checked dataset directory. SOURCE: a folder, a glob of tars, or sklearn:digits."""
+    """Raw images to a checked dataset directory.
+
+    SOURCE: a folder of images (or of archives); a .zip; tars, plain or compressed, also '{000..099}.tar' and globs; a
+    URL of any of these (s3://, gs://, file://); or sklearn:digits. DEST: a local directory.
+    """
     from flows.command_line.commands import ingest_command
 
     return ingest_command(source, dest, set, say)

@@ -6,24 +6,24 @@ Where its task runner is prefect-dask's, shards are made by the workers of a Das
 import pickle
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
+from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed, State
 
-from flows.control.progress import ingest_progress, ingest_words
+from flows.control.progress import certificate_words, ingest_progress, ingest_words
 from flows.orchestration.reporting import refused, reporter
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import InputError
-from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.ingestion.machines.dask_cluster import require_distributed, run_by_client
 from pipeline.ingestion.machines.shard_groups import RunGroups, ShardGroup
+from pipeline.ingestion.making import IngestError
 from pipeline.ingestion.shard_jobs import ShardSummary
 
 GROUP_RETRIES = 2  # beside those that Dask makes when a worker is lost
@@ -36,7 +36,7 @@ def ingest(
     """Raw images to a checked dataset directory.
 
     Args:
-        source: a folder, a glob of tars, or sklearn:digits; absolute.
+        source: a folder, zips or tars, absolute; a URL of those; or sklearn:digits.
         dest: the dataset directory to make, absolute.
         set: settings of the ingestion, as key=value; workers=tcp://host:8786 is a running Dask cluster.
         dask_cluster: a class of Dask clusters to start for this run, such as dask_jobqueue.SLURMCluster.
@@ -48,12 +48,13 @@ def ingest(
         if engine is None and (runner := _dask_runner(config, dask_cluster, dask_options)):
             ended = ingest.with_options(task_runner=runner)(source, dest, set, return_state=True)
             return State(type=ended.type, name=ended.name, message=ended.message, data=dest)
-        report = build_dataset(source, Path(dest), config, progress=ingest_progress(reporter()), engine=engine)
+        report = build_dataset(source, dest, config, progress=ingest_progress(reporter()), engine=engine)
     except InputError as error:
         return refused(error)
     except IngestError as error:
         return Failed(message=str(error))
-    return Completed(message=ingest_words(report), data=dest)
+    create_link_artifact(report.certificate.absolute().as_uri(), link_text="certificate", description=report.verdict)
+    return Completed(message=f"{ingest_words(report)}; {certificate_words(report)}", data=dest)
 
 
 def _dask_runner(config: IngestConfig, cluster: str | None, options: dict[str, Any]) -> Any:

@@ -24,8 +24,8 @@ from flows.requests.training import sequence_run, training_run
 from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import EXIT_DONE, InputError
-from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
+from pipeline.ingestion.making import IngestError
 from pipeline.run_directory import RunDirectory, read_json
 
 TENTH = "data.label_fraction=0.1"

@@ -3,12 +3,11 @@
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from flows.command_line.progress_bar import ingest_display
 from flows.command_line.runs import carried_out, controlled, finished, interrupts
 from flows.control.jobs import control
-from flows.control.progress import ingest_words
+from flows.control.progress import certificate_words, ingest_words
 from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
 from flows.planning import measured, plan_lines
@@ -28,8 +27,8 @@ from pipeline.config.recipe import (
     validate,
 )
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, InputError
-from pipeline.ingestion.build import IngestError
 from pipeline.ingestion.build import ingest as build_dataset
+from pipeline.ingestion.making import IngestError
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.check import check_dataset
@@ -43,11 +42,12 @@ def ingest_command(source: str, dest: str, overrides: list[str], say: Say) -> in
     config = validate(IngestConfig, apply_overrides({}, parse_overrides(overrides)), "--set")
     try:
         with ingest_display(say) as progress:
-            report = build_dataset(source, Path(dest), config, progress=progress)
+            report = build_dataset(source, dest, config, progress=progress)
     except IngestError as error:
         say(str(error), error=True)
         return EXIT_FAILED
     say(ingest_words(report))
+    say(certificate_words(report))
     return EXIT_DONE
 
 

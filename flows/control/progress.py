@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.stages import read_run_config
-from pipeline.ingestion.build import IngestReport, Progress
+from pipeline.ingestion.build import IngestReport
+from pipeline.ingestion.making import Progress
 from pipeline.loading.verdict import observed_verdict
 from pipeline.progress import Position, read_position
 from pipeline.run_directory import RunDirectory
@@ -133,8 +134,16 @@ def ingest_progress(report: Say) -> Progress:
     return show
 
 
+TARS_IN_WORDS = {
+    "adopt": "tars adopted where they lie",
+    "rewrite": "WebDataset tars written anew",
+    "archive": "tars read as folders of images",
+}
+
+
 def ingest_words(made: IngestReport) -> str:
     """What an ingestion did, in one line."""
+    tars = f"; {TARS_IN_WORDS[made.tars]} (tars={made.tars})" if made.tars else ""
     splits = ", ".join(f"{count:,} {split}" for split, count in made.samples.items())
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in made.rejected.items()) or "none"
     annotated = "".join(
@@ -143,5 +152,13 @@ def ingest_words(made: IngestReport) -> str:
     )  # fmt: skip
     return (
         f"{made.directory}: {splits}; {made.num_classes} classes{annotated}; not taken: {rejected}; "
-        f"{made.shards_written} shards written, {made.shards_kept} kept; fingerprint {made.fingerprint[:12]}"
+        f"{made.shards_written} shards written, {made.shards_kept} kept{tars}; fingerprint {made.fingerprint[:12]}"
     )
+
+
+def certificate_words(made: IngestReport) -> str:
+    """The verdict on a dataset and where its certificate is, in one line; leaks, where there are any, come first."""
+    leaks = ""
+    if made.num_leaking:
+        leaks = f"{made.num_leaking:,} images leak, into splits or datasets that models are judged on; "
+    return f"{leaks}certificate {made.certificate}: {made.verdict}"

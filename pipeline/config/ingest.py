@@ -14,6 +14,15 @@ DaskAddress = Annotated[str, Field(strict=True, pattern=r"^(tcp|tls|ucx|ws|wss):
 Split = Literal["train", "validation", "test"]
 
 
+class SplitConfig(Config):
+    """What a split must not tear apart."""
+
+    group: Text | None = None
+    """What images that belong together share, such as a patient, a site or a video: a column of the labels file, or a
+    regular expression whose first group in parentheses is found in their path, as `patient([0-9]+)`. A group is in one
+    split: by a hash of its name where images are split by hash; folders or lists that tear one apart are refused."""
+
+
 class IngestConfig(Config):
     """Everything about a dataset but its source and destination."""
 
@@ -23,7 +32,20 @@ class IngestConfig(Config):
     `class` or `label`. Integers below 100,000 stay what they are; anything else is a class name, and the sorted names
     are numbered. A column `classes` or `labels` in its place gives several per image: lists in .jsonl ([]: none of the
     classes, null: no label), values joined by `;` elsewhere (an empty cell: no label). Null: the folder of an image,
-    below the split's, is its class, where there are at least two."""
+    below the split's, is its class, where there are at least two; so it is in a split that the file names nothing of,
+    where its classes are such folders."""
+
+    class_names: Path | None = None
+    """A text file with the name of class 0 in its first line, of class 1 in its second and so on, for sources whose
+    labels are numbers: idx, CIFAR without its meta file, tables without names, integers of `labels`."""
+
+    image_column: Text | None = None
+    """The column of a table (parquet, or saved by Hugging Face's datasets) that holds the images. Null: its only one of
+    type Image, else the only one of bytes; where there are several, this key says which."""
+
+    label_column: Text | None = None
+    """The column of a table that holds integers or class names. Null: its only one of type ClassLabel, else the one
+    called `class` or `label`; a table without any is unlabelled."""
 
     masks: Path | None = None
     """A folder with one mask per image, for segmentation: a .png of the image's path or name, grey or palette of 8
@@ -46,6 +68,16 @@ class IngestConfig(Config):
 
     split_fractions: dict[Split, Fraction] = Field(default={"train": 0.9, "validation": 0.05, "test": 0.05})
     """Share of the files that each split gets, where they are split by hash; adds up to 1."""
+
+    split: SplitConfig = SplitConfig()
+
+    tars: Literal["adopt", "rewrite", "archive"] | None = None
+    """What becomes of tars. `adopt`: WebDataset's stay where they are, read in place; only tables are written.
+    `rewrite`: their images and labels (`.cls`, `.json`, `.txt`) are written anew: shuffled, upright, in shards of one
+    size. `archive`: their members are files of folders, and of several tars each tar's name is a folder. Null, by the
+    first tar: images in folders with no `.cls`, `.json` or `.txt` beside them are `archive`; anything else is
+    WebDataset's, `adopt`, or `rewrite` where a tar is compressed. Images alone, in several tars whose names do not
+    count up, may be either, and are asked about."""
 
     samples_per_shard: Count = 1000
     """Files per shard, rejected ones included: 1,000 photos of 110 kB are 110 MB."""
@@ -87,12 +119,27 @@ class IngestConfig(Config):
     max_image_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """An image whose decoder has not returned by then is rejected."""
 
+    duplicates: Literal["report", "remove"] = "report"
+    """What becomes of copies: images with the same pixels, and near copies, which a perceptual hash proposes and the
+    pixels confirm. `report`: the certificate lists them. `remove`: copies leave the dataset, listed in
+    `rejected.jsonl`: across splits and against `leakage_against` the copy that is trained on (of validation and test
+    the validation image), equal or near; inside a split all but the first of equal pixels and label."""
+
+    leakage_against: Annotated[tuple[Path, ...], Field(max_length=40)] = ()
+    """Directories of ingested datasets that models will be evaluated on: their validation and test splits, or all of
+    a dataset that has neither, are searched for copies of the images of train and validation."""
+
     max_rejected_fraction: Fraction = 0.01
     """Above this share of rejected images nothing is published. Files that are no images do not count."""
 
     workers: Annotated[int, Field(strict=True, ge=1, le=1024)] | DaskAddress | None = None
     """Processes that decode; null: one per core. Or the address of a Dask scheduler, as `tcp://host:8786`, whose
     workers see SOURCE and DEST under the same paths. The result is the same for any number and any place."""
+
+    @property
+    def processes(self) -> int | None:
+        """`workers`, where they are of this machine."""
+        return self.workers if isinstance(self.workers, int) else None
 
     @field_validator("split_fractions")
     @classmethod
@@ -128,6 +175,13 @@ class IngestConfig(Config):
     def _names_are_of_masks(self) -> Self:
         if self.mask_classes is not None and self.masks is None:
             raise ValueError("mask_classes: names classes of masks, and there are none; give their folder as `masks`")
+        return self
+
+    @model_validator(mode="after")
+    def _copies_are_found_in_pixels(self) -> Self:
+        if self.examine == "header" and (self.duplicates == "remove" or self.leakage_against):
+            key = "duplicates: remove" if self.duplicates == "remove" else "leakage_against"
+            raise ValueError(f"{key}: copies are found in pixels, which `examine: header` does not look at; drop one")
         return self
 
     @model_validator(mode="after")

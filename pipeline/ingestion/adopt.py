@@ -6,12 +6,19 @@ rather than corrected; the table leaves it out.
 
 import hashlib
 import os
+import tempfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from pipeline.ingestion.counts import CountedImages
+from pipeline.ingestion.duplicates.hash_file import ExaminedImages
 from pipeline.ingestion.images import (
     ImageRule,
     PreparedImage,
@@ -22,13 +29,16 @@ from pipeline.ingestion.images import (
 )
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary
+from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, read_samples
+from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, tar_samples
+from pipeline.shards.atomic import TEMPORARY_PREFIX
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
 from pipeline.shards.index import Shard, table_name
 from pipeline.shards.table import NO_LABEL, RECORD, ShardTable, write_table
+from pipeline.storage.location import Location, read_range, size_of, stamp_of, stream
+from pipeline.storage.random_access import PathFile, open_random
 
 HARMLESS_CHANGES = ("first frame", "from")  # a decoder shows the first frame of any of the formats
 
@@ -39,47 +49,81 @@ class AdoptTar:
 
     name: str
     split: str
-    tar: Path
+    tar: Location
     num_files: int
     rule: LabelRule
     channels: str
     images: ImageRule = ImageRule()
+    left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the samples
 
     @property
     def num_bytes(self) -> int:
-        return self.tar.stat().st_size
+        return size_of(self.tar)
 
     def key(self) -> str:
-        status = self.tar.stat()
-        content = (JOB_VERSION, str(self.tar), status.st_size, status.st_mtime_ns, self.channels, self.rule)
+        return key_without(self._whole_key(), self.left_out)
+
+    def without(self, left_out: Sequence[int]) -> Self:
+        return replace(self, left_out=tuple(left_out))
+
+    def path(self, number: int) -> str:
+        return f"{self.tar.name}/{_samples_of(self.tar, stamp_of(self.tar))[number].key}"
+
+    def stored(self, number: int) -> bytes:
+        sample = _samples_of(self.tar, stamp_of(self.tar))[number]
+        if fault := sample.fault(seen=False):
+            raise ImageFault(*fault)
+        image = sample.images()[0]
+        return read_range(self.tar, image.offset, image.bytes)
+
+    def _whole_key(self) -> str:
+        content = (JOB_VERSION, str(self.tar), size_of(self.tar), stamp_of(self.tar), self.channels, self.rule)
         content += () if self.images == ImageRule() else (self.images,)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
-        samples, others = read_samples(self.tar)
+        with _at_hand(self.tar, destination) as file:
+            return self._adopt(file, destination)
+
+    def _adopt(self, tar: PathFile, destination: Path) -> ShardSummary:
         tables = _TableOfTar()
-        rejected = [self._rejected(member.name, "not_an_image", "belongs to no sample") for member in others]
-        with open(self.tar, "rb") as tar:
-            sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
-            seen: set[str] = set()
-            for number, sample in enumerate(samples):
-                try:
-                    with held(number) as start_clock:
-                        image = _only_image(sample, seen)
-                        content = image.read(tar)
-                        start_clock()
-                        tables.add(sample, image, self._decode(content), self.rule.label(sample, tar))
-                except ImageFault as fault:
-                    rejected.append(self._rejected(sample.key, fault.reason, fault.detail))
-                seen.add(sample.key)
+        rejected: list[Rejected] = []
+        seen: set[str] = set()
+        number = -1
+        for sample in tar_samples(tar, str(self.tar)):
+            if isinstance(sample, TarMember):
+                rejected.append(self._rejected(sample.name, "not_an_image", "belongs to no sample"))
+                continue
+            number += 1
+            try:
+                with held(number) as start_clock:
+                    if fault := sample.fault(sample.key in seen):
+                        raise ImageFault(*fault)
+                    image = sample.images()[0]
+                    content = image.read(tar)
+                    start_clock()
+                    prepared, label = self._decode(content), self.rule.label(sample, tar)
+                    tables.add(sample, image, prepared, label, number, kept=number not in self.left_out)
+            except ImageFault as fault:
+                rejected.append(self._rejected(sample.key, fault.reason, fault.detail))
+            seen.add(sample.key)
         shard = None
         if tables.records:
-            table = tables.finish(self.tar.stat().st_size, sha256)
+            tar.seek(0)
+            sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
+            table = tables.finish(tar.size, sha256)
             write_table(destination / table_name(self.name), table)
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, sha256, len(table), labelled, str(self.tar))
-        content = f"{content_sum(tables.digests):064x}"
-        return ShardSummary(self.name, self.split, self.num_files, shard, content, tables.totals, rejected)
+        else:
+            (destination / table_name(self.name)).unlink(missing_ok=True)
+        job = self._whole_key()
+        if self.images.examine == "pixels":
+            tables.examined.write(destination, self.name, shard, job)
+        return ShardSummary(
+            self.name, self.split, self.num_files, shard, f"{content_sum(tables.digests):064x}", tables.totals,
+            rejected, counts=tables.counted.counts(), job=job,
+        )  # fmt: skip
 
     def _rejected(self, member: str, reason: str, detail: str) -> Rejected:
         return Rejected(f"{self.tar.name}/{member}", reason, detail)
@@ -92,7 +136,7 @@ class AdoptTar:
         decoded = decode_image(content, self.channels, self.images)
         wrong = [change for change in decoded.changes if not change.startswith(HARMLESS_CHANGES)]
         if wrong:
-            raise ImageFault("needs_rewriting", f"{', '.join(wrong)}; unpack the tar and ingest the folder to keep it")
+            raise ImageFault("needs_rewriting", f"{', '.join(wrong)}; --set tars=rewrite corrects it")
         width, height = image_size(decoded.pixels)
         moments = pixel_moments(decoded.pixels)
         return PreparedImage(
@@ -106,28 +150,46 @@ class _TableOfTar:
     def __init__(self) -> None:
         self.records: list[tuple[int, ...]] = []
         self.digests: list[int] = []
-        self.totals = ImageTotals()
+        self.totals, self.counted = ImageTotals(), CountedImages()
+        self.examined = ExaminedImages()
         self._names = bytearray()
 
-    def add(self, sample: TarSample, member: TarMember, image: PreparedImage, label: int) -> None:
+    def add(
+        self, sample: TarSample, member: TarMember, image: PreparedImage, label: int, number: int, *, kept: bool
+    ) -> None:
+        sha256 = hashlib.sha256(image.content).digest()
+        self.examined.add(number, label, image, sha256, kept=kept)
+        if not kept:
+            return
         json = sample.members.get("json", TarMember("", 0, 0))
         self._names += os.fsencode(member.name)
         checksum = zlib.crc32(image.content)
         self.records.append((member.offset, json.offset, member.bytes, json.bytes, checksum, label, len(self._names)))
-        self.digests.append(sample_digest(hashlib.sha256(image.content).digest(), label))
+        self.digests.append(sample_digest(sha256, label))
         self.totals.add(image)
+        self.counted.add(image)
 
     def finish(self, tar_bytes: int, tar_sha256: str) -> ShardTable:
         return ShardTable(np.array(self.records, dtype=RECORD), bytes(self._names), tar_bytes, tar_sha256)
 
 
-def _only_image(sample: TarSample, seen: set[str]) -> TarMember:
-    if sample.key in seen:
-        raise ImageFault("split_sample", "its key was there before, with other samples between")
-    images = sample.images()
-    if not images:
-        raise ImageFault("no_image", f"holds only {', '.join(sample.members)}; a cut may have left its image elsewhere")
-    if len(images) > 1:
-        names = ", ".join(image.name for image in images[:3])
-        raise ImageFault("several_images", f"{names}: a key ends at the first dot of the file's name")
-    return images[0]
+@lru_cache(maxsize=4)
+def _samples_of(tar: Location, stamp: int) -> list[TarSample]:
+    """By their numbers; kept of a few tars, for whoever asks for one after the other."""
+    with open_random(tar) as file:
+        return [sample for sample in tar_samples(file, str(tar)) if isinstance(sample, TarSample)]
+
+
+@contextmanager
+def _at_hand(tar: Location, destination: Path) -> Iterator[PathFile]:
+    """The tar, open; one behind a URL is copied for as long as it is read, for every byte of it is wanted twice."""
+    if isinstance(tar, Path):
+        with PathFile(tar) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile(dir=destination, prefix=TEMPORARY_PREFIX) as copy:
+        for piece in stream(tar, size_of(tar)):
+            copy.write(piece)
+        copy.flush()
+        with PathFile(Path(copy.name)) as file:
+            yield file

@@ -33,6 +33,11 @@ from pipeline.shards.index import shortened
 if TYPE_CHECKING:  # configs are not for the processes that decode: pydantic takes longer to import than all the rest
     from pipeline.config.ingest import IngestConfig
 
+# Names of folders that hold the masks of the images in a folder beside them.
+MASK_FOLDERS = frozenset(
+    "mask masks segmentation segmentations segmentationclass segmentationclassaug segmentationobject annotations "
+    "labels labelimages gt groundtruth ground_truth ground-truth gtfine".split()
+)
 SIDES = ("x", "y", "width", "height")
 
 
@@ -80,15 +85,65 @@ class PreparedAnnotations(NamedTuple):
 _NOTHING = PreparedAnnotations()
 
 
-def find_annotations(config: "IngestConfig", files: Sequence[str], others: Sequence[str] = ()) -> FoundAnnotations:
+def find_annotations(
+    config: "IngestConfig", files: Sequence[str], others: Sequence[str] = (), source: str = ""
+) -> FoundAnnotations:
     """InputError where a mask or a row names no image of `files`, nor one of `others`, or is none."""
     masks = _find_masks(config.masks, files) if config.masks else {}
-    boxes, box_classes = _read_boxes(config.boxes, files, others) if config.boxes else ({}, None)
+    boxes, box_classes = _read_boxes(config.boxes, files, others, source) if config.boxes else ({}, None)
     names = config.mask_classes
     rule = AnnotationRule(
         config.masks, len(names) if names else None, None if box_classes is None else len(box_classes)
     )
     return FoundAnnotations(rule, masks, boxes, names, box_classes)
+
+
+def require_no_masks(source: str, files: Sequence[str], masks: Path | None) -> None:
+    """InputError, with what to type, where a folder of the source holds the masks of the images of another.
+
+    It would make two classes of them: `images/7.jpg` and `masks/7.png`. Known by the folder's name, and by holding .png
+    files alone each of which has the name of an image in the other.
+    """
+    found = _masks_beside(files)
+    if masks is not None and masks.resolve().is_relative_to(os.path.realpath(source)):
+        images = os.path.join(source, found[0]) if found else "IMAGES"
+        fix = f"give the folder of the images alone: vit ingest {images} DEST --set masks={masks}"
+        raise InputError(f"{masks}: masks: lies in the source {source}, which would take its masks for images; {fix}")
+    if masks is None and found:
+        images, folder = (os.path.join(source, name) for name in found)
+        what = f"{folder} seems to hold masks of {images}, not a class of images"
+        fix = f"vit ingest {images} DEST --set masks={folder}; if it is a class, give its folder another name"
+        raise InputError(f"{source}: {what}: {fix}")
+
+
+def _masks_beside(files: Sequence[str]) -> tuple[str, str] | None:
+    """(folder of images, folder of their masks), relative to the source; None where there are none.
+
+    Of several, such as VOC's masks of classes and of objects, the first.
+    """
+    folders = {os.path.dirname(file) for file in files}
+    named = sorted({
+        "/".join(parts[: depth + 1])
+        for parts in (folder.split("/") for folder in folders)
+        for depth, part in enumerate(parts)
+        if part.lower() in MASK_FOLDERS
+    })  # fmt: skip
+    for masks in named:
+        above = masks.rpartition("/")[0]
+        start = f"{above}/" if above else ""
+        by_folder: dict[str, set[str]] = {}
+        for file in files:
+            if file.startswith(start):
+                folder, _, rest = file[len(start) :].partition("/")
+                by_folder.setdefault(folder, set()).add(rest)
+        own = by_folder.pop(masks[len(start) :])
+        if not all(name.lower().endswith(".png") for name in own):
+            continue
+        stems = {os.path.splitext(name)[0] for name in own}
+        for folder, names in sorted(by_folder.items()):
+            if folder.lower() not in MASK_FOLDERS and stems <= {os.path.splitext(name)[0] for name in names}:
+                return start + folder, masks
+    return None
 
 
 def prepare_annotations(
@@ -163,7 +218,7 @@ def _find_masks(folder: Path, files: Sequence[str]) -> dict[str, MaskFile]:
 
 
 def _read_boxes(
-    path: Path, files: Sequence[str], others: Sequence[str]
+    path: Path, files: Sequence[str], others: Sequence[str], source: str
 ) -> tuple[dict[str, tuple[Box, ...]], tuple[str, ...]]:
     """Image -> its boxes, by the order of the rows, and the names of their classes. An image without rows has none."""
     rows: dict[str, list[tuple[list[float], str]]] = {}
@@ -183,7 +238,7 @@ def _read_boxes(
         name: tuple((*sides, numbered.by_path[class_name]) for sides, class_name in boxes)
         for name, boxes in rows.items()
     }
-    return match_files(by_name, files, path, others), numbered.classes
+    return match_files(by_name, files, path, others, source=source), numbered.classes
 
 
 def _box_of_row(

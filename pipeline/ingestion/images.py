@@ -32,6 +32,7 @@ from pipeline.shards.decoding import (
 
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}
 FORMAT_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+ARRAY_MODES = ("F", "CMYK")  # of a TIFF under `channels: keep`, which no .png can hold
 BITS_TAG = 258
 UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -140,7 +141,7 @@ def decode_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -
         return DecodedImage(upright, "TIFF", mode, None, ("upright",) if orientation in UPRIGHT else ())
     changes = []
     # An MPO's further frames are previews or the other eye, and every JPEG decoder shows the first.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
+    if image.format != "MPO" and _has_more_frames(image):
         changes.append("first frame")
     pixels = image
     if channels == "rgb":
@@ -154,6 +155,16 @@ def decode_image(content: bytes, channels: str, rule: ImageRule = ImageRule()) -
     if _extension(image.format, rule) is None:
         changes.append(f"from {image.format}")
     return DecodedImage(pixels, image.format, _file_mode(image, content), profile_name(image), tuple(changes))
+
+
+def rgb_pixels(pixels: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+    """Upright pixels as `channels: rgb` has them; as they are where their mode has no agreed meaning as RGB."""
+    if isinstance(pixels, np.ndarray) or pixels.mode == "RGB":
+        return pixels
+    try:
+        return to_rgb(pixels, "keep")[0]
+    except ImageFault:
+        return pixels
 
 
 def image_size(pixels: Image.Image | np.ndarray) -> tuple[int, int]:
@@ -179,6 +190,13 @@ def _orientation(image: Image.Image) -> int:
             return int(image.getexif().get(ORIENTATION_TAG, 1))
         except Exception:  # damaged metadata; decoders ignore it too
             return 1
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # damaged behind its first frame, which is there
+        return False
 
 
 def _extension(format: str, rule: ImageRule) -> str | None:
@@ -209,9 +227,9 @@ def _upright_array(array: np.ndarray, orientation: int) -> np.ndarray:
 
 def _encode(pixels: Image.Image | np.ndarray, format: str, rule: ImageRule) -> tuple[bytes, str]:
     """(the bytes to store for pixels of a file of this format, their extension)"""
-    if isinstance(pixels, np.ndarray):
+    if isinstance(pixels, np.ndarray) or (pixels.mode in ARRAY_MODES and format == "TIFF"):
         buffer = io.BytesIO()
-        np.save(buffer, pixels, allow_pickle=False)
+        np.save(buffer, np.asarray(pixels), allow_pickle=False)
         return buffer.getvalue(), "npy"
     lossy = "jpg" if format in ("JPEG", "MPO") else "png"
     extension = lossy if rule.format is None else FORMAT_EXTENSIONS[rule.format]

@@ -28,8 +28,8 @@ from typing import NamedTuple, TypeVar
 
 import psutil
 
-from pipeline.parenthood import ignore_stops, serve_parent
-from pipeline.shards.decoding import ImageFault
+from pipeline.parenthood import ignore_stops, serve_parent, stops_held
+from pipeline.shards.decoding import ImageFault, memory_fault
 
 POLL_SECONDS = 0.1
 OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU)
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 
 class Limits(NamedTuple):
-    """What one file may take: seconds of decoding, bytes of its process in memory."""
+    """What one file may take: seconds of decoding, bytes of memory that its process grows by meanwhile."""
 
     seconds: float
     memory_bytes: int
@@ -111,7 +111,7 @@ class held:  # noqa: N801
         if self._board is not None:
             self._board.show(NO_FILE)
         if kind is not None and issubclass(kind, MemoryError):
-            raise ImageFault("too_much_memory", "its decoder asked for more memory than there is") from None
+            raise memory_fault() from None
 
     def _start_clock(self) -> None:
         if self._board is not None:
@@ -202,11 +202,13 @@ class _Worker:
             code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve{arguments!r}"
             # One thread each: the numbers here are small, and every core has a child of its own.
             environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
-            self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)
+            with stops_held():  # until `serve` ignores them
+                self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)
         theirs.close()
         self._memory = psutil.Process(self._process.pid)
         self.task = -1
-        self._seen, self._seconds, self._looked = self._board.seen(), 0.0, time.monotonic()
+        self._looked, self._seen = time.monotonic(), self._board.seen()
+        self._seconds, self._resident_before = 0.0, 0
 
     def give(
         self, function: Callable, tasks: Sequence, task: int, faults: Mapping[int, Mapping[int, ImageFault]]
@@ -225,23 +227,23 @@ class _Worker:
             return self._how_it_ended()
 
     def watch(self) -> _Ended | None:
-        """Kill the child if its file takes too long or too much; None where all is well.
+        """Kill the child if its decoder takes too long, or grows too much; None where all is well.
 
-        Seconds are those in which this process was there to look: a suspended machine counts for nobody.
+        Seconds are those in which this process was there to look: a suspended machine counts for nobody. Memory that
+        the child held before is its source's, which may keep a part of a large file.
         """
-        seen, now = self._board.seen(), time.monotonic()
+        seen, now, resident = self._board.seen(), time.monotonic(), self._resident_bytes()
         passed, self._looked = min(now - self._looked, 10 * POLL_SECONDS), now
-        self._seconds = self._seconds + passed if seen == self._seen else 0.0
-        self._seen = seen
-        _, file, decoding = seen
-        if file == NO_FILE:
+        if seen != self._seen:
+            self._seen, self._seconds, self._resident_before = seen, 0.0, resident
             return None
+        self._seconds += passed
+        _, _, decoding = seen
         if decoding and self._seconds > self._limits.seconds:
             detail = f"not decoded within {self._limits.seconds:g} seconds (max_image_seconds)"
             return self._killed(ImageFault("too_slow", detail))
-        if self._resident_bytes() > self._limits.memory_bytes:
-            detail = f"decoding it takes more than {self._limits.memory_bytes >> 20} MiB of memory"
-            return self._killed(ImageFault("too_much_memory", detail))
+        if decoding and resident - self._resident_before > self._limits.memory_bytes:
+            return self._killed(memory_fault())
         return None
 
     def end(self) -> "_Worker":

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import InputError
+from pipeline.ingestion.archives.unpacking import UNPACKED_PREFIX, remove_unpacked
+from pipeline.ingestion.counts import ImageCounts
+from pipeline.ingestion.duplicates.hash_file import hash_path, read_hashes
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.atomic import TEMPORARY_PREFIX, remove_temporaries, sync_directory
 from pipeline.shards.index import Shard, shortened, table_name
+from pipeline.storage.location import joined, size_of
 
 JOURNAL_NAME = ".ingest.jsonl"
 
@@ -45,6 +49,14 @@ class Journal:
             return None
         return summary if summary.shard is None or self._is_there(summary.shard) else None
 
+    def examined(self, name: str, job: str) -> ShardSummary | None:
+        """The same whatever copies it was left without, if the hashes of all its images are there."""
+        known, summary = self._finished.get(name, ("", None))
+        if summary is None or summary.job != job:
+            return None
+        hashes = read_hashes(hash_path(self._directory, name), summary.shard)
+        return self.finished(name, known) if hashes is not None and hashes.job.hex() == job else None
+
     def add(self, key: str, summary: ShardSummary) -> None:
         line = json.dumps({"key": key, "summary": asdict(summary)}).encode() + b"\n"
         self._file.write(line)
@@ -58,8 +70,8 @@ class Journal:
 
     def _is_there(self, shard: Shard) -> bool:
         try:
-            tar = os.stat(self._directory / (shard.location or shard.name))
-            return tar.st_size == shard.bytes and (self._directory / table_name(shard.name)).is_file()
+            size = size_of(joined(self._directory, shard.location or shard.name))
+            return size == shard.bytes and (self._directory / table_name(shard.name)).is_file()
         except OSError:
             return False
 
@@ -70,7 +82,7 @@ def check_destination(directory: Path, identity: Mapping[str, Any]) -> None:
         return
     if not directory.is_dir():
         raise InputError(f"{directory}: not a directory; name one that does not exist yet")
-    names = {name for name in os.listdir(directory) if not name.startswith(TEMPORARY_PREFIX)}
+    names = {name for name in os.listdir(directory) if not name.startswith((TEMPORARY_PREFIX, UNPACKED_PREFIX))}
     if names and JOURNAL_NAME not in names:
         raise InputError(f"{directory}: holds other files, such as {min(names)}; name one that does not exist yet")
     if not names:
@@ -100,6 +112,7 @@ def open_journal(directory: Path, identity: Mapping[str, Any]) -> Journal:
         file.close()
         raise InputError(f"{directory}: another ingestion is writing here; wait for it, or stop it") from None
     remove_temporaries(directory)
+    remove_unpacked(directory)
     whole = file.read().rfind(b"\n") + 1
     file.truncate(whole)
     if not whole:
@@ -115,4 +128,6 @@ def open_journal(directory: Path, identity: Mapping[str, Any]) -> Journal:
 def _summary(content: dict[str, Any]) -> ShardSummary:
     shard = None if content["shard"] is None else Shard(**content["shard"])
     rejected = [Rejected(**entry) for entry in content["rejected"]]
-    return ShardSummary(**{**content, "shard": shard, "totals": ImageTotals(**content["totals"]), "rejected": rejected})
+    counts = None if content.get("counts") is None else ImageCounts(**content["counts"])
+    totals = ImageTotals(**content["totals"])
+    return ShardSummary(**{**content, "shard": shard, "totals": totals, "rejected": rejected, "counts": counts})

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -63,25 +63,47 @@ def _sorted_classes(names: Mapping[str, str]) -> tuple[dict[str, int], tuple[str
     return {path: numbers[name] for path, name in names.items()}, classes
 
 
-def read_labels(path: Path, files: Sequence[str], others: Sequence[str] = ()) -> Labels:
+def name_classes(labels: Labels, path: Path) -> Labels:
+    """`labels`, their numbers named by the lines of `path`; InputError unless it names every class that is there."""
+    names = tuple(line.strip() for line in _read_text(path, "class_names").rstrip().splitlines())
+    classes = labels.classes
+    if classes is None:
+        raise InputError(f"{path}: class_names: the source has no labels to name; leave the key out")
+    if classes != tuple(map(str, range(len(classes)))):
+        raise InputError(f"{path}: class_names: the classes have names, such as {classes[0]}; leave the key out")
+    if len(names) < len(classes):
+        fix = "write the name of class 0 in the first line, and one for each"
+        raise InputError(f"{path}: class_names: {len(names)} names, but labels go up to {len(classes) - 1}; {fix}")
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name or seen.setdefault(name, number) != number:
+            what = f"{name!r} is also in line {seen[name]}" if name else "an empty line"
+            raise InputError(f"{path}:{number}: class_names: {what}; a line is the name of one class")
+    return labels._replace(classes=names)
+
+
+def read_labels(path: Path, files: Sequence[str], others: Sequence[str] = (), source: str = "") -> Labels:
     """The labels that `path` gives to `files`; a row that names none of them, nor of `others`, is an InputError."""
     table = table_rows(path)
     if any(column in row for _, row in table for column in SET_COLUMNS):
-        sets = match_files(sets_of_rows(path, table), files, path, others)
+        sets = match_files(sets_of_rows(path, table), files, path, others, source=source)
         if not any(sets.values()):
             raise InputError(f"{path}: {' or '.join(SET_COLUMNS)}: no row of a file in the source names a class")
         return number_sets({file: names for file, names in sets.items() if names is not None})
     rows = _labels_of_rows(path, table)
-    return number_classes({file: name for file, name in match_files(rows, files, path, others).items() if name})
+    matched = match_files(rows, files, path, others, source=source)
+    return number_classes({file: name for file, name in matched.items() if name})
 
 
-def read_split_lists(lists: Mapping[str, Path], files: Sequence[str], others: Sequence[str] = ()) -> dict[str, str]:
+def read_split_lists(
+    lists: Mapping[str, Path], files: Sequence[str], others: Sequence[str] = (), source: str = ""
+) -> dict[str, str]:
     """File -> split, from one list of files per split; a file in two lists is an InputError."""
     splits: dict[str, str] = {}
     problems = []
     for split, path in lists.items():
         names = {line.strip(): split for line in _read_text(path, "splits").splitlines() if line.strip()}
-        for file in match_files(names, files, path, others):
+        for file in match_files(names, files, path, others, source=source):
             if splits.setdefault(file, split) != split:
                 problems.append(f"{path}: {file}: also in the list of `{splits[file]}`; a file belongs to one split")
     if problems:
@@ -91,32 +113,56 @@ def read_split_lists(lists: Mapping[str, Path], files: Sequence[str], others: Se
 
 def match_files(
     rows: Mapping[str, Value], files: Sequence[str], listed_in: Path, others: Sequence[str] = (),
-    hint: str = "rows name a path, a name or an id",
+    hint: str = "rows name a path, a name or an id", source: str = "",
 ) -> dict[str, Value]:  # fmt: skip
     """File -> value, where a row names a file by its path, the end of its path, or its name.
 
-    Extensions may be left out; the most exact name wins. A row may also name one of `others`, files of the source that
-    are no images. A row that names no file, or several, is an InputError.
+    Extensions may be left out; the most exact name wins. A name that is no file's is read once more as a path of
+    Windows, an absolute one below `source`, or one relative to the folder of `listed_in`. A row may also name one of
+    `others`, files of the source that are no images. A row that names no file, or several, is an InputError.
     """
-    found: dict[str, Value] = {}
-    named: dict[str, list[str]] = {}
-    for file in files:
-        name = next((name for name in _possible_names(file) if name in rows), None)
-        if name is not None:
-            found[file] = rows[name]
-            named.setdefault(name, []).append(file)
-    unknown = [name for name in rows if name not in named]
-    if unknown:
+    named = _files_by_name(rows, files)
+    if unknown := [name for name in rows if name not in named]:
+        named |= _files_by_other_names(unknown, files, listed_in, source)
         known = {name for file in others for name in _possible_names(file)}
-        unknown = [name for name in unknown if name not in known]
+        unknown = [name for name in unknown if name not in named and name not in known]
     problems = [f"{listed_in}: {name}: no such file in the source; {hint}" for name in unknown]
-    problems += [
-        f"{listed_in}: {name}: names {len(same)} files, {same[0]} and {same[1]}; write the path"
-        for name, same in named.items()
-        if len(same) > 1
-    ]
+    found: dict[str, Value] = {}
+    for name, same in named.items():
+        if len(same) > 1:
+            problems.append(f"{listed_in}: {name}: names {len(same)} files, {same[0]} and {same[1]}; write the path")
+        elif found.setdefault(same[0], rows[name]) != rows[name]:
+            problems.append(f"{listed_in}: {name}: {same[0]} has another row that says otherwise; a file has one row")
     if problems:
         raise InputError(*shortened(problems))
+    return found
+
+
+def _files_by_name(names: Container[str], files: Iterable[str]) -> dict[str, list[str]]:
+    named: dict[str, list[str]] = {}
+    for file in files:
+        name = next((name for name in _possible_names(file) if name in names), None)
+        if name is not None:
+            named.setdefault(name, []).append(file)
+    return named
+
+
+def _files_by_other_names(
+    names: Sequence[str], files: Iterable[str], listed_in: Path, source: str
+) -> dict[str, list[str]]:
+    """Name -> its files, where a name is a path of another system or does not begin in the source."""
+    roots = {f"{root.rstrip('/')}/" for root in (os.path.abspath(source), os.path.realpath(source))}
+    folder = os.path.abspath(listed_in.parent)
+    meant: dict[str, str] = {}  # what the name may mean -> the name
+    for name in names:
+        slashed = name.replace("\\", "/")
+        absolute = os.path.normpath(os.path.join(folder, slashed))
+        below = [absolute.removeprefix(root) for root in roots if absolute.startswith(root)] if source else []
+        for candidate in {slashed, *below} - {name}:
+            meant.setdefault(candidate, name)
+    found: dict[str, list[str]] = {}
+    for candidate, same in (_files_by_name(meant, files) if meant else {}).items():
+        found.setdefault(meant[candidate], []).extend(same)
     return found
 
 

@@ -5,7 +5,7 @@ Everything wrong with the input is found here.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,27 +15,38 @@ import numpy as np
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
-from pipeline.ingestion.annotations import FoundAnnotations, find_annotations
+from pipeline.ingestion.annotations import FoundAnnotations, find_annotations, require_no_masks
+from pipeline.ingestion.archives.opening import AdoptedTars, survey_tars
+from pipeline.ingestion.archives.unpacking import Scratch
+from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
 from pipeline.ingestion.images import ImageRule
-from pipeline.ingestion.labels import Labels, number_classes, number_folders, read_labels, read_split_lists
+from pipeline.ingestion.labels import (
+    Labels,
+    name_classes,
+    number_classes,
+    number_folders,
+    read_labels,
+    read_split_lists,
+)
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
-from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.sources.listing import Listing, Source, SourceFiles
-from pipeline.ingestion.sources.opening import open_source
+from pipeline.ingestion.sources.opening import list_source, source_name
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
-from pipeline.ingestion.tars import expand_tars, label_rule, names_tars, split_of_tar, survey_tar
+from pipeline.ingestion.tars import label_rule, split_of_tar
 from pipeline.shards.index import SPLITS
 from pipeline.shards.label_sets import LabelSets, names_of
-from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
+from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores
 from pipeline.shards.table import NO_LABEL
+from pipeline.storage.location import Location
 
 UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
+# Datasets of before lack them: they count where they are not the default.
 LATER_KEYS = (
-    *("masks", "mask_classes", "boxes"),
-    *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds", "examine"),
-)  # older datasets lack them: they count where they are not the default
-
+    *("masks", "mask_classes", "boxes", "split", "examine", "duplicates", "leakage_against", "tars"),
+    *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds"),
+    *("class_names", "image_column", "label_column"),
+)
 REWRITING_KEYS = ("colour", "max_side", "quality", "format")  # what they ask for makes new images
 
 
@@ -49,6 +60,8 @@ class IngestPlan:
     classes: tuple[str, ...] | None
     label_sets: LabelSets | None = None
     annotations: FoundAnnotations = FoundAnnotations()
+    tars: str | None = None  # adopt, rewrite or archive, where the source is tars
+    lay_out: Callable[[], None] | None = None  # what jobs read from is made by it, before the first of them runs
 
     @cached_property
     def num_files(self) -> int:
@@ -60,12 +73,14 @@ class IngestPlan:
         return num_counted(self.rejected) + sum(job.num_files for job in self.jobs)
 
 
-def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
-    """InputError for everything wrong with the source or what the config says about it."""
-    if names_tars(source):
-        return _plan_tars(source, config)
-    opened = open_source(source)
-    listing = opened.list_files()
+def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPlan:
+    """InputError for everything wrong with the source or what the config says about it.
+
+    `scratch` is for what must be unpacked to be read, and must stay until the jobs are done.
+    """
+    opened, listing = chosen = list_source(source, config, scratch)
+    if isinstance(opened, AdoptedTars):
+        return _plan_tars(source, opened.tars, listing.rejected, config)
     if not listing.images:
         raise InputError(f"{source}: {_why_no_images(listing)}")
     keys = order_keys(config.seed, listing.images.paths)
@@ -73,14 +88,19 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
     paths = listing.images.paths
     root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
-    labels = _labels(config, listing, paths, root)
-    if config.masks and config.masks.resolve().is_relative_to(os.path.realpath(source)):
-        raise InputError(f"{config.masks}: masks: lies in the source {source}, which would take its masks for images")
-    annotations = find_annotations(config, paths, others)
+    labels = _labels(config, listing, paths, root, source)
+    if config.class_names:
+        labels = name_classes(labels, config.class_names)
+    if listing.folders_are_classes:
+        require_no_masks(source, paths, config.masks)
+    annotations = find_annotations(config, paths, others, source)
+    groups = read_groups(config, paths, others, source) if config.split.group else {}
     if isinstance(config.splits, dict):
-        splits = read_split_lists(config.splits, paths, others)
+        splits = read_split_lists(config.splits, paths, others, source)
     else:
-        splits = _splits_without_lists(opened, listing, root, config)
+        splits = _splits_without_lists(opened, listing, root, groups, config)
+    if groups:
+        require_whole_groups(groups, splits)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
@@ -89,8 +109,17 @@ def plan_ingest(source: str, config: IngestConfig) -> IngestPlan:
         WriteShard(name, split, opened, candidates, config.channels, annotations.rule, image_rule(config))
         for name, split, candidates in ranges
     ]
-    identity = _identity(source if source == DIGITS else os.path.abspath(source), config)
-    return IngestPlan(identity, jobs, [*listing.rejected, *outside], labels.classes, labels.label_sets, annotations)
+    rejected = [*listing.rejected, *outside]
+    return IngestPlan(
+        identify(source, config),
+        jobs,
+        rejected,
+        labels.classes,
+        labels.label_sets,
+        annotations,
+        chosen.tars,
+        getattr(opened, "lay_out", None),
+    )
 
 
 def image_rule(config: IngestConfig) -> ImageRule:
@@ -101,29 +130,45 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     """One where starting more would not pay."""
     if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
         return 1
-    return _processes(config)
+    return config.processes or available_cores()
 
 
-def _processes(config: IngestConfig) -> int:
-    """Of this machine, whose own work is not that of a cluster."""
-    return config.workers if isinstance(config.workers, int) else available_cores()
-
-
-def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str) -> Labels:
+def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str, source: str) -> Labels:
     """From the labels file, else as the source itself says, else from folders."""
     if config.labels:
-        return read_labels(config.labels, paths, [entry.path for entry in listing.rejected])
+        labels = read_labels(config.labels, paths, [entry.path for entry in listing.rejected], source)
+        return _with_folders(labels, paths, root) if listing.folders_are_classes else labels
     if not listing.labels:
-        return number_folders(class_folders(paths, root))
+        return number_folders(class_folders(paths, root) if listing.folders_are_classes else {})
     return number_classes(listing.labels) if listing.classes is None else Labels(listing.labels, listing.classes)
 
 
-def _splits_without_lists(source: Source, listing: Listing, root: str, config: IngestConfig) -> Mapping[str, str]:
+def _with_folders(labels: Labels, paths: Sequence[str], root: str) -> Labels:
+    """Splits of which the labels file names no image keep their class folders: ImageNet's train beside a flat val."""
+
+    def split(path: str) -> str:
+        return path[len(root) :].partition("/")[0]
+
+    listed = {split(path) for path in labels.by_path}
+    folders = class_folders([path for path in paths if split(path) not in listed], root)
+    if labels.label_sets is not None or not folders or not set(labels.classes or ()) <= set(folders.values()):
+        return labels
+    return number_folders({path: labels.classes[number] for path, number in labels.by_path.items()} | folders)
+
+
+def _splits_without_lists(
+    source: Source, listing: Listing, root: str, groups: Mapping[str, str], config: IngestConfig
+) -> Mapping[str, str]:
     """Path -> split; an image outside all splits is missing."""
     said: Mapping[str, str] = {}
     if config.splits == "folders":
         said = listing.splits or folder_splits(listing.images.paths, root)
-    return said or hash_splits(source, listing.images, config.split_fractions, config.seed)
+    if said:
+        return said
+    if groups:
+        return hash_group_splits(groups, config.split_fractions, config.seed)
+    hashed = listing.stamps_are_hashes
+    return hash_splits(source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
 
 
 def _ranges_of_shards(
@@ -156,48 +201,54 @@ def _class_names(labels: Labels) -> ClassNames:
     return {label: tuple(names_of(label, labels.label_sets, labels.classes)) for label in sets}
 
 
-def _plan_tars(source: str, config: IngestConfig) -> IngestPlan:
+def _plan_tars(
+    source: str, tars: Sequence[Location], beside: Sequence[Rejected], config: IngestConfig
+) -> IngestPlan:  # fmt: skip
     if config.labels:
         raise InputError(
-            f"{config.labels}: labels: a labels file is for folders; tars carry .cls, .json or .txt members"
+            f"{config.labels}: labels: adopted tars carry .cls, .json or .txt members; with --set tars=rewrite (or "
+            "archive) a labels file counts"
         )
     if config.masks or config.boxes:
         key = "masks" if config.masks else "boxes"
-        raise InputError(f"{config.masks or config.boxes}: {key}: for folders; unpack the tars and ingest the folder")
+        raise InputError(f"{config.masks or config.boxes}: {key}: not of adopted tars; say --set tars=rewrite")
+    if config.split.group:
+        raise InputError(f"{source}: split.group: an adopted tar belongs to one split; say --set tars=rewrite")
     for key in REWRITING_KEYS:
         if (value := getattr(config, key)) != getattr(IngestConfig(), key):
-            raise InputError(
-                f"{source}: {key}: {value}: tars are not rewritten; leave it out, or unpack them and ingest the folder"
-            )
+            raise InputError(f"{source}: {key}: {value}: adopted tars stay as they are; say --set tars=rewrite")
     if config.splits == "hash":
-        raise InputError(f"{source}: splits: hash: a tar belongs to one split; use folders (names), or lists of tars")
-    tars = expand_tars(source)
+        raise InputError(
+            f"{source}: splits: hash: an adopted tar belongs to one split; use folders (names), lists of tars, or say "
+            "--set tars=rewrite"
+        )
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, list(map(str, tars)))
     else:
-        splits = {str(tar): split_of_tar(tar) for tar in tars}
+        splits = {str(tar): split_of_tar(tar) or "train" for tar in tars}
     outside = [Rejected(str(tar), "outside_splits", "in no list") for tar in tars if str(tar) not in splits]
     tars = [tar for tar in tars if str(tar) in splits]
-    workers = _processes(config)
-    pool = len(tars) > 1 and sum(tar.stat().st_size for tar in tars) >= POOL_FROM_BYTES
-    surveys = {survey.path: survey for survey in in_processes(survey_tar, tars, workers if pool else 1)}
+    surveys = {survey.tar: survey for survey in survey_tars(tars, config.processes)}
     rule = label_rule([surveys[tar] for tar in tars])
     if not any(survey.num_samples for survey in surveys.values()):
         raise InputError(f"{source}: holds no samples; a sample is an image and its labels under one name")
     numbers: Counter[str] = Counter()
     jobs = []
-    for tar in sorted(tars, key=lambda tar: (SPLITS.index(splits[str(tar)]), tar)):
+    for tar in sorted(tars, key=lambda tar: (SPLITS.index(splits[str(tar)]), str(tar))):
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
-        jobs.append(AdoptTar(name, split, tar, surveys[tar].num_samples, rule, config.channels, image_rule(config)))
-    return IngestPlan(_identity(os.path.abspath(source), config), jobs, outside, rule.classes)
+        samples = surveys[tar].num_samples
+        jobs.append(AdoptTar(name, split, tar, samples, rule, config.channels, image_rule(config)))
+    return IngestPlan(identify(source, config), jobs, [*beside, *outside], rule.classes, tars="adopt")
 
 
-def _identity(source: str, config: IngestConfig) -> dict[str, Any]:
+def identify(source: str, config: IngestConfig) -> dict[str, Any]:
+    """What makes it this dataset, in JSON's types: the source's name, and the config that shapes it."""
     said, default = config.model_dump(mode="json"), IngestConfig().model_dump(mode="json")
-    unsaid = [*UNIDENTIFYING_KEYS, *(key for key in LATER_KEYS if said[key] == default[key])]
-    return {"source": source, **{key: value for key, value in said.items() if key not in unsaid}}
+    reported = ["leakage_against"] if config.duplicates == "report" else []  # it changes the certificate alone
+    unsaid = [*UNIDENTIFYING_KEYS, *reported, *(key for key in LATER_KEYS if said[key] == default[key])]
+    return {"source": source_name(source), **{key: value for key, value in said.items() if key not in unsaid}}
 
 
 def _why_no_images(listing: Listing) -> str:
@@ -205,5 +256,6 @@ def _why_no_images(listing: Listing) -> str:
         return "is empty; a source holds images"
     suffixes = Counter(os.path.splitext(entry.path)[1].lower() or "no extension" for entry in listing.rejected)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
-    hint = "; adopt tars with 'FOLDER/*.tar'" if ".tar" in suffixes else ""
+    mixed = {".tar", ".zip"} <= suffixes.keys()
+    hint = "; zips and tars are ingested one after the other: 'FOLDER/*.zip', 'FOLDER/*.tar'" if mixed else ""
     return f"holds no images among its {len(listing.rejected)} files ({kinds}){hint}"

@@ -8,8 +8,11 @@ from typing import Literal, get_args
 
 Reason = Literal[
     "not_an_image",  # neither its name nor its first bytes say image; a README, a labels file, Thumbs.db
+    "duplicate",  # a copy of another image, left out because the config says `duplicates: remove`
     "outside_splits",  # an image in no split folder or list
-    "unreadable_file",  # the file system refuses it, or it is no regular file
+    "unreadable_file",  # the file system refuses it, or it is no regular file; of an archive: encrypted, a link ...
+    "unsafe_name",  # of an archive's entry: climbs out of it (`../`), or holds no path
+    "repeated_name",  # of an archive's entry: there again further on, and the last one stands
     "empty_file",
     "file_too_large",
     "unknown_format",
@@ -27,7 +30,7 @@ Reason = Literal[
     "split_sample",  # a key that comes back after other samples: one half of it
     "needs_rewriting",  # plain decoding would show it wrong (rotated, transparent, 16 bit), and tars are not rewritten
 ]
-UNCOUNTED = ("not_an_image", "outside_splits")  # nobody meant these to be training images
+UNCOUNTED = ("not_an_image", "duplicate", "outside_splits")  # nobody meant these to be training images
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
+from pipeline.errors import DISK_FULL
 from pipeline.ingestion.annotations import (
     AnnotationRule,
     FoundAnnotations,
@@ -17,6 +18,8 @@ from pipeline.ingestion.annotations import (
     PreparedAnnotations,
     prepare_annotations,
 )
+from pipeline.ingestion.counts import CountedImages, ImageCounts
+from pipeline.ingestion.duplicates.hash_file import ExaminedImages
 from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
@@ -50,6 +53,8 @@ class ShardSummary:
     totals: ImageTotals
     rejected: list[Rejected] = field(default_factory=list)
     mask_classes: int = 0  # one more than the greatest class of its masks
+    counts: ImageCounts | None = None  # None of a shard that an earlier version made
+    job: str = ""  # key of its job before copies were left out
 
 
 class ShardJob(Protocol):
@@ -64,6 +69,15 @@ class ShardJob(Protocol):
         """The same for the same inputs: a finished job with this key need not run again."""
 
     def run(self, destination: Path) -> ShardSummary: ...
+
+    def without(self, left_out: Sequence[int]) -> Self:
+        """The same job with the images of these files, by their numbers, left out as copies."""
+
+    def path(self, number: int) -> str:
+        """What a file is called in rejected.jsonl."""
+
+    def stored(self, number: int) -> bytes:
+        """What is or would be stored of one file's image; ImageFault where it cannot be taken."""
 
 
 class Candidate(NamedTuple):
@@ -118,6 +132,10 @@ class CandidateRange(Sequence[Candidate]):
         return tuple, (list(self),)
 
     @property
+    def paths(self) -> list[str]:
+        return self._columns.files.paths[self._numbers.start : self._numbers.stop]
+
+    @property
     def num_bytes(self) -> int:
         return sum(self._columns.files.bytes[self._numbers.start : self._numbers.stop])
 
@@ -133,6 +151,14 @@ class WriteShard:
     channels: str
     rule: AnnotationRule = AnnotationRule()
     images: ImageRule = ImageRule()
+    left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the candidates
+
+    def __getstate__(self) -> dict[str, object]:
+        """Sent to a worker, a source that lists what it holds goes with the places of this shard's files alone."""
+        state = dict(self.__dict__)
+        if hasattr(self.source, "narrowed"):
+            state["source"] = self.source.narrowed([candidate.path for candidate in self.candidates])
+        return state
 
     @property
     def num_files(self) -> int:
@@ -145,6 +171,9 @@ class WriteShard:
         return sum(candidate.bytes for candidate in self.candidates)
 
     def key(self) -> str:
+        return key_without(self._whole_key(), self.left_out)
+
+    def _whole_key(self) -> str:
         plain = [tuple(candidate)[: Candidate._fields.index("mask")] for candidate in self.candidates]
         content = repr((JOB_VERSION, self.channels, plain))  # without annotations as before there were any
         if self.rule.asks:
@@ -154,38 +183,51 @@ class WriteShard:
             content += repr(self.images)
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
+    def without(self, left_out: Sequence[int]) -> Self:
+        return replace(self, left_out=tuple(left_out))
+
+    def path(self, number: int) -> str:
+        return self.candidates[number].path
+
+    def stored(self, number: int) -> bytes:
+        return prepare_image(_read(self.source, self.candidates[number].path), self.channels, self.images).content
+
     def run(self, destination: Path) -> ShardSummary:
-        rejected: list[Rejected] = []
-        digests: list[int] = []
-        totals, mask_classes = ImageTotals(), [0]
-        table = write_shard(destination / self.name, self._samples(rejected, digests, totals, mask_classes))
+        made = _Made()
+        table = write_shard(destination / self.name, self._samples(made))
         shard = None
         if table is not None:
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, table.shard_sha256, len(table), labelled)
+        job = self._whole_key()
+        if self.images.examine == "pixels":
+            made.examined.write(destination, self.name, shard, job)
         return ShardSummary(
-            self.name, self.split, self.num_files, shard, f"{content_sum(digests):064x}", totals, rejected,
-            max(mask_classes),
+            self.name, self.split, self.num_files, shard, f"{content_sum(made.digests):064x}", made.totals,
+            made.rejected, made.mask_classes, made.counted.counts(), job,
         )  # fmt: skip
 
-    def _samples(
-        self, rejected: list[Rejected], digests: list[int], totals: ImageTotals, mask_classes: list[int]
-    ) -> Iterator[NewSample]:
-        """One file at a time, so a worker holds one image; the arguments are filled on the way."""
+    def _samples(self, made: "_Made") -> Iterator[NewSample]:
+        """One file at a time, so a worker holds one image; `made` is filled on the way."""
         for number, candidate in enumerate(self.candidates):
+            kept = number not in self.left_out
             try:
                 with held(number) as start_clock:
                     content = _read(self.source, candidate.path)
                     start_clock()
                     image = prepare_image(content, self.channels, self.images)
                     annotations = self._annotations(candidate, content, image)
+                    sha256 = hashlib.sha256(image.content)
+                    made.examined.add(number, candidate.label, image, sha256.digest(), kept=kept)
             except ImageFault as fault:
-                rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
+                made.rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue
-            sha256 = hashlib.sha256(image.content)
-            digests.append(sample_digest(sha256.digest(), candidate.label, annotations.digested))
-            totals.add(image)
-            mask_classes.append(annotations.classes)
+            if not kept:
+                continue
+            made.digests.append(sample_digest(sha256.digest(), candidate.label, annotations.digested))
+            made.totals.add(image)
+            made.counted.add(image)
+            made.mask_classes = max(made.mask_classes, annotations.classes)
             record = _record(candidate, image, sha256.hexdigest(), annotations)
             key = sample_key(candidate.path)
             yield NewSample(key, image.extension, image.content, record, candidate.label, annotations.mask)
@@ -196,10 +238,29 @@ class WriteShard:
         return prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, *sizes)
 
 
+@dataclass
+class _Made:
+    """What a job knows of its shard so far."""
+
+    rejected: list[Rejected] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    totals: ImageTotals = field(default_factory=ImageTotals)
+    mask_classes: int = 0
+    counted: CountedImages = field(default_factory=CountedImages)
+    examined: ExaminedImages = field(default_factory=ExaminedImages)
+
+
+def key_without(key: str, left_out: Sequence[int]) -> str:
+    """The key of a job that leaves out these of its files."""
+    return hashlib.sha256(repr((key, left_out)).encode()).hexdigest() if left_out else key
+
+
 def _read(source: Source, path: str) -> bytes:
     try:
         content = source.read(path)
     except OSError as error:
+        if error.errno in DISK_FULL:  # of a spool; no file's fault
+            raise
         raise ImageFault("unreadable_file", error.strerror or str(error)) from None
     if not content:
         raise ImageFault("empty_file", "0 bytes")

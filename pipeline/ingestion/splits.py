@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.ingestion.sources.listing import Source, SourceFile
+from pipeline.shards.decoding import ImageFault
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -64,32 +65,42 @@ def class_folders(paths: Sequence[str], root: str) -> dict[str, str]:
 
 
 def hash_splits(
-    source: Source, files: Sequence[SourceFile], fractions: Mapping[str, float], seed: int
-) -> dict[str, str]:
+    source: Source, files: Sequence[SourceFile], fractions: Mapping[str, float], seed: int,
+    *, stamps_are_hashes: bool = False,
+) -> dict[str, str]:  # fmt: skip
     """Path -> split, by a hash of the size and the first 64 KiB: equal files are never in two splits.
 
-    A file that cannot be read goes by its path; it is rejected later.
+    A file that cannot be read goes by its path; it is rejected later. Where stamps are hashes of the content, nothing
+    is read.
     """
+    if stamps_are_hashes:
+        return {
+            file.path: split_at(_hash_number(f"{seed}:split:{file.bytes}:{file.stamp}".encode()), fractions)
+            for file in files
+        }
     splits = {}
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(files), BLOCK_FILES):
             block = files[start : start + BLOCK_FILES]
             numbers = readers.map(lambda file: _content_hash(source, file, seed), block)
-            splits |= {file.path: _split_at(number, fractions) for file, number in zip(block, numbers, strict=True)}
+            splits |= {file.path: split_at(number, fractions) for file, number in zip(block, numbers, strict=True)}
     return splits
 
 
 def _content_hash(source: Source, file: SourceFile, seed: int) -> float:
-    """A number in [0, 1)."""
     try:
         beginning = source.read(file.path, HASHED_BYTES)
-    except OSError:
+    except (OSError, ImageFault):
         beginning = file.path.encode(errors="surrogateescape")
-    digest = hashlib.sha256(f"{seed}:split:{file.bytes}:".encode() + beginning).digest()
-    return int.from_bytes(digest[:6], "little") / (1 << 48)
+    return _hash_number(f"{seed}:split:{file.bytes}:".encode() + beginning)
 
 
-def _split_at(number: float, fractions: Mapping[str, float]) -> str:
+def _hash_number(content: bytes) -> float:
+    """A number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:6], "little") / (1 << 48)
+
+
+def split_at(number: float, fractions: Mapping[str, float]) -> str:
     end = 0.0
     for split, fraction in fractions.items():
         end += fraction

@@ -1,27 +1,33 @@
-"""What existing WebDataset tars hold: their names, their samples, their labels. Adopting them is adopt.py's.
+"""What existing WebDataset tars hold: their samples and their labels. Adopting them is adopt.py's.
 
 Members form samples as webdataset groups them: neighbours whose path is equal up to the first dot of the file's name.
 Labels come from `.cls`, from `.json` (`label`, or `class` for a name) or from `.txt`, which holds labels only if no
 text in any tar has more than one word: otherwise they are captions.
 """
 
-import glob
 import json
-import os
 import re
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from itertools import islice
+from typing import NamedTuple
 
 from pipeline.errors import InputError
+from pipeline.ingestion.archives.members import TarFault, tar_members
+from pipeline.ingestion.archives.naming import stem
 from pipeline.ingestion.labels import MAX_INTEGER_LABEL
+from pipeline.ingestion.rejected import Reason
 from pipeline.ingestion.sources.listing import IMAGE_SUFFIXES
 from pipeline.ingestion.splits import SPLIT_FOLDERS
 from pipeline.shards.index import shortened
 from pipeline.shards.table import NO_LABEL, split_member
+from pipeline.storage.location import Location
+from pipeline.storage.random_access import PathFile, UrlFile, open_random
 
+TarFile = PathFile | UrlFile
+
+PARTNERS = ("cls", "json", "txt")  # members that say something of their sample's image
+LOOKED_AT = 1000  # samples, to see what a tar is
 META_MEMBER = re.compile(r"__[^/]*__($|/)")  # webdataset skips these
 
 
@@ -30,8 +36,8 @@ class TarMember(NamedTuple):
     offset: int
     bytes: int
 
-    def read(self, tar: BinaryIO) -> bytes:
-        return os.pread(tar.fileno(), self.bytes, self.offset)
+    def read(self, tar: TarFile) -> bytes:
+        return tar.pread(self.bytes, self.offset)
 
 
 class TarSample(NamedTuple):
@@ -46,83 +52,46 @@ class TarSample(NamedTuple):
         bare = [extension for extension in found if "." not in extension]
         return [self.members[extension] for extension in bare or found]
 
-
-class TarFault(Exception):
-    """A tar that cannot be adopted; one line."""
-
-
-def names_tars(source: str) -> bool:
-    return source.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
-
-
-def expand_tars(source: str) -> list[Path]:
-    """The tars of a path with braces (`{000..012}`, `{a,b}`) and globs, sorted; InputError if one is missing."""
-    if not source.endswith(".tar"):
-        raise InputError(f"{source}: a compressed tar has no offsets to read at; decompress it, or give the images")
-    paths, problems = [], []
-    for pattern in _expand_braces(source):
-        found = glob.glob(pattern) if glob.has_magic(pattern) else [pattern] if os.path.isfile(pattern) else []
-        paths += found
-        if not found:
-            problems.append(f"{pattern}: no such tar")
-    if problems:
-        raise InputError(*shortened(problems))
-    return sorted(Path(os.path.abspath(path)) for path in set(paths))
+    def fault(self, seen: bool) -> tuple[Reason, str] | None:
+        """Why this is no sample of one image; `seen`: whether its key was there before."""
+        images = self.images()
+        if seen:
+            return "split_sample", "its key was there before, with other samples between"
+        if not images:
+            return "no_image", f"holds only {', '.join(self.members)}; a cut may have left its image elsewhere"
+        if len(images) > 1:
+            names = ", ".join(image.name for image in images[:3])
+            return "several_images", f"{names}: a key ends at the first dot of the file's name"
+        return None
 
 
-def _expand_braces(pattern: str) -> Iterator[str]:
-    if not (match := re.search(r"\{([^{}]*)\}", pattern)):
-        yield pattern
-        return
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", match[1]):
-        first, last = numbers.groups()
-        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    else:
-        choices = match[1].split(",")
-    for choice in choices:
-        yield from _expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
+def split_of_tar(tar: Location) -> str | None:
+    """The split in the file's name, else its folder: `imagenet-val-0003.tar`, `test/00.tar`."""
+    *_, folder, name = ("", *str(tar).split("/"))
+    words = [*re.split(r"[^a-z]+", stem(name).lower()), folder.lower()]
+    return next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), None)
 
 
-def split_of_tar(path: Path) -> str:
-    """The split in the file's name, else its folder: `imagenet-val-0003.tar`, `test/00.tar`; else train."""
-    words = [*re.split(r"[^a-z]+", path.stem.lower()), path.parent.name.lower()]
-    return next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), "train")
-
-
-def read_samples(path: Path) -> tuple[list[TarSample], list[TarMember]]:
-    """(samples, members that belong to none) of a tar; TarFault if it is cut, compressed or no tar."""
-    samples: list[TarSample] = []
-    others: list[TarMember] = []
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                end = info.offset_data
-                if info.isreg():
-                    end += info.size + -info.size % tarfile.BLOCKSIZE
-                    _add_member(TarMember(info.name, info.offset_data, info.size), samples, others)
-    except (tarfile.TarError, OSError) as error:
-        last = f" after `{samples[-1].key}`" if samples else ""
-        raise TarFault(f"{path}: not a whole, uncompressed tar ({error}){last}; fetch it again") from None
-    # A tar that was cut between members, or is damaged in a header, ends like a whole one but for its end marker.
-    with open(path, "rb") as file:
-        marker = os.pread(file.fileno(), tarfile.BLOCKSIZE, end)
-    if marker.strip(b"\0") or len(marker) < tarfile.BLOCKSIZE:
-        last = f" after `{samples[-1].key}`" if samples else ""
-        raise TarFault(f"{path}: cut or damaged at byte {end}{last}: no end-of-archive marker; fetch it again")
-    return samples, others
-
-
-def _add_member(member: TarMember, samples: list[TarSample], others: list[TarMember]) -> None:
-    key, extension = split_member(member.name)
-    if not key or META_MEMBER.match(member.name):
-        others.append(member)
-        return
-    if not samples or samples[-1].key != key:
-        samples.append(TarSample(key, {}))
-    if extension in samples[-1].members:
-        raise tarfile.ReadError(f"`{member.name}` is in it twice")
-    samples[-1].members[extension] = member
+def tar_samples(file: TarFile, shown: str) -> Iterator[TarSample | TarMember]:
+    """The samples of a tar in their order, and members that belong to none; TarFault if it is cut or no tar."""
+    sample: TarSample | None = None
+    for info in tar_members(file, shown):
+        if not info.isreg():
+            continue
+        member = TarMember(info.name, info.offset_data, info.size)
+        key, extension = split_member(member.name)
+        if not key or META_MEMBER.match(member.name):
+            yield member
+            continue
+        if sample is None or sample.key != key:
+            if sample is not None:
+                yield sample
+            sample = TarSample(key, {})
+        if extension in sample.members:
+            raise TarFault(f"{shown}: `{member.name}` is in it twice; mend the tar, or read it as --set tars=archive")
+        sample.members[extension] = member
+    if sample is not None:
+        yield sample
 
 
 @dataclass
@@ -151,7 +120,7 @@ class FoundLabels:
 class TarSurvey:
     """What one tar says about its samples before any image is decoded."""
 
-    path: Path
+    tar: Location
     num_samples: int = 0
     labels: FoundLabels = field(default_factory=FoundLabels)
     texts: FoundLabels = field(default_factory=FoundLabels)
@@ -159,26 +128,45 @@ class TarSurvey:
     fault: str | None = None
 
 
-def survey_tar(path: Path) -> TarSurvey:
-    survey = TarSurvey(path)
+def survey_tar(tar: Location) -> TarSurvey:
+    survey = TarSurvey(tar)
     try:
-        samples, _ = read_samples(path)
+        with open_random(tar) as file:
+            for sample in tar_samples(file, str(tar)):
+                if isinstance(sample, TarSample):
+                    _survey_sample(sample, file, survey)
     except TarFault as fault:
         survey.fault = str(fault)
-        return survey
-    survey.num_samples = len(samples)
-    with open(path, "rb") as tar:
-        for sample in samples:
-            survey.labels.add(*stated_label(sample, tar))
-            if survey.fault is None and _states_several(sample, tar):
-                survey.fault = (
-                    f"{path}: sample `{sample.key}`: its .json lists `classes`, and tars whose images have several "
-                    "are not adopted; ingest the images with a labels file"
-                )
-            text = _text(sample.members.get("txt"), tar)
-            survey.captions |= len(text.split()) > 1
-            survey.texts.add(*_integer_or_name(text))
     return survey
+
+
+def _survey_sample(sample: TarSample, file: TarFile, survey: TarSurvey) -> None:
+    survey.num_samples += 1
+    survey.labels.add(*stated_label(sample, file))
+    if survey.fault is None and _states_several(sample, file):
+        survey.fault = (
+            f"{survey.tar}: sample `{sample.key}`: its .json lists `classes`, and tars whose images have several are "
+            "not taken; ingest the images with a labels file"
+        )
+    text = _text(sample.members.get("txt"), file)
+    survey.captions |= len(text.split()) > 1
+    survey.texts.add(*_integer_or_name(text))
+
+
+def looks_like_samples(tar: Location) -> bool | None:
+    """Whether a tar is WebDataset's, by its first members: an image has a partner of its key, with a label or caption.
+
+    None where images lie in it alone, in no folder, which samples without labels do, and the files of one class.
+    False where they lie in folders.
+    """
+    nested = False
+    with open_random(tar) as file:
+        for sample in islice(tar_samples(file, str(tar)), LOOKED_AT):
+            if isinstance(sample, TarSample) and sample.images():
+                if any(partner in sample.members for partner in PARTNERS):
+                    return True
+                nested |= "/" in sample.key.removeprefix("./")
+    return False if nested else None
 
 
 @dataclass(frozen=True)
@@ -189,7 +177,7 @@ class LabelRule:
     numbers: Mapping[str, int] = field(default_factory=dict)  # by name, where tars give names alone
     from_text: bool = False
 
-    def label(self, sample: TarSample, tar: BinaryIO) -> int:
+    def label(self, sample: TarSample, tar: TarFile) -> int:
         integer, name = stated_label(sample, tar)
         if integer is None and name is None and self.from_text:
             integer, name = _integer_or_name(_text(sample.members.get("txt"), tar))
@@ -218,7 +206,7 @@ def label_rule(surveys: Sequence[TarSurvey]) -> LabelRule:
     return LabelRule(classes or None, {name: number for number, name in enumerate(classes)}, from_text)
 
 
-def stated_label(sample: TarSample, tar: BinaryIO) -> tuple[int | None, str | None]:
+def stated_label(sample: TarSample, tar: TarFile) -> tuple[int | None, str | None]:
     """(integer, class name) from .cls, else from .json; None for what is not given."""
     if "cls" in sample.members:
         return _integer_or_name(_text(sample.members["cls"], tar))
@@ -237,7 +225,7 @@ def stated_label(sample: TarSample, tar: BinaryIO) -> tuple[int | None, str | No
     return _integer_or_name(label) if isinstance(label, str) and label else (None, name)
 
 
-def _states_several(sample: TarSample, tar: BinaryIO) -> bool:
+def _states_several(sample: TarSample, tar: TarFile) -> bool:
     if "json" not in sample.members or "cls" in sample.members:  # which says the one label
         return False
     content = sample.members["json"].read(tar)
@@ -254,5 +242,5 @@ def _integer_or_name(text: str) -> tuple[int | None, str | None]:
     return (int(text), None) if re.fullmatch(r"-?\d{1,18}", text) else (None, text or None)
 
 
-def _text(member: TarMember | None, tar: BinaryIO) -> str:
+def _text(member: TarMember | None, tar: TarFile) -> str:
     return member.read(tar).decode("utf-8", "replace").strip() if member else ""

@@ -19,13 +19,14 @@ from typing import Any
 
 from pipeline.errors import DataError, InputError
 from pipeline.shards.annotations import MASK_EXTENSION, annotation_bytes, boxes_fault, decode_mask, mask_fault
+from pipeline.shards.certificate import certificate_faults
 from pipeline.shards.decoding import ImageFault, open_all_channels, open_array
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
-from pipeline.shards.index import DatasetIndex, Shard, read_index, size_problems
+from pipeline.shards.index import INDEX_NAME, DatasetIndex, Shard, read_index, size_problems, was_edited
 from pipeline.shards.label_sets import names_of
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.shards.reader import ShardReader
-from pipeline.shards.table import ShardTable, read_table
+from pipeline.shards.table import NO_LABEL, ShardTable, read_table
 from pipeline.shards.tombstones import TOMBSTONES_NAME
 from pipeline.storage.location import Location, Url, exists, location, read_range, stream
 
@@ -44,9 +45,11 @@ def check_dataset(directory: str | Path | Url, full: bool) -> list[str]:
         index = read_index(directory)
     except InputError as error:
         return error.problems
+    if was_edited(directory):
+        return [f"{directory / INDEX_NAME}: edited since it was written: not its checksum; ingest the dataset again"]
     if faults := size_problems(index):
         return faults
-    if faults := _lost_tombstones(index):
+    if faults := [*_lost_tombstones(index), *certificate_faults(index)]:
         return faults
     if not full:
         return [fault for shards in index.splits.values() for shard in shards for fault in _quick_faults(index, shard)]
@@ -84,6 +87,9 @@ def _matching_table(index: DatasetIndex, shard: Shard) -> ShardTable:
     if len(table) != shard.samples:
         samples = f"{len(table)} samples, the index says {shard.samples}"
         raise DataError(f"{path}: {samples}; ingest the dataset again", cause="changed")
+    if (labelled := int((table.records["label"] != NO_LABEL).sum())) != shard.labelled:
+        labels = f"{labelled} labels, the index says {shard.labelled}"
+        raise DataError(f"{path}: {labels}; ingest the dataset again", cause="changed")
     if len(table) and (most := int(table.records["label"].max())) >= index.num_labels:
         what = "classes" if index.label_sets is None else "label sets"
         raise DataError(
@@ -137,7 +143,7 @@ def _full_shard_check(index: DatasetIndex, task: tuple[str, Shard]) -> tuple[str
             if sha256 != shard.sha256:
                 fault = f"{path}: its bytes have changed: sha256 {sha256}, the index says {shard.sha256}"
                 return split, shard, [fault], 0
-            faults, digests = _member_faults(index, path, copy, table)
+            faults, digests = _member_faults(index, shard, copy, table)
     except (DataError, OSError, tarfile.TarError) as error:
         named = str(path) in str(error) or str(index.table_path(shard)) in str(error)
         return split, shard, [str(error) if named else f"{path}: {error}"], 0
@@ -156,8 +162,9 @@ def _local_copy(path: Location, shard: Shard) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
+def _member_faults(index: DatasetIndex, shard: Shard, copy: Path, table: ShardTable) -> tuple[list[str], list[int]]:
     """Faults and sample digests of one shard, from the members that the tar itself lists, in its local copy."""
+    path, ours = index.shard_path(shard), shard.location is None
     faults, digests = [], []
     with tarfile.open(copy, "r:") as tar, open(copy, "rb") as file:
         sizes = {member.offset_data: (member.name, member.size) for member in tar}
@@ -178,8 +185,9 @@ def _member_faults(index: DatasetIndex, path: Location, copy: Path, table: Shard
             annotations, wrong = _read_annotations(index, record, mask)
             label = int(row["label"])
             digests.append(sample_digest(sha256.digest(), label, annotations))
-            named = None if index.label_sets is None or label < 0 else names_of(label, index.label_sets, index.classes)
-            if fault := fault or _image_fault(name, image, sha256.hexdigest(), record, named) or wrong:
+            fault = fault or _image_fault(name, image, sha256.hexdigest(), record)
+            fault = fault or (_label_fault(index, record, label) if ours else None)
+            if fault := fault or wrong:
                 faults.append(f"{path}: sample `{name}`: {fault}")
     return faults, digests
 
@@ -193,17 +201,25 @@ def _read_record(content: bytes) -> tuple[dict[str, Any], str | None]:
     return (record, None) if isinstance(record, dict) else ({}, "its .json is not a valid record")
 
 
-def _image_fault(
-    name: str, image: bytes, sha256: str, record: Mapping[str, Any], classes: list[str] | None
-) -> str | None:
-    """`classes` are those that the sample's label stands for; None where it is a class itself, or there is none."""
+def _label_fault(index: DatasetIndex, record: Mapping[str, Any], label: int) -> str | None:
+    """Of a record that we wrote: the .json of an adopted tar may say its label otherwise, or not at all."""
+    if index.label_sets is not None and label != NO_LABEL:
+        classes = names_of(label, index.label_sets, index.classes)
+        if record.get("classes") != classes:
+            return f"its .json says classes {record.get('classes')}, its label in the index {classes}"
+    said = record.get("label", NO_LABEL)
+    if said != label:
+        words = ["no label" if number == NO_LABEL else f"label {number}" for number in (said, label)]
+        return f"its .json says {words[0]}, the index {words[1]}"
+    return None
+
+
+def _image_fault(name: str, image: bytes, sha256: str, record: Mapping[str, Any]) -> str | None:
     try:
         open_array(image) if name.lower().endswith(".npy") else open_all_channels(image)
     except ImageFault as fault:
         return f"does not decode: {fault.detail}"
     expected = record.get("sha256", sha256)
-    if classes is not None and record.get("classes") != classes:
-        return f"its .json says classes {record.get('classes')}, its label in the index {classes}"
     return None if expected == sha256 else f"sha256 {sha256}, its .json says {expected}"
 
 

@@ -29,6 +29,11 @@ class ImageFault(Exception):
         super().__init__(reason, detail)
 
 
+def memory_fault() -> ImageFault:
+    """The same whoever was the first to notice: the decoder, or the process that watches it."""
+    return ImageFault("too_much_memory", "decoding it takes more memory than one image may")
+
+
 def open_image(content: bytes, max_pixels: int = READABLE_PIXELS) -> Image.Image:
     """The image, first frame, decoded to its last byte; ImageFault where that fails.
 
@@ -165,7 +170,7 @@ def _silenced_libtiff() -> Iterator[None]:
 def _fault(error: Exception) -> ImageFault:
     """Decoders raise whatever a damaged file leads them to."""
     if isinstance(error, MemoryError):
-        return ImageFault("too_much_memory", "decoding it asks for more memory than there is")
+        return memory_fault()
     return ImageFault("broken_image", _one_line(error))
 
 

@@ -141,7 +141,20 @@ def write_index(index: DatasetIndex) -> None:
         content["label_sets"] = write_label_sets(index.directory, index.label_sets)
     annotated = {"mask_classes": index.mask_classes, "box_classes": index.box_classes}
     content |= {key: list(names) for key, names in annotated.items() if names is not None}
+    content["checksum"] = _checksum(content)
     write_file(index.directory / INDEX_NAME, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of an index's content but for its checksum, however it is laid out."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def was_edited(directory: Location) -> bool:
+    """Whether `index.json`, which can be read, was changed since it was written; an older one cannot tell: False."""
+    content = json.loads(read_bytes(directory / INDEX_NAME))
+    return content.get("checksum", checksum := _checksum(content)) != checksum
 
 
 def _shard_content(shard: Shard) -> dict[str, Any]:

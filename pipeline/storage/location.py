@@ -5,6 +5,7 @@ Credentials and end points come from the environment alone, never from a locatio
 """
 
 import ctypes
+import glob
 import os
 import re
 import sys
@@ -124,6 +125,25 @@ def size_of(where: Location) -> int:
 def sizes_in(directory: Url) -> dict[str, int]:
     """Bytes of every file directly under `directory`, by name, from one listing."""
     return remote.sizes_in(directory.text)
+
+
+def files_below(directory: Url) -> list[tuple[str, int, int]]:
+    """(path below it, bytes, stamp that changes with the content) of every file below a URL; see remote."""
+    return remote.files_below(directory.text)
+
+
+def matching(pattern: str) -> list[str]:
+    """The paths or URLs of the files that a glob matches, sorted."""
+    return remote.matching(pattern) if is_url(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
+
+
+def is_file(where: Location) -> bool:
+    return where.is_file() if isinstance(where, Path) else remote.is_file(where.text)
+
+
+def stamp_of(where: Location) -> int:
+    """A number that changes with the content: of a path, its time of change."""
+    return os.stat(where).st_mtime_ns if isinstance(where, Path) else remote.stamp_of(where.text)
 
 
 def read_range(where: Location, offset: int, size: int) -> bytes:

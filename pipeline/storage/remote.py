@@ -8,13 +8,15 @@ Patience, from the environment: `VIT_STORAGE_STALL_SECONDS` (30) without a byte 
 `VIT_STORAGE_PATIENCE_SECONDS` (120) without a byte, over all attempts, end in a FaultError.
 """
 
+import hashlib
 import importlib.util
 import logging
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +41,8 @@ _OBSTORE_CREDENTIALS = {
     "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"),
 }
 
+# What clients say of an object that changes with its content, the best first.
+_STAMPS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "updated", "created")
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "PermissionDeniedError", "UnauthenticatedError")
 _MISSING = ("NotFoundError",)
 _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError)  # of file://
@@ -94,6 +98,54 @@ def sizes_in(url: str) -> dict[str, int]:
     """Bytes of the objects directly under `url`, by name."""
     entries = _tried(url, lambda fs, path: fs.ls(path, detail=True))
     return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries if entry["type"] == "file"}
+
+
+def files_below(url: str) -> list[tuple[str, int, int]]:
+    """(path below `url`, bytes, stamp) of every object below it; the path of `url`, where it is an object, is empty.
+
+    Nothing where there is no such prefix. A stamp changes with the content, as far as the store says so.
+    """
+
+    def listed(fs: Any, path: str) -> list[tuple[str, int, int]]:
+        start = len(path.rstrip("/")) + 1
+        return [
+            (name[start:], int(entry["size"] or 0), _stamp(entry))
+            for name, entry in fs.find(path, detail=True).items()
+            if entry["type"] == "file" and not name.endswith("/")  # which consoles make to stand for a folder
+        ]
+
+    try:
+        return _tried(url, listed)
+    except FileNotFoundError:
+        return []
+
+
+def stamp_of(url: str) -> int:
+    """A number that changes with the object's content; FileNotFoundError, FaultError."""
+    return _tried(url, lambda fs, path: _stamp(fs.info(path)))
+
+
+def is_file(url: str) -> bool:
+    """Whether there is an object; FaultError where nobody answers, which clients' own `isfile` takes for no."""
+    try:
+        return _tried(url, lambda fs, path: fs.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
+def matching(url: str) -> list[str]:
+    """The URLs of the objects that a pattern with `*`, `?` or `[]` matches, sorted."""
+    fixed = url[: re.search(r"[*?[]", url).start()].rpartition("/")[0]
+    bare: list[str] = []
+    _tried(fixed, lambda fs, path: bare.append(path))
+    found = _tried(url, lambda fs, path: fs.glob(path))
+    start = len(bare[-1].rstrip("/"))
+    return sorted(fixed + name[start:] for name in found)
+
+
+def _stamp(entry: Mapping[str, Any]) -> int:
+    said = next((entry[name] for name in _STAMPS if entry.get(name)), None)
+    return int.from_bytes(hashlib.blake2b(f"{said}:{entry.get('size')}".encode(), digest_size=6).digest(), "little")
 
 
 def names_in(url: str) -> list[str]:

@@ -57,6 +57,12 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
+def shards_of(directory: Path) -> dict[str, bytes]:
+    """What does not say where the source lies: everything but the index and the certificate."""
+    files = files_of(directory)
+    return {name: content for name, content in files.items() if not name.startswith(("index", "certificate"))}
+
+
 def files_of(directory: Path) -> dict[str, bytes]:
     """Every published file of a dataset, by name."""
     return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.startswith(".")}

@@ -1,4 +1,5 @@
-"""The likeness of every sample of a dataset, computed once on all cores and kept: 140 bytes a sample, a file a shard.
+"""The likeness of every sample of a dataset: as its ingestion kept it, else computed once on all cores and kept, 140
+bytes a sample, a file a shard.
 
 What is finished stays when the work is interrupted; a shard that changed is hashed anew, its neighbours are not.
 """
@@ -15,13 +16,12 @@ import numpy as np
 import PIL
 
 from pipeline.errors import DataError
+from pipeline.ingestion.duplicates.hash_file import VERSION, hash_path, read_hashes
 from pipeline.ingestion.duplicates.likeness import HASHES, likeness
 from pipeline.shards.atomic import write_file
 from pipeline.shards.index import DatasetIndex, Shard
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.shards.reader import node_reader
-
-VERSION = 1  # raise it when the same image would have other hashes
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
@@ -43,19 +43,29 @@ class _Task(NamedTuple):
 
 
 def hashed_shards(index: DatasetIndex, cache: Path, progress: Progress | None = None) -> Iterator[HashedShard]:
-    """Every shard of every split, one at a time, once all are hashed."""
+    """Every shard of every split, one at a time, once all are hashed; `cache` keeps what the dataset does not."""
     folder = cache / f"likeness-{VERSION}-pillow-{PIL.__version__}" / index.fingerprint[:32]
     folder.mkdir(parents=True, exist_ok=True)
     shards = [(split, number, shard) for split in index.splits for number, shard in enumerate(index.shards(split))]
-    _hash_missing(index, folder, shards, progress or (lambda done, total: None))
+    known = {
+        (split, number)
+        for split, number, shard in shards
+        if read_hashes(hash_path(index.directory, shard.name), shard) is not None
+    }
+    missing = [(split, shard) for split, number, shard in shards if (split, number) not in known]
+    _hash_missing(index, folder, missing, progress or (lambda done, total: None))
     for split, number, shard in shards:
-        yield HashedShard(split, number, np.load(_path(folder, split, shard), mmap_mode="r"))
+        of_dataset = read_hashes(hash_path(index.directory, shard.name), shard) if (split, number) in known else None
+        if of_dataset is not None:
+            yield HashedShard(split, number, of_dataset.of_shard())
+        else:
+            yield HashedShard(split, number, np.load(_path(folder, split, shard), mmap_mode="r"))
 
 
 def _hash_missing(
-    index: DatasetIndex, folder: Path, shards: list[tuple[str, int, Shard]], progress: Progress
+    index: DatasetIndex, folder: Path, shards: list[tuple[str, Shard]], progress: Progress
 ) -> None:  # fmt: skip
-    missing = [(split, shard) for split, _, shard in shards if not _is_hashed(_path(folder, split, shard), shard)]
+    missing = [(split, shard) for split, shard in shards if not _is_hashed(_path(folder, split, shard), shard)]
     if not missing:
         return
     tasks = [
@@ -80,17 +90,23 @@ def _is_hashed(path: Path, shard: Shard) -> bool:
     return path.is_file() and path.stat().st_size >= shard.samples * HASHES.itemsize
 
 
-def _hash_shard(task: _Task) -> int:
-    """Write the hashes of a shard, whole or not at all; how many samples it has."""
-    (shard,) = task.index.shards(task.split)
-    reader, hashes = node_reader(task.index, task.split), np.zeros(shard.samples, HASHES)
+def hashes_of_shard(index: DatasetIndex, split: str, number: int) -> np.ndarray:
+    """(samples,) `HASHES`, each image decoded now; DataError where the shard is not there."""
+    shard = index.shards(split)[number]
+    reader, hashes = node_reader(index, split), np.zeros(shard.samples, HASHES)
     for sample in range(shard.samples):
         try:
-            hashes[sample] = likeness(reader.read(0, sample, verify=False).image).hashes
+            hashes[sample] = likeness(reader.read(number, sample, verify=False).image).hashes
         except DataError as error:
             if error.cause == "missing":  # the whole shard
                 raise
+    return hashes
+
+
+def _hash_shard(task: _Task) -> int:
+    """Write the hashes of a shard, whole or not at all; how many samples it has."""
+    hashes = hashes_of_shard(task.index, task.split, 0)
     buffer = io.BytesIO()
     np.save(buffer, hashes)
     write_file(task.path, buffer.getvalue())
-    return shard.samples
+    return len(hashes)

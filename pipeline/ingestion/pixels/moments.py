@@ -17,7 +17,8 @@ def pixel_moments(pixels: Image.Image | np.ndarray) -> tuple[tuple[float, ...], 
     values = np.asarray(pixels)
     scale = 1.0 if values.dtype.kind in "fb" else float(np.iinfo(values.dtype).max if values.itemsize < 4 else 65535)
     values = values.reshape(values.shape[0] * values.shape[1], -1)
-    mean, mean_square = _moments_of_values(values, scale)
+    with np.errstate(invalid="ignore", over="ignore"):  # the next lines see what comes of it
+        mean, mean_square = _moments_of_values(values, scale)
     if not np.isfinite(mean_square).all():
         raise ImageFault("broken_image", "holds values that are not finite")
     return tuple(mean.tolist()), tuple(mean_square.tolist())

@@ -52,7 +52,7 @@ def _read_profile(content: bytes) -> _Profile:
 
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
-        name = " ".join(ImageCms.getProfileDescription(profile).split()) or "unnamed"
+        name = " ".join(ImageCms.getProfileDescription(profile).split())[:60] or "unnamed"
         mode = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(profile.profile.xcolor_space)
         transform = mode and ImageCms.buildTransform(
             profile,

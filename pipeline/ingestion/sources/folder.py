@@ -9,6 +9,7 @@ from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import (
     HEAD_BYTES,
     MAX_FILE_BYTES,
+    NO_IMAGE,
     Listing,
     SourceFile,
     looks_like_image,
@@ -19,13 +20,17 @@ from pipeline.shards.decoding import ImageFault
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Every file below `root`."""
+    """Every file below `root`, or `only` some."""
 
     root: Path
+    only: tuple[str, ...] = ()
 
     def list_files(self) -> Listing:
         listing = Listing()
-        self._list_folder("", (), listing)
+        for name in self.only:
+            self._list_file(name, os.stat(self.root / name), listing)
+        if not self.only:
+            self._list_folder("", (), listing)
         return listing
 
     def read(self, path: str, num_bytes: int = -1) -> bytes:
@@ -62,8 +67,7 @@ class FolderSource:
         elif named_like_image(path) or looks_like_image(self.read(path, HEAD_BYTES)):
             listing.images.append(SourceFile(path, status.st_size, status.st_mtime_ns))
         else:
-            why = "neither its name nor its first bytes are an image's"
-            listing.rejected.append(Rejected(path, "not_an_image", why))
+            listing.rejected.append(Rejected(path, "not_an_image", NO_IMAGE))
 
 
 def _read_on(file: int, content: bytes, size: int) -> bytes:

@@ -5,14 +5,15 @@ A source is small and picklable, so that worker processes read their own files.
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pipeline.ingestion.rejected import Rejected
-from pipeline.shards.decoding import TIFF_SIGNATURES
+from pipeline.shards.decoding import TIFF_SIGNATURES, ImageFault
 
 MAX_FILE_BYTES = 1 << 29
 IMAGE_SUFFIXES = frozenset(
@@ -22,10 +23,15 @@ IMAGE_SUFFIXES = frozenset(
     ".heic .heif .jxl .tga .psd .exr .hdr .dng .cr2 .cr3 .nef .arw .dcm".split()
 )
 HEAD_BYTES = 16
+HEADS_AT_ONCE = 16  # requests, where a file's first bytes are one away
+BLOCK_FILES = 10_000  # so that millions of files do not wait in the threads' queue at once
 SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\x93NUMPY"),
     *TIFF_SIGNATURES,
 )
+
+
+NO_IMAGE = "neither its name nor its first bytes are an image's"
 
 
 class SourceFile(NamedTuple):
@@ -91,6 +97,8 @@ class Listing:
     labels: Mapping[str, str | int] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    folders_are_classes: bool = True  # where there are no labels; the folders of tables and archives say nothing
+    stamps_are_hashes: bool = False  # of the content: images of equal sizes and stamps are equal
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, SourceFiles):
@@ -119,3 +127,25 @@ def looks_like_image(head: bytes) -> bool:
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     avif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
     return webp or avif or head.startswith(SIGNATURES)
+
+
+def keep_images(files: Iterable[SourceFile], head: Callable[[str], bytes], listing: Listing) -> None:
+    """Sort files into `listing`: images are those that are named so, or whose first bytes say it."""
+    unnamed = []
+    for file in files:
+        (listing.images if named_like_image(file.path) else unnamed).append(file)
+
+    def fault_of(file: SourceFile) -> Rejected | None:
+        try:
+            if looks_like_image(head(file.path)):
+                return None
+        except (OSError, ImageFault) as fault:
+            why = getattr(fault, "detail", None) or getattr(fault, "strerror", None) or str(fault)
+            return Rejected(file.path, "not_an_image", f"its name is not an image's, and it cannot be read: {why}")
+        return Rejected(file.path, "not_an_image", NO_IMAGE)
+
+    with ThreadPoolExecutor(HEADS_AT_ONCE) as readers:
+        for start in range(0, len(unnamed), BLOCK_FILES):
+            block = unnamed[start : start + BLOCK_FILES]
+            for file, rejected in zip(block, readers.map(fault_of, block), strict=True):
+                (listing.rejected if rejected else listing.images).append(rejected or file)

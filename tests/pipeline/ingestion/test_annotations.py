@@ -15,8 +15,9 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError, InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.annotations import AnnotationRule, MaskFile, prepare_annotations
-from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.build import ingest
 from pipeline.ingestion.images import file_orientation
+from pipeline.ingestion.making import IngestError
 from pipeline.shards.annotations import boxes_fault, decode_mask
 from pipeline.shards.check import check_dataset
 from pipeline.shards.decoding import ImageFault
@@ -273,6 +274,7 @@ def test_a_shard_whose_annotations_were_changed_is_found(made, tmp_path, what):
 def test_an_index_that_promises_other_classes_than_its_masks_and_boxes_have_is_faulty(made, tmp_path):
     directory = shutil.copytree(made[1], tmp_path / "dataset")
     content = json.loads((directory / "index.json").read_text())
+    del content["checksum"]
     (directory / "index.json").write_text(json.dumps(content | {"mask_classes": ["ground", "digit 0"]}))
     assert "its mask has class" in check_dataset(directory, full=True)[0]
     (directory / "index.json").write_text(json.dumps(content | {"box_classes": content["box_classes"][:2]}))

@@ -14,7 +14,8 @@ import pytest
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion import plan
-from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.build import ingest
+from pipeline.ingestion.making import IngestError
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
@@ -273,7 +274,7 @@ def test_a_source_without_images_is_an_input_error_and_nothing_is_written(tmp_pa
     assert not (tmp_path / "dataset").exists()
 
 
-@pytest.mark.parametrize("source, words", [("sklearn:faces", "sklearn:digits"), ("https://x.org/a.zip", "download it")])
+@pytest.mark.parametrize("source, words", [("sklearn:faces", "sklearn:digits"), ("memory://no/a.zip", "no such zip")])
 def test_a_source_that_is_not_supported_says_what_is(tmp_path, source, words):
     with pytest.raises(InputError, match=words):
         ingest(source, tmp_path / "dataset", IngestConfig())

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
-from pipeline.ingestion import build
-from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion import making
+from pipeline.ingestion.build import ingest
 from pipeline.ingestion.isolation import Limits, TooManyFaults, WorkerLost, held, in_isolation
+from pipeline.ingestion.making import IngestError
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.shards.decoding import ImageFault
 from tests.pipeline.ingestion.test_build import rejected_of
-from tests.pipeline.pictures import class_folders, encoded, files_of, picture
+from tests.pipeline.pictures import class_folders, encoded, files_of, picture, write_tar
 
 LIMITS = Limits(60, 1 << 30)
 MEMORY = Limits(60, 300 << 20)
@@ -156,7 +158,7 @@ def test_an_ingestion_survives_crashes_and_its_dataset_is_as_without_these_files
     config = IngestConfig(samples_per_shard=20, split_fractions={"train": 1.0}, max_rejected_fraction=0.1)
     for name in ("ant/deadly.jpg", "bee/deadly.jpg"):
         (source / name).write_bytes(encoded(picture(77)))
-    monkeypatch.setattr("pipeline.ingestion.plan.open_source", lambda source: DeadlySource(Path(source)))
+    monkeypatch.setattr("pipeline.ingestion.sources.opening.open_source", lambda source: DeadlySource(Path(source)))
     report = ingest(str(source), tmp_path / "dataset", config)
     assert report.rejected == {"decoder_crashed": 2} and report.samples == {"train": 40}
     rejected = rejected_of(tmp_path / "dataset")
@@ -176,7 +178,54 @@ def test_an_ingestion_survives_crashes_and_its_dataset_is_as_without_these_files
 
 def test_a_decoder_that_crashes_on_every_image_is_one_line(tmp_path, monkeypatch):
     source = class_folders(tmp_path / "deadly", per_class=4)
-    monkeypatch.setattr("pipeline.ingestion.plan.open_source", lambda name: DeadlySource(source.parent))
-    monkeypatch.setattr(build, "FAULTS_BEYOND_BUDGET", 1)
+    monkeypatch.setattr("pipeline.ingestion.sources.opening.open_source", lambda name: DeadlySource(source.parent))
+    monkeypatch.setattr(making, "FAULTS_BEYOND_BUDGET", 1)
     with pytest.raises(IngestError, match="images that end the process which decodes them .2 decoder_crashed"):
         ingest(str(source), tmp_path / "dataset", IngestConfig())
+
+
+@pytest.mark.parametrize("config, memory, reason, detail", [
+    ({"format": "webp", "max_image_seconds": 2}, 4 << 30, "too_slow",
+     "not decoded within 2 seconds (max_image_seconds)"),
+    ({}, 200 << 20, "too_much_memory", "decoding it takes more memory than one image may"),
+])  # fmt: skip
+def test_a_real_image_beyond_the_limits_is_rejected_and_the_rest_taken(
+    tmp_path, monkeypatch, config, memory, reason, detail
+):
+    source = class_folders(tmp_path / "source", per_class=3)
+    Image.new("1", (9_400, 9_400)).save(source / "ant/large.png")
+    monkeypatch.setattr(making, "memory_limit", lambda max_pixels: memory)
+    report = ingest(str(source), tmp_path / "dataset", IngestConfig(max_rejected_fraction=0.5, **config))
+    assert report.rejected == {reason: 1} and sum(report.samples.values()) == 6
+    (entry,) = rejected_of(tmp_path / "dataset")
+    assert (entry["path"], entry["detail"]) == ("ant/large.png", detail)
+
+
+@dataclass(frozen=True)
+class KilledSource(FolderSource):
+    """A folder at whose file `killed.jpg` someone kills the reader, as the kernel does when memory runs out."""
+
+    def read(self, path: str, num_bytes: int = -1) -> bytes:
+        if path.endswith("killed.jpg") and num_bytes < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(path, num_bytes)
+
+
+def test_a_worker_that_is_killed_again_and_again_is_one_line_and_no_file_is_blamed(tmp_path, monkeypatch):
+    source = class_folders(tmp_path / "source", per_class=3)
+    (source / "ant/killed.jpg").write_bytes(encoded(picture(1)))
+    monkeypatch.setattr("pipeline.ingestion.sources.opening.open_source", lambda name: KilledSource(source))
+    with pytest.raises(IngestError, match="killed by SIGKILL, twice .* workers=1") as caught:
+        ingest(str(source), tmp_path / "dataset", IngestConfig())
+    assert "\n" not in str(caught.value)
+    left = {path.name for path in (tmp_path / "dataset").iterdir()}
+    assert "index.json" not in left and not any(name.startswith(".tmp-") for name in left)
+
+
+def test_tars_are_adopted_in_isolation_too(tmp_path, monkeypatch):
+    large = encoded(Image.new("1", (9_400, 9_400)), "PNG")
+    members = [("one.jpg", encoded(picture(1))), ("two.png", large), ("three.jpg", encoded(picture(1)))]
+    path = write_tar(tmp_path / "a.tar", members)
+    monkeypatch.setattr(making, "memory_limit", lambda max_pixels: 200 << 20)
+    report = ingest(str(path), tmp_path / "dataset", IngestConfig(max_rejected_fraction=0.5))
+    assert report.rejected == {"too_much_memory": 1} and sum(report.samples.values()) == 2

@@ -51,6 +51,72 @@ def test_a_labels_file_names_files_by_path_name_or_id(tmp_path, flat, name, text
     assert contents(index) == {"a.jpg": ("train", 0), "b.jpg": ("train", 1), "sub/c.png": ("train", 0)}
 
 
+@pytest.mark.parametrize("at, rows", [
+    ("labels.csv", "{flat}/a.jpg,cat\n{flat}/b.jpg,dog\n{flat}/sub/c.png,cat\n"),
+    ("labels.csv", "a.jpg,cat\nb.jpg,dog\nsub\\c.png,cat\n"),
+    ("labels.csv", "flat/a.jpg,cat\nflat\\b.jpg,dog\nflat/sub/c,cat\n"),  # relative to the list's own folder
+    ("lists/labels.csv", "../flat/a.jpg,cat\n..\\flat\\b.jpg,dog\n./sub/c.png,cat\n"),
+])  # fmt: skip
+def test_rows_may_be_absolute_of_windows_or_relative_to_their_list(tmp_path, flat, at, rows):
+    (tmp_path / at).parent.mkdir(exist_ok=True)
+    (tmp_path / at).write_text("path,label\n" + rows.format(flat=flat))
+    index = ingested(tmp_path, flat, labels=tmp_path / at, split_fractions=ALL_TRAIN)
+    assert contents(index) == {"a.jpg": ("train", 0), "b.jpg": ("train", 1), "sub/c.png": ("train", 0)}
+
+
+def test_an_absolute_row_of_another_folder_is_no_file_of_the_source(tmp_path, flat):
+    (tmp_path / "labels.csv").write_text("path,label\n/elsewhere/a.jpg,cat\n")
+    with pytest.raises(InputError, match="labels.csv: /elsewhere/a.jpg: no such file in the source"):
+        ingested(tmp_path, flat, labels=tmp_path / "labels.csv")
+
+
+def test_one_file_under_two_names_has_one_label(tmp_path, flat):
+    (tmp_path / "labels.csv").write_text(f"path,label\na.jpg,cat\n{flat}/a.jpg,dog\n")
+    with pytest.raises(InputError, match="a.jpg has another row that says otherwise"):
+        ingested(tmp_path, flat, labels=tmp_path / "labels.csv")
+
+
+def test_split_lists_may_hold_absolute_paths(tmp_path, flat):
+    (tmp_path / "train.txt").write_text(f"{flat}/a.jpg\n{flat}/sub/c.png\n")
+    (tmp_path / "test.txt").write_text(f"{flat}/b.jpg\n")
+    index = ingested(tmp_path, flat, splits={"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"})
+    assert {source: split for source, (split, _) in contents(index).items()} == {
+        "a.jpg": "train",
+        "sub/c.png": "train",
+        "b.jpg": "test",
+    }
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_imagenets_flat_validation_takes_its_labels_from_a_file(tmp_path, trained):
+    """As unpacked from the tars: a folder per wnid in train, which the file need not name, and a flat val."""
+    names = [f"train/{wnid}/{wnid}_{number}.JPEG" for wnid in ("n01440764", "n01443537") for number in range(3)]
+    validation = [f"val/ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 5)]
+    source = write_pictures(tmp_path / "imagenet", [*names, *validation])
+    rows = [f"{name.rsplit('/')[-1]},{name.split('/')[1]}" for name in names if trained]
+    rows += [f"ILSVRC2012_val_{number:08d},{('n01443537', 'n01440764')[number % 2]}" for number in range(1, 5)]
+    (tmp_path / "labels.csv").write_text("id,class\n" + "\n".join(rows))
+    index = ingested(tmp_path, source, labels=tmp_path / "labels.csv")
+    found = contents(index)
+    assert index.classes == ("n01440764", "n01443537")
+    assert [found[name] for name in validation] == [("validation", number % 2 ^ 1) for number in range(1, 5)]
+    assert [found[name] for name in names] == [("train", 0)] * 3 + [("train", 1)] * 3
+
+
+def test_a_labels_file_for_a_part_of_a_split_leaves_the_rest_unlabelled(tmp_path):
+    source = write_pictures(tmp_path / "set", [f"train/{name}/{number}.jpg" for name in "ab" for number in range(3)])
+    (tmp_path / "labels.csv").write_text("path,class\ntrain/a/0.jpg,a\ntrain/b/0.jpg,b\n")
+    found = contents(ingested(tmp_path, source, labels=tmp_path / "labels.csv"))
+    assert sorted(label for _, label in found.values()) == [-1, -1, -1, -1, 0, 1]
+
+
+def test_integer_labels_of_a_file_may_be_named(tmp_path, flat):
+    (tmp_path / "labels.csv").write_text("id,label\na,0\nb,2\nc,0\n")
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
+    index = ingested(tmp_path, flat, labels=tmp_path / "labels.csv", class_names=tmp_path / "names.txt")
+    assert index.classes == ("ant", "bee", "cat", "dog")
+
+
 def test_integer_labels_stay_what_they_are(tmp_path, flat):
     (tmp_path / "labels.csv").write_text("id,label\na,0\nb,10\nc,9\n")
     index = ingested(tmp_path, flat, labels=tmp_path / "labels.csv", split_fractions=ALL_TRAIN)
@@ -193,7 +259,7 @@ def test_wrong_split_lists_are_input_errors(tmp_path, flat, train, test, words):
     ({"splits": {"holdout": Path("x")}}, "holdout"),
     ({"samples_per_shard": 0}, "samples_per_shard"),
     ({"max_rejected_fraction": 1.5}, "max_rejected_fraction"),
-    ({"duplicates": "remove"}, "duplicates"),
+    ({"duplicates": "keep"}, "duplicates"),
 ])  # fmt: skip
 def test_a_wrong_config_is_refused(config, words):
     with pytest.raises(ValidationError, match=words):

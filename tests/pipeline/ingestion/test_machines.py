@@ -10,10 +10,11 @@ from distributed import Client, LocalCluster
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion.build import IngestError, ingest
+from pipeline.ingestion.build import ingest
 from pipeline.ingestion.isolation import Limits
 from pipeline.ingestion.machines import shard_groups
 from pipeline.ingestion.machines.shard_groups import ShardGroup
+from pipeline.ingestion.making import IngestError
 from tests.pipeline.pictures import class_folders, files_of
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ def odd(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(odd, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("datasets") / "odd"
-    ingest(str(odd), directory, IngestConfig(max_rejected_fraction=1.0, samples_per_shard=30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what a person would see on the terminal
+        ingest(str(odd), directory, IngestConfig(max_rejected_fraction=1.0, samples_per_shard=30))
     return directory
 
 

@@ -1,0 +1,88 @@
+"""What the facts amount to: findings, to be looked at before training, and notes, which are good to know."""
+
+from typing import Any
+
+Facts = dict[str, Any]
+
+
+def verdict(facts: Facts) -> Facts:
+    """`sound` where there are no findings; `words` in one line."""
+    findings = [*_copy_findings(facts["copies"] or {}), *_class_findings(facts)]
+    if facts["copies"] is None:
+        findings.append("pixels were not looked at, so neither leaks nor copies would have been found")
+    notes = [*_copy_notes(facts["copies"] or {}), *_rejected_notes(facts["rejected"]), *_label_notes(facts)]
+    words = "sound, nothing found that speaks against training on it"
+    if small := (facts["copies"] or {}).get("too_small_for_near"):
+        words = f"sound as far as it was examined: near copies of {number(small, 'image')} were not looked for"
+    if findings:
+        words = f"{len(findings)} finding{'s' * (len(findings) > 1)}: {'; '.join(findings)}"
+    return {"sound": not findings, "words": words, "findings": findings, "notes": notes}
+
+
+def _copy_findings(copies: Facts) -> list[str]:
+    findings = []
+    for leak in copies.get("leaks", ()):
+        known = f"{leak['images_there']:,} of the {leak['of_images_there']:,} images there"
+        kinds = [f"{leak[kind]:,} {word}" for kind, word in (("exact", "with equal pixels"), ("near", "near copies"))
+                 if leak[kind]]  # fmt: skip
+        findings.append(
+            f"{number(leak['images'], 'image')} of {leak['from']} leak{'s' * (leak['images'] == 1)} to {leak['to']} "
+            f"({', '.join(kinds)}; {known} are not new to the model)"
+        )
+    if count := copies.get("contradictory_labels"):
+        findings.append(f"{number(count, 'pair')} of equal pixels with different labels")
+    if count := copies.get("suspicious_labels"):
+        findings.append(f"{number(count, 'pair')} of near copies with different labels")
+    return findings
+
+
+def _class_findings(facts: Facts) -> list[str]:
+    classes, splits = facts["classes"] or [], facts["splits"]
+    if "train" not in splits:
+        return []
+    untrained = [one["name"] for one in classes if not one["train"] and any(one[split] for split in splits)]
+    if not untrained:
+        return []
+    names = ", ".join(untrained[:5]) + (", ..." if len(untrained) > 5 else "")
+    plural = "es have" if len(untrained) > 1 else " has"
+    return [f"{len(untrained)} class{plural} images to be judged on and none to train on ({names})"]
+
+
+def _copy_notes(copies: Facts) -> list[str]:
+    notes = []
+    if small := copies.get("too_small_for_near"):
+        notes.append(
+            f"near copies of {number(small, 'image')} were not looked for, which have a side below "
+            f"{copies['method']['smallest_side']} pixels: leaks of nearly equal images would not have been found"
+        )
+    if removed := copies.get("removed", {}).get("images"):
+        leaking = copies["removed"]["leaking"]
+        notes.append(f"{number(removed, 'copy', 'copies')} left out of the dataset, {leaking:,} of them for leaking")
+    for kind, words in (("exact_copies", "the pixels of an earlier one"), ("near_copies", "a near copy inside it")):
+        for split, count in copies.get(kind, {}).items():
+            notes.append(f"{number(count, 'image')} of {split} {'has' if count == 1 else 'have'} {words}")
+    return notes
+
+
+def _rejected_notes(rejected: Facts) -> list[str]:
+    lost = {reason: said["count"] for reason, said in rejected.items() if said["lost_image"]}
+    if not lost:
+        return []
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
+    return [f"{number(sum(lost.values()), 'image')} could not be taken ({reasons})"]
+
+
+def _label_notes(facts: Facts) -> list[str]:
+    unlabelled = sum(said["unlabelled"] for said in facts["splits"].values())
+    total = sum(said["images"] for said in facts["splits"].values())
+    notes = []
+    if unlabelled:
+        notes.append("no image has a label" if unlabelled == total else f"{unlabelled:,} of {total:,} have no label")
+    sizes = [count for one in facts["classes"] or [] if (count := one.get("train"))]
+    if sizes and max(sizes) >= 10 * min(sizes):
+        notes.append(f"classes are uneven: {min(sizes):,} to {max(sizes):,} images to train on")
+    return notes
+
+
+def number(count: int, one: str, several: str = "") -> str:
+    return f"{count:,} {one if count == 1 else several or one + 's'}"

@@ -1,0 +1,193 @@
+"""The search for copies in a dataset that is being made: hashes of its shards, near pairs, what they mean.
+
+What was found of near copies is kept, so that the same images need not be decoded and compared again.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.ingestion.duplicates.copies import MOST_BITS, Copies, Read, equal_pixels, find_copies
+from pipeline.ingestion.duplicates.findings import Findings, find_meaning, leaving
+from pipeline.ingestion.duplicates.hash_file import (
+    EXAMINED,
+    FOLDER,
+    VERSION,
+    HashFile,
+    hash_path,
+    read_hashes,
+    write_hashes,
+)
+from pipeline.ingestion.duplicates.likeness import likeness
+from pipeline.ingestion.duplicates.sample_hashes import hashes_of_shard
+from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples, SamplesBuilder, add_others, num_others
+from pipeline.ingestion.rejected import Rejected
+from pipeline.ingestion.shard_jobs import ShardJob
+from pipeline.shards.atomic import write_file
+from pipeline.shards.index import SPLITS, DatasetIndex, read_index
+from pipeline.shards.reader import ShardReader, node_reader
+from pipeline.storage.location import location
+
+NEAR_NAME = "near.npz"
+
+
+class ExaminedDataset:
+    """The images of a dataset, of whatever was left out of it, and of the datasets it is held against."""
+
+    def __init__(self, index: DatasetIndex, jobs: Sequence[ShardJob], others: Sequence[DatasetIndex]):
+        self.index, self.jobs, self.others = index, jobs, others
+        self._numbers = {shard.name: number for shards in index.splits.values() for number, shard in enumerate(shards)}
+        self._readers: dict[tuple[int, str], ShardReader] = {}
+        self.samples = self._gather()
+
+    def read(self, position: int) -> bytes:
+        """The image as it is, or would be, stored; DataError, ImageFault or OSError where it cannot be read."""
+        if (place := self._at(position))[2] < 0:
+            return self.jobs[int(self.samples.shard[position])].stored(int(self.samples.number[position]))
+        reader, shard, row = place
+        return reader.read(shard, row).image
+
+    def key(self, position: int) -> str | None:
+        """None of an image that was left out."""
+        reader, shard, row = self._at(position)
+        return None if row < 0 else reader.keys(shard)[row]
+
+    def path(self, position: int) -> str:
+        """Of an image of the dataset, in its source."""
+        return self.jobs[int(self.samples.shard[position])].path(int(self.samples.number[position]))
+
+    def place_name(self, position: int) -> str:
+        place = int(self.samples.place[position])
+        return SPLITS[place] if place < OTHERS else self.other_name(place)
+
+    def other_name(self, place: int) -> str:
+        return str(self.others[place - OTHERS].directory)
+
+    @cached_property
+    def basis(self) -> str:
+        """The same for the same images in the same places."""
+        digest = hashlib.sha256(repr((VERSION, MOST_BITS, len(self.samples))).encode())
+        for column in (self.samples.pixels, self.samples.place, self.samples.perceptual):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
+    def _at(self, position: int) -> tuple[ShardReader | None, int, int]:
+        row, shard = int(self.samples.row[position]), int(self.samples.shard[position])
+        if self.samples.place[position] >= OTHERS:
+            dataset, split, number = self.samples.other_shards[shard]
+            return self._reader(dataset, split), number, row
+        if row < 0:
+            return None, -1, -1
+        job = self.jobs[shard]
+        return self._reader(-1, job.split), self._numbers[job.name], row
+
+    def _reader(self, dataset: int, split: str) -> ShardReader:
+        if (dataset, split) not in self._readers:
+            index = self.index if dataset < 0 else self.others[dataset]
+            self._readers[dataset, split] = node_reader(index, split)
+        return self._readers[dataset, split]
+
+    def _gather(self) -> ComparedSamples:
+        folder = self.index.directory / FOLDER
+        builder = SamplesBuilder(sum(job.num_files for job in self.jobs) + num_others(self.others))
+        for number, job in enumerate(self.jobs):
+            builder.add_job(SPLITS.index(job.split), number, self._hashes(job))
+        add_others(builder, self.others, folder)
+        return builder.finished()
+
+    def _hashes(self, job: ShardJob) -> HashFile:
+        """As the job kept them; where they are lost, or of an earlier version, from the shard itself."""
+        number = self._numbers.get(job.name)
+        shard = None if number is None else self.index.shards(job.split)[number]
+        path = hash_path(self.index.directory, job.name)
+        hashes = read_hashes(path, shard)
+        if hashes is not None:
+            return hashes
+        rows = np.zeros(0 if shard is None else shard.samples, EXAMINED)
+        if shard is not None:
+            rows["hashes"] = hashes_of_shard(self.index, job.split, number)
+            rows["label"] = self._reader(-1, job.split).labels(number)
+            rows["number"], rows["kept"] = np.arange(len(rows)), True
+        hashes = HashFile(b"", rows)
+        write_hashes(path, hashes, shard)
+        return hashes
+
+
+@dataclass(frozen=True)
+class CopySearch:
+    """What was found in the whole source, and what of it is in the dataset. `removed` is (N,) bool."""
+
+    dataset: ExaminedDataset
+    copies: Copies
+    whole: Findings
+    findings: Findings
+    removed: np.ndarray
+    remove: bool
+
+    def left_out(self) -> Mapping[int, Sequence[int]]:
+        """By the number of a job: the files that it leaves out."""
+        samples, by_job = self.dataset.samples, {}
+        for position in np.flatnonzero(self.removed).tolist():
+            by_job.setdefault(int(samples.shard[position]), []).append(int(samples.number[position]))
+        return by_job
+
+    def rejected(self) -> list[Rejected]:
+        return [
+            Rejected(self.dataset.path(position), "duplicate", self.in_words(position))
+            for position in np.flatnonzero(self.removed).tolist()
+        ]
+
+    def in_words(self, position: int) -> str:
+        """Of which image one is a copy."""
+        partner, apart = int(self.whole.partner[position]), float(self.whole.distance[position])
+        how = f"a near copy, {apart:.1f} grey levels apart," if apart else "has the pixels"
+        if self.dataset.samples.place[partner] < OTHERS:
+            return f"{how} of {self.dataset.place_name(partner)}: {self.dataset.path(partner)}"
+        return f"{how} of {self.dataset.place_name(partner)}: key {self.dataset.key(partner)}"
+
+
+def read_others(directories: Sequence[Path], destination: Path) -> list[DatasetIndex]:
+    """The datasets of `leakage_against`; InputError where one is none, or is the one that is being made."""
+    others = []
+    for directory in directories:
+        if directory.resolve() == destination.resolve():
+            raise InputError(f"leakage_against: {directory}: is the dataset itself, whose splits are compared anyway")
+        try:
+            others.append(read_index(location(directory), check_sizes=True))
+        except InputError as error:
+            raise InputError(*(f"leakage_against: {problem}" for problem in error.problems)) from None
+    return others
+
+
+def search_copies(dataset: ExaminedDataset, *, remove: bool) -> CopySearch:
+    """All copies among the images of `dataset`, also those that it was left without."""
+    samples = dataset.samples
+    copies = _known_or_found(dataset, lambda position: likeness(dataset.read(position)))
+    whole = find_meaning(samples, copies, np.ones(len(samples), bool))
+    removed = leaving(samples, copies, whole) if remove else np.zeros(len(samples), bool)
+    return CopySearch(dataset, copies, whole, find_meaning(samples, copies, ~removed), removed, remove)
+
+
+def _known_or_found(dataset: ExaminedDataset, read: Read) -> Copies:
+    path = dataset.index.directory / FOLDER / NEAR_NAME
+    names = [column.name for column in fields(Copies) if column.name != "group"]
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["basis"]) == dataset.basis:
+                known = {name: kept[name] if kept[name].ndim else kept[name].item() for name in names}
+                return Copies(equal_pixels(dataset.samples.pixels), **known)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # none, or damaged
+        pass
+    copies = find_copies(dataset.samples, read)
+    buffer = io.BytesIO()
+    np.savez(buffer, basis=np.array(dataset.basis), **{name: getattr(copies, name) for name in names})
+    path.parent.mkdir(exist_ok=True)
+    write_file(path, buffer.getvalue())
+    return copies

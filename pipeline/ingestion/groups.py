@@ -1,0 +1,77 @@
+"""Images that belong together, by a column of the labels file or a pattern of their path, are in one split."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import InputError
+from pipeline.ingestion.labels import FILE_COLUMNS, match_files, table_rows
+from pipeline.ingestion.splits import split_at
+from pipeline.shards.index import shortened
+
+
+def read_groups(
+    config: IngestConfig, files: Sequence[str], others: Sequence[str] = (), source: str = ""
+) -> dict[str, str]:
+    """File -> its group, of every file; InputError where one has none, or the key means nothing."""
+    asked = config.split.group
+    table = table_rows(config.labels) if config.labels else []
+    columns = {column: None for _, row in table for column in row}
+    if asked in columns:
+        rows = {_name_of(row): str(row.get(asked) or "").strip() for _, row in table}
+        groups = match_files(rows, files, config.labels, others, source=source)
+        found = f"{config.labels}: its column `{asked}` says"
+    else:
+        pattern = _pattern(asked, columns)
+        matches = {file: pattern.search(file) for file in files}
+        groups = {file: match[1] for file, match in matches.items() if match}
+        found = f"the pattern {asked} finds"
+    if lost := [file for file in files if not groups.get(file)]:
+        raise InputError(
+            f"split.group: {found} no group of {len(lost)} images, such as {lost[0]}; every image belongs to one"
+        )
+    return groups
+
+
+def hash_group_splits(groups: Mapping[str, str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """File -> split, by a hash of its group's name."""
+    return {file: split_at(_group_hash(group, seed), fractions) for file, group in groups.items()}
+
+
+def require_whole_groups(groups: Mapping[str, str], splits: Mapping[str, str]) -> None:
+    """InputError where two images of a group are in different splits; what is in no split does not count."""
+    first: dict[str, str] = {}
+    torn: dict[str, str] = {}
+    for file, split in splits.items():
+        kept = first.setdefault(groups[file], file)
+        if splits[kept] != split:
+            torn.setdefault(
+                groups[file],
+                f"split.group: `{groups[file]}` is in two splits: {kept} in {splits[kept]}, {file} in {split}",
+            )
+    if torn:
+        raise InputError(*shortened([torn[group] for group in sorted(torn)]))
+
+
+def _name_of(row: Mapping[str, object]) -> str:
+    column = next((column for column in FILE_COLUMNS if column in row), "")
+    return str(row.get(column) or "").strip().removeprefix("./")
+
+
+def _pattern(asked: str, columns: Mapping[str, None]) -> re.Pattern[str]:
+    known = f"; the labels file has the columns {', '.join(columns)}" if columns else ""
+    hint = f"write one with a group in parentheses, as 'split.group=patient([0-9]+)'{known}"
+    try:
+        pattern = re.compile(asked)
+    except re.error as error:
+        raise InputError(f"split.group: {asked}: not a regular expression ({error}); {hint}") from None
+    if not pattern.groups:
+        raise InputError(f"split.group: {asked}: neither a column of a labels file nor a pattern; {hint}")
+    return pattern
+
+
+def _group_hash(group: str, seed: int) -> float:
+    """A number in [0, 1)."""
+    digest = hashlib.sha256(f"{seed}:group:{group}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "little") / (1 << 48)

@@ -1,0 +1,385 @@
+"""The certificate says what is in a dataset: counts, copies, leaks, contradictions; and stays the same bytes."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from pipeline.config.ingest import IngestConfig
+from pipeline.errors import InputError
+from pipeline.ingestion import build
+from pipeline.ingestion.build import ingest
+from pipeline.ingestion.duplicates.likeness import hashes_of_prepared, likeness
+from pipeline.ingestion.duplicates.sample_hashes import hashed_shards
+from pipeline.ingestion.images import prepare_image
+from pipeline.shards.check import check_dataset
+from pipeline.shards.index import read_index
+from tests.pipeline.lineage.test_likeness import scene
+from tests.pipeline.pictures import encoded, files_of, write_tar
+
+
+def write(path: Path, image: Image.Image, form: str = "PNG", **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(image, form, **options))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two classes, three splits, and known copies: see the test of the report."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(24):
+        write(folder / f"train/{'ant' if number % 2 else 'bee'}/{number:02d}.png", scene(number))
+    for number in range(6):
+        write(folder / f"validation/ant/v{number}.png", scene(100 + number))
+        write(folder / f"test/bee/t{number}.png", scene(200 + number))
+    write(folder / "test/bee/leak-exact.webp", scene(0), "WEBP", lossless=True)
+    write(folder / "test/ant/leak-near.jpg", ImageEnhance.Brightness(scene(1)).enhance(1.05), "JPEG", quality=70)
+    write(folder / "test/ant/of-validation.png", scene(100))
+    write(folder / "train/bee/again.png", scene(2), compress_level=1)
+    write(folder / "train/ant/other-label.png", scene(4))
+    write(folder / "train/bee/near.jpg", scene(6).resize((120, 120)), "JPEG", quality=80)
+    return folder
+
+
+def made(source: Path, destination: Path, **config: object) -> tuple[build.IngestReport, dict]:
+    report = ingest(str(source), destination, IngestConfig(**{"samples_per_shard": 6, **config}))
+    return report, json.loads((destination / "certificate.json").read_text())
+
+
+def sources(pairs: list[dict]) -> set[frozenset[str]]:
+    return {frozenset(image["source"].rpartition("/")[2] for image in pair["images"]) for pair in pairs}
+
+
+def test_copies_leaks_and_contradictions_are_found_and_counted(photos, tmp_path):
+    report, said = made(photos, tmp_path / "dataset")
+    copies = said["copies"]
+    leaks = {
+        (leak["from"], leak["to"]): (leak["exact"], leak["near"], leak["images_there"]) for leak in copies["leaks"]
+    }
+    assert leaks == {("train", "test"): (1, 1, 2), ("validation", "test"): (1, 0, 1)}
+    assert report.num_leaking == copies["leaking_images"] == 3
+    pairs = [("00.png", "leak-exact.webp"), ("01.png", "leak-near.jpg"), ("v0.png", "of-validation.png")]
+    assert sources(copies["examples"]["leaks"]) == set(map(frozenset, pairs))
+    assert copies["exact_copies"] == {"train": 2} and copies["near_copies"] == {"train": 1}
+    assert sources(copies["examples"]["near_copies"]) == {frozenset(("06.png", "near.jpg"))}
+    assert sources(copies["examples"]["contradictory_labels"]) == {frozenset(("04.png", "other-label.png"))}
+    assert not said["verdict"]["sound"] and "1 pair of equal pixels with different labels" in report.verdict
+    assert said["splits"]["test"]["images"] == 9
+    assert said["classes"] == [
+        {"name": "ant", "train": 13, "validation": 6, "test": 2},
+        {"name": "bee", "train": 14, "validation": 0, "test": 7},
+    ]
+    assert said["images"]["formats"] == {"PNG": 39, "JPEG": 2, "WEBP": 1}
+    assert sum(bar["count"] for bar in said["images"]["width"]) == said["images"]["counted"] == 42
+    assert check_dataset(tmp_path / "dataset", full=True) == []
+
+
+def test_what_leaves_is_the_image_that_leaks_and_the_second_of_equal_ones(photos, tmp_path):
+    report, said = made(photos, tmp_path / "dataset", duplicates="remove", max_rejected_fraction=0.0)
+    left = {json.loads(line)["path"]: json.loads(line) for line in open(tmp_path / "dataset/rejected.jsonl")}
+    again = {"train/bee/again.png", "train/bee/02.png"} & left.keys()
+    assert len(again) == 1
+    assert left.keys() - again == {"train/bee/00.png", "train/ant/01.png", "validation/ant/v0.png"}
+    assert {entry["reason"] for entry in left.values()} == {"duplicate"}
+    assert left["train/bee/00.png"]["detail"] == "has the pixels of test: test/bee/leak-exact.webp"
+    assert "a near copy, " in left["train/ant/01.png"]["detail"]
+    assert report.samples == {"train": 24, "validation": 5, "test": 9} and report.num_leaking == 0
+    assert said["copies"]["leaks"] == [] and said["copies"]["removed"]["images"] == 4
+    assert said["copies"]["contradictory_labels"] == 1  # which label is right is not ours to say
+    assert check_dataset(tmp_path / "dataset", full=True) == []
+    before = files_of(tmp_path / "dataset")
+    again, _ = made(photos, tmp_path / "dataset", duplicates="remove", max_rejected_fraction=0.0)
+    assert again.shards_written == 0 and files_of(tmp_path / "dataset") == before
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory) -> dict[str, bytes]:
+    """The files of the dataset without copies, made in one go."""
+    folder = tmp_path_factory.mktemp("whole") / "dataset"
+    made(photos, folder, duplicates="remove")
+    return files_of(folder)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["search_copies", "_index", "certify", "write_index"])
+def test_what_dies_on_the_way_is_finished_by_the_next_run_with_the_same_bytes(
+    photos, whole, tmp_path, monkeypatch, moment
+):
+    real, calls = getattr(build, moment), []
+
+    def dies(*arguments: object, **options: object) -> object:
+        calls.append(moment)
+        if moment != "_index" or len(calls) == 2:  # the second is made of shards without copies
+            raise Killed
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(build, moment, dies)
+    with pytest.raises(Killed):
+        made(photos, tmp_path / "dataset", duplicates="remove")
+    assert not (tmp_path / "dataset/index.json").exists()
+    monkeypatch.undo()
+    made(photos, tmp_path / "dataset", duplicates="remove")
+    assert files_of(tmp_path / "dataset") == whole
+
+
+def test_a_lost_hash_file_and_a_changed_source_lead_to_the_same_as_from_scratch(photos, tmp_path):
+    source = shutil.copytree(photos, tmp_path / "photos")
+    made(source, tmp_path / "dataset", duplicates="remove")
+    (tmp_path / "dataset/.hashes/train-000001.hashes").unlink()
+    write(source / "test/bee/t1.png", scene(10))  # one of train leaks now
+    (source / "test/bee/leak-exact.webp").unlink()  # another does not any more
+    report, said = made(source, tmp_path / "dataset", duplicates="remove")
+    _, fresh = made(source, tmp_path / "fresh", duplicates="remove")
+    assert files_of(tmp_path / "dataset") == files_of(tmp_path / "fresh") and said == fresh
+    assert report.shards_kept > 0
+    assert sorted(path.name for path in (tmp_path / "dataset/.hashes").iterdir()) == sorted(
+        path.name for path in (tmp_path / "fresh/.hashes").iterdir()
+    )
+
+
+def test_images_of_a_named_evaluation_dataset_are_leaks_of_train_and_never_leave_it(photos, tmp_path):
+    write(tmp_path / "judged/test/x/a.jpg", scene(8), "JPEG", quality=90)
+    write(tmp_path / "judged/test/y/b.png", scene(300))
+    write(tmp_path / "judged/train/x/c.png", scene(9))  # what is trained on there judges nobody
+    write(tmp_path / "judged/train/y/d.png", scene(301))
+    made(tmp_path / "judged", tmp_path / "evaluation")
+    train = tmp_path / "images"
+    shutil.copytree(photos / "train", train)
+    one_split = {"splits": "hash", "split_fractions": {"train": 1.0}, "leakage_against": [tmp_path / "evaluation"]}
+    report, said = made(train, tmp_path / "dataset", **one_split)
+    (leak,) = said["copies"]["leaks"]
+    assert leak["to"] == str(tmp_path / "evaluation") and (leak["exact"], leak["near"], leak["of_images_there"]) == (
+        0,
+        1,
+        2,
+    )
+    assert report.num_leaking == 1 and str(tmp_path / "evaluation") in report.verdict
+    without, _ = made(train, tmp_path / "without", duplicates="remove", **one_split)
+    left = [json.loads(line)["path"] for line in open(tmp_path / "without/rejected.jsonl")]
+    assert "bee/08.png" in left and without.num_leaking == 0
+    with pytest.raises(InputError, match="the dataset itself"):
+        made(train, tmp_path / "dataset", **{**one_split, "leakage_against": [tmp_path / "dataset"]})
+    with pytest.raises(InputError, match="leakage_against: .*nowhere"):
+        made(train, tmp_path / "other", leakage_against=[tmp_path / "nowhere"])
+
+
+def test_a_dataset_held_against_another_one_later_keeps_its_shards(photos, tmp_path):
+    write(tmp_path / "judged/test/x/a.png", scene(8))
+    made(tmp_path / "judged", tmp_path / "evaluation", splits="folders")
+    made(photos, tmp_path / "dataset")
+    report, said = made(photos, tmp_path / "dataset", leakage_against=[tmp_path / "evaluation"])
+    assert report.shards_written == 0 and str(tmp_path / "evaluation") in {
+        leak["to"] for leak in said["copies"]["leaks"]
+    }
+    assert check_dataset(tmp_path / "dataset", full=False) == []
+
+
+def test_copies_in_adopted_tars_leave_the_table_and_not_the_tar(tmp_path):
+    samples = [(f"s{number}", scene(number)) for number in range(6)]
+    write_tar(tmp_path / "train.tar", [(f"{key}.png", encoded(image, "PNG")) for key, image in samples])
+    write_tar(tmp_path / "test.tar", [("x.png", encoded(scene(3), "PNG")), ("y.png", encoded(scene(50), "PNG"))])
+    before = (tmp_path / "train.tar").read_bytes()
+    pattern = str(tmp_path / "{train,test}.tar")
+    for _ in range(2):
+        report = ingest(pattern, tmp_path / "dataset", IngestConfig(duplicates="remove"))
+        assert report.samples == {"train": 5, "test": 2}
+    assert report.shards_written == 0 and (tmp_path / "train.tar").read_bytes() == before
+    (entry,) = map(json.loads, open(tmp_path / "dataset/rejected.jsonl"))
+    assert entry["path"] == "train.tar/s3" and entry["detail"] == "has the pixels of test: test.tar/x"
+    assert check_dataset(tmp_path / "dataset", full=True) == []
+
+
+def test_workers_and_places_change_no_byte(photos, tmp_path):
+    for name, workers in (("one", 1), ("two", 2)):
+        made(photos, tmp_path / name, workers=workers)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def test_hashes_kept_by_the_ingestion_are_those_of_the_stored_images(photos, tmp_path, monkeypatch):
+    report, _ = made(photos, tmp_path / "dataset", duplicates="remove")
+    index = read_index(report.directory)
+    kept = [shard.hashes.copy() for shard in hashed_shards(index, tmp_path / "cache")]
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+    shutil.rmtree(tmp_path / "dataset/.hashes")
+    computed = [shard.hashes for shard in hashed_shards(index, tmp_path / "cache")]
+    assert all((one == other).all() for one, other in zip(kept, computed, strict=True))
+
+
+@pytest.mark.parametrize("channels", ["rgb", "keep"])
+@pytest.mark.parametrize("kind", ["turned", "transparent", "palette", "sixteen", "grey", "animated"])
+def test_hashes_of_what_was_decoded_are_those_of_what_is_stored(kind, channels):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = scene(5)
+    sixteen = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    content = {
+        "turned": lambda: encoded(image, "JPEG", exif=exif),
+        "transparent": lambda: encoded(image.convert("RGBA").rotate(30), "PNG"),
+        "palette": lambda: encoded(image.quantize(16), "PNG"),
+        "sixteen": lambda: encoded(sixteen, "PNG"),
+        "grey": lambda: encoded(image.convert("L"), "PNG"),
+        "animated": lambda: encoded(image, "GIF", save_all=True, append_images=[scene(6)]),
+    }[kind]()
+    prepared = prepare_image(content, channels)
+    hashes = hashes_of_prepared(prepared, hashlib.sha256(prepared.content).digest())
+    assert hashes == likeness(prepared.content).hashes
+
+
+def test_small_images_are_searched_for_equal_pixels_alone_and_that_is_said(tmp_path):
+    for number in range(4):
+        write(tmp_path / f"images/train/{number}.png", scene(number, 32))
+    write(tmp_path / "images/test/equal.png", scene(0, 32), compress_level=1)
+    write(tmp_path / "images/test/near.jpg", scene(1, 32), "JPEG", quality=90)
+    _, said = made(tmp_path / "images", tmp_path / "dataset")
+    assert [(leak["exact"], leak["near"]) for leak in said["copies"]["leaks"]] == [(1, 0)]
+    assert any("6 images with a side below 64 pixels" in note for note in said["not_examined"])
+    (tmp_path / "images/test/equal.png").unlink()
+    report, said = made(tmp_path / "images", tmp_path / "without")
+    assert said["verdict"]["sound"] and "as far as it was examined: near copies of 5 images" in report.verdict
+
+
+def test_images_of_one_colour_are_nobodys_near_copies(tmp_path):
+    for number in range(6):
+        write(tmp_path / f"images/train/{number}.png", Image.new("RGB", (80, 80 + number), (40 * number,) * 3))
+    _, said = made(tmp_path / "images", tmp_path / "dataset")
+    assert said["copies"]["near_copies"] == {} and said["verdict"]["sound"]
+    assert any("6 images of one colour" in note for note in said["not_examined"])
+
+
+def test_headers_alone_are_certified_as_such_and_remove_nothing(photos, tmp_path):
+    report, said = made(photos, tmp_path / "dataset", examine="header")
+    assert said["copies"] is None and "pixels were not looked at" in report.verdict
+    with pytest.raises(ValueError, match="examine: header"):
+        IngestConfig(examine="header", duplicates="remove")
+
+
+def test_check_names_a_certificate_that_is_missing_or_edited(photos, tmp_path):
+    made(photos, tmp_path / "dataset")
+    page = tmp_path / "dataset/certificate.html"
+    page.write_text(page.read_text().replace("finding", "nothing"))
+    (tmp_path / "dataset/certificate.json").unlink()
+    missing, edited = check_dataset(tmp_path / "dataset", full=False)
+    assert "certificate.json: missing" in missing and "certificate.html: edited" in edited
+    report, _ = made(photos, tmp_path / "dataset")
+    assert report.shards_written == 0 and check_dataset(tmp_path / "dataset", full=False) == []
+
+
+def test_a_dataset_of_before_there_were_certificates_is_sound_and_gets_one_without_being_rewritten(photos, tmp_path):
+    made(photos, tmp_path / "dataset")
+    journal = tmp_path / "dataset/.ingest.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines[1:]:
+        del line["summary"]["counts"], line["summary"]["job"]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    index = json.loads((tmp_path / "dataset/index.json").read_text())
+    del index["provenance"]["certificate"], index["checksum"]
+    (tmp_path / "dataset/index.json").write_text(json.dumps(index))
+    shutil.rmtree(tmp_path / "dataset/.hashes")
+    for name in ("certificate.json", "certificate.html"):
+        (tmp_path / "dataset" / name).unlink()
+    assert check_dataset(tmp_path / "dataset", full=True) == []
+    report, said = made(photos, tmp_path / "dataset")
+    assert report.shards_written == 0 and report.num_leaking == 3
+    assert any("an earlier version" in note for note in said["not_examined"])
+
+
+@pytest.mark.slow
+def test_a_removal_that_is_killed_at_any_moment_ends_in_the_same_bytes(photos, whole, tmp_path):
+    """SIGKILL of the whole process, later and later, until one run comes through."""
+    command = [str(Path(sys.executable).with_name("vit")), "ingest", str(photos), str(tmp_path / "dataset")]
+    command += ["--set", "duplicates=remove", "--set", "samples_per_shard=6"]
+    killed = 0
+    for seconds in np.arange(2.0, 60.0, 0.4):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                assert process.wait(timeout=seconds) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                killed += 1
+    assert killed > 2 and files_of(tmp_path / "dataset") == whole
+    assert not [path for path in tmp_path.rglob(".tmp-*")]
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.text, self.styles, self._style = "", [""], False
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self._style = tag == "style"
+        self.links += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        self.styles += [value or "" for name, value in attributes if name == "style"]
+
+    def handle_data(self, data: str) -> None:
+        if self._style:
+            self.styles.append(data)
+        else:
+            self.text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._style = False
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    names = ("<script>alert(1)</script>", "a\"b'c&d", "x" * 120, "日本 語", "url(http://example.org)")
+    for number, name in enumerate(names):
+        write(folder / f"images/train/{name.replace('/', '')}/{number}.png", scene(number))
+        write(folder / f"images/test/{name.replace('/', '')}/<b>{'y' * 90}{number}.png", scene(number))
+    (folder / "images/<img src=http:x>.txt").write_text("no image")
+    made(folder / "images", folder / "dataset")
+    return folder / "dataset/certificate.html"
+
+
+def test_the_page_stands_alone_and_shows_names_as_they_are(hostile_page):
+    page = hostile_page.read_text()
+    links = _Links()
+    links.feed(page)
+    assert not {"script", "link", "iframe", "object", "base", "form"} & links.tags
+    assert links.links and all(link.startswith("data:image/") for link in links.links)
+    loaded = [rule for style in links.styles for rule in re.findall(r"url\(([^)]*)|@import", style)]
+    assert loaded and all(what.startswith("data:image/") for what in loaded)
+    assert "<script>alert(1)" in links.text and "a\"b'c&d" in links.text and "日本 語" in links.text
+    assert "url(http:" in links.text  # a folder's name, and nothing else
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_nothing_on_the_page_is_wider_than_a_phone(hostile_page, tmp_path):
+    """A frame as wide as a phone, and a script that writes how wide the page in it is."""
+    frame = tmp_path / "frame.html"
+    page = hostile_page.read_text().replace("<meta http-equiv", "<meta name", 1)
+    measure = (
+        "<script>addEventListener('load',()=>{const wide=[...document.querySelectorAll('main *')].filter(e=>"
+        "e.getBoundingClientRect().right>innerWidth+1&&!e.closest('svg')).map(e=>e.className||e.tagName);"
+        "document.title='wide:'+(document.documentElement.scrollWidth-innerWidth<=0)+':'+wide.slice(0,5)})</script>"
+    )
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{measure}</body>"))
+    frame.write_text(
+        '<iframe src="page.html" width="390" height="3000" style="border:0"></iframe><script>addEventListener("load",'
+        "()=>{document.body.append(frames[0].document.title)})</script>"
+    )
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    shown = subprocess.run(
+        [*command, "--virtual-time-budget=4000", "--dump-dom", frame.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    measured = shown.stdout.rpartition("wide:")[2].partition("<")[0].strip()
+    assert measured == "true:", measured or shown.stderr[-500:]
