@@ -4,9 +4,10 @@ import os
 import time
 from collections.abc import Callable
 
+from flows.command_line.progress_bar import ingest_display
 from flows.command_line.runs import carried_out, controlled, finished, interrupts
 from flows.control.jobs import control
-from flows.control.progress import certificate_words, ingest_progress, ingest_words
+from flows.control.progress import certificate_words, ingest_words
 from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
 from flows.planning import measured, plan_lines
@@ -40,7 +41,8 @@ Say = Callable[..., None]
 def ingest_command(source: str, dest: str, overrides: list[str], say: Say) -> int:
     config = validate(IngestConfig, apply_overrides({}, parse_overrides(overrides)), "--set")
     try:
-        report = build_dataset(source, dest, config, progress=ingest_progress(say))
+        with ingest_display(say) as progress:
+            report = build_dataset(source, dest, config, progress=progress)
     except IngestError as error:
         say(str(error), error=True)
         return EXIT_FAILED

@@ -15,6 +15,7 @@ from pipeline.supervision.nodes import positions_of
 from pipeline.words import duration_in_words
 
 LINE_SECONDS = 5.0
+Say = Callable[[str], None]
 START_PHASES = {"start": "loading the libraries", "data": "opening the data", "model": "making the model"}
 SCORES = ("validation/loss", "validation/accuracy")
 
@@ -114,18 +115,21 @@ def progress_line(entry: dict[str, Any], last_step: int) -> str:
     )
 
 
-def ingest_progress(report: Callable[[str], None]) -> Progress:
+def ingest_progress(report: Say) -> Progress:
     """A progress callback for `ingest` that reports at most one line per `LINE_SECONDS`."""
     started = shown_at = time.monotonic()
+    kept: int | None = None  # by an earlier run, before the first call
 
     def show(done: int, total: int, rejected: int) -> None:
-        nonlocal shown_at
+        nonlocal shown_at, started, kept
         now = time.monotonic()
+        if kept is None:
+            kept, started, shown_at = done, now, now
         if now - shown_at >= LINE_SECONDS:
             shown_at = now
-            speed = done / (now - started)
-            left = f"  {(total - done) / speed:,.0f} s left" if done else ""
-            report(f"{done:,} of {total:,} files  {speed:,.0f} files/s  {rejected:,} rejected{left}")
+            speed = (done - kept) / (now - started)
+            left = f"  {(total - done) / speed:,.0f} s left" if speed else ""
+            report(f"{done:,} of {total:,} images  {speed:,.0f} images/s  {rejected:,} rejected{left}")
 
     return show
 

@@ -1,7 +1,9 @@
 """What we write, other programs read."""
 
+import hashlib
 import json
 import subprocess
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.table import read_table, split_member
-from pipeline.shards.writer import NewSample, write_shard
+from pipeline.shards.writer import NewSample, member_header, write_shard
 from tests.pipeline.pictures import small_dataset
 
 
@@ -95,3 +97,23 @@ def test_webdataset_and_tar_read_every_sample_we_write(tmp_path):
         for path, shard in zip(paths, shards, strict=True):
             listed = subprocess.run(["tar", "tf", path], capture_output=True, text=True, check=True)
             assert len(listed.stdout.split()) == 2 * shard.samples and listed.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["", "a.jpg", "a" * 96 + ".jpg", "a" * 97 + ".jpg", "b/" + "c" * 120, "n\u00e4me.jpg"])
+@pytest.mark.parametrize("num_bytes", [0, 1, 512, 1_234_567, (1 << 33) - 1, 1 << 33])
+def test_headers_are_those_of_tarfile(name, num_bytes):
+    member = tarfile.TarInfo(name)
+    member.size = num_bytes
+    assert member_header(name, num_bytes) == member.tobuf(tarfile.PAX_FORMAT)
+
+
+def test_samples_of_any_size_and_number_make_a_whole_tar(tmp_path):
+    contents = [bytes(size) for size in (*range(0, 3000, 7), 2_000_000, 3, 1 << 20)]
+    samples = [NewSample(f"key{number}", "jpg", content, {"n": number}) for number, content in enumerate(contents)]
+    table = write_shard(tmp_path / "train-000000.tar", samples)
+    whole = (tmp_path / "train-000000.tar").read_bytes()
+    assert (len(whole), hashlib.sha256(whole).hexdigest()) == (table.shard_bytes, table.shard_sha256)
+    with tarfile.open(tmp_path / "train-000000.tar") as tar:
+        assert [tar.extractfile(f"key{number}.jpg").read() for number in range(len(contents))] == contents
+    offsets = table.records["image_offset"].tolist()
+    assert all(whole[at : at + len(content)] == content for at, content in zip(offsets, contents, strict=True))
