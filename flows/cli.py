@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from flows.credentials import without_passwords_in_urls
 from pipeline.errors import EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, FaultError, InputError
 
 app = App(
@@ -28,6 +29,7 @@ Data = Annotated[list[str], Parameter(name="--data", negative=(), consume_multip
 def main() -> None:
     """Run a command and exit with the code of the contract; wrong input is one line per problem, never a traceback."""
     try:
+        without_passwords_in_urls()
         code = app(result_action="return_value", exit_on_error=False, print_error=False)
     except CycloptsError as error:
         say(f"vit: {error}; see `vit --help`", error=True)
@@ -257,25 +259,28 @@ def reconcile(*, dir: Dir = None) -> int:
 
 
 @app.command
-def up(*, dir: Dir = None, data: str | None = None) -> int:
-    """Start the local stack: Prefect server, MLflow server, one worker, all deployments."""
-    from flows.command_line.commands import up_command
+def up(*, dir: Dir = None, data: str | None = None, profile: str = "local") -> int:
+    """Start the local stack: Prefect server, MLflow server, one worker, all deployments.
 
-    return up_command(dir, data, say)
+    --profile team, or a file of `kind: team`: servers for several people, on PostgreSQL and with passwords.
+    """
+    from flows.command_line.services import up_command
+
+    return up_command(dir, data, profile, say)
 
 
 @app.command
 def down(*, dir: Dir = None) -> int:
-    """End every process of the local stack."""
-    from flows.command_line.commands import down_command
+    """End every process that `vit up` started in this home."""
+    from flows.command_line.services import down_command
 
     return down_command(dir, say)
 
 
 @app.command
 def status(*, dir: Dir = None) -> int:
-    """What of the local stack lives and answers."""
-    from flows.command_line.commands import status_command
+    """What of the servers and the worker lives and answers."""
+    from flows.command_line.services import status_command
 
     return status_command(dir, say)
 
