@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from flows.credentials import without_passwords_in_urls
 from pipeline.errors import EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, FaultError, InputError
+from pipeline.redaction import without_secrets
 
 app = App(
     name="vit",
@@ -54,7 +55,7 @@ def main() -> None:
 
 def say(line: str, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
-    stream.write(line + "\n")
+    stream.write(without_secrets(line) + "\n")
     stream.flush()
 
 
