@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -98,10 +99,18 @@ def start_worker(home: Path, name: str, environment: dict[str, str], pool: str =
     arguments = ["--no-prompt", "worker", "start", "--pool", pool, "--type", "process", "--name", name]
     settings = {
         "VIT_HOME": str(home),
+        "TMPDIR": str(_own_temporary_folder()),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # Prefect's least; see flows/automations
     }
     return start_part("worker", "prefect", arguments, home, environment | settings)
+
+
+def _own_temporary_folder() -> Path:
+    """Where the worker keeps what it needs for a while: Prefect's /tmp/runner_storage is its first user's alone."""
+    own = Path(tempfile.gettempdir()) / f"vit-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    return own if own.stat().st_uid == os.getuid() and not own.is_symlink() else Path(tempfile.mkdtemp(prefix="vit-"))
 
 
 def answers(url: str, timeout_seconds: float = 2.0) -> bool:

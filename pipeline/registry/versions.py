@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 
 from pipeline.errors import InputError, near_matches
 from pipeline.registry.integrity import require_intact
+from pipeline.shards.atomic import give_usual_rights
 
 CACHE = "registered"  # the folder of a home for what was fetched from a registry
 STORES = ("postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")  # beside sqlite, http and folders
@@ -205,6 +206,7 @@ def artifacts_of(client: Any, version: Any, home: Path) -> Path:
             cached.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".tmp-") as partial:
                 fetched = Path(mlflow.artifacts.download_artifacts(uri, dst_path=partial))
+                give_usual_rights(fetched)
                 with contextlib.suppress(OSError):  # another process was quicker
                     fetched.rename(cached)
     except (MlflowException, OSError) as error:
