@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ import yaml
 from flows.services.servers import free_port
 from tests.flows.people import GROUP, Person, two_people
 from tests.flows.postgres import Postgres
+from tests.flows.readme import block
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 NAME = "vit-login01"  # the machine, as people call it; no DNS knows it, so it stands behind localhost in the profile
@@ -213,3 +215,40 @@ def test_a_secret_in_a_setting_is_refused_before_anything_is_written(team):
         command = ["vit", "pretrain", "pretrain_supervised_debug", "--data", str(team.data), "--set", setting]
         refused = team.ada.run(*command, "--dry-run", fails=True)
         assert refused.returncode == 2 and said in refused.stderr and not re.search("c4n4ry", refused.stderr)
+
+
+def test_databases_and_home_are_backed_up_while_they_run_and_restored_elsewhere(team, used, tmp_path_factory):
+    folder = team.profile.parent
+    backup, restored = folder / "backup", folder / "restored"
+    backup.mkdir()
+    profile = yaml.safe_load(team.profile.read_text())
+    for part in ("prefect", "mlflow"):
+        profile[part] |= {"database": team.postgres.url(f"{part}_restored"), "port": free_port()}
+    (folder / "restored.yaml").write_text(yaml.safe_dump(profile))
+    for place in (backup, restored, folder):
+        place.mkdir(exist_ok=True)
+        if team.ada.user:
+            shutil.chown(place, team.ada.user)
+    tools = {name: value for name, value in team.postgres.environment.items() if name.startswith("PG")}
+    path = f"{team.postgres.programs}:{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/bin"
+    ours = tools | {"BACKUP": str(backup), "RESTORED": str(restored), "PATH": path}
+    ours |= {"VIT_DATABASE_PASSWORD": team.postgres.password}
+    team.ada.run("bash", "-c", block("back up a team's"), **ours)
+    inside = {"HOME": str(team.ada.directory)}
+    try:
+        team.ada.run("bash", "-c", f"cd {folder}; {block('restore a team')}", **ours, **inside)
+        there = {"VIT_HOME": str(restored)}
+        assert used in team.ada.run("vit", "runs", **there).stdout
+        assert "models:/digits/1" in team.ada.run("vit", "models", **there).stdout
+        uri = json.loads((restored / "team.json").read_text())["mlflow_url"]
+        assert uri != team.mlflow
+        load = (
+            "import mlflow, numpy as np; model = mlflow.pyfunc.load_model('models:/digits@champion'); "
+            "print(model.predict([np.zeros((32, 32, 3), np.uint8)]).shape)"
+        )
+        assert "(1, 10)" in team.ada.run(sys.executable, "-c", load, MLFLOW_TRACKING_URI=uri).stdout
+        runs = [team.postgres.run("psql", "-Atc", "select count(*) from flow_run where state_type = 'COMPLETED'", name)
+                for name in ("prefect", "prefect_restored")]  # fmt: skip
+        assert runs[0] == runs[1] != "0\n"
+    finally:
+        team.ada.run("vit", "down", "--dir", str(restored))
