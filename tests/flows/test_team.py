@@ -189,6 +189,11 @@ def test_the_run_of_the_deployment_is_completed_in_prefect_and_bobs_commands_are
 
 
 def test_nothing_that_was_written_holds_a_secret(team, used):
+    for profile in ("local", "slurm"):  # the scripts that would be submitted
+        team.bob.run(
+            "vit", "pretrain", "pretrain_mae_debug", "--data", str(team.data), "--profile", profile, "--dry-run"
+        )
+    assert {path.name for path in team.home.glob("runs/*/submit/*")} >= {"job.sh", "job.sbatch"}
     secret = base64.b64encode(PREFECT_SECRET.encode())
     needles = [b"c4n4ry", b"C4N4RY", secret, team.postgres.password.encode()]
     looked = 0
