@@ -31,7 +31,8 @@ CANARIES = {
     "AWS_ACCESS_KEY_ID": "AKIAC4N4RYC4N4RY1234", "AWS_SECRET_ACCESS_KEY": "c4n4ry/aws+0123456789",
     "MY_DATABASE_URL": "postgresql://me:c4n4ry-database@db/x",
 }  # fmt: skip
-SMALL = ("--set", "steps=4", "--set", "profile.ranks_per_node=1", "--set", "profile.loader_workers=0")
+ON_ONE_RANK = ("--set", "profile.ranks_per_node=1", "--set", "profile.loader_workers=0")
+SMALL = ("--set", "steps=4", "--set", "checkpoint.every_steps=2", *ON_ONE_RANK)
 
 
 @dataclass
@@ -157,7 +158,7 @@ def used(team):
     del team.bob.environment["PREFECT_API_AUTH_STRING"]
     team.bob.run("vit", "pretrain", "pretrain_supervised_debug", "--data", str(team.data), *SMALL)
     (run,) = (path.name for path in (team.home / "runs").glob("pretrain_*"))
-    team.bob.run("vit", "evaluate", run, "--data", str(team.data), *SMALL[2:])
+    team.bob.run("vit", "evaluate", run, "--data", str(team.data), "--protocol", "classify-v1", *ON_ONE_RANK)
     registers = ["prefect", "deployment", "run", "register/model", "--param", f"model={run}", "--param", "name=digits"]
     try:
         team.ada.run(*registers, "--watch", "--watch-interval", "1", PREFECT_API_URL=team.prefect)
@@ -178,8 +179,8 @@ def test_what_one_person_trains_the_other_sees_and_may_go_on_with(team, used):
         for path in [run, *run.rglob("*")]:
             mode = path.stat().st_mode
             assert path.group() == GROUP and mode & 0o060 == 0o060 and not mode & 0o007, f"{path} {oct(mode)}"
-    again = team.ada.run("vit", "resume", used, "--set", "steps=6").stdout
-    assert "step 6/6" in again and run.joinpath("attempts/02").is_dir()
+    team.ada.run("rm", "-r", str(run / "result.json"), str(run / "checkpoints" / "step-00000004"))
+    assert "step 4/4" in team.ada.run("vit", "resume", used).stdout and run.joinpath("attempts/02").is_dir()
 
 
 def test_the_run_of_the_deployment_is_completed_in_prefect_and_bobs_commands_are_shown_there(team, used):
