@@ -4,6 +4,7 @@ A profile says where servers listen, under which names they are reached and wher
 stands in it: passwords come from environment variables, and go to the one program that needs them.
 """
 
+import importlib.util
 import os
 import re
 import socket
@@ -168,14 +169,24 @@ def _missing(team: TeamProfile, source: str) -> list[str]:
         for where, name in needs.items()
         if not os.environ.get(name)
     ]
+    return lines + _unusable(here["prefect"], here["mlflow"], source)
+
+
+def _unusable(prefect: PrefectServer | None, mlflow: MlflowServer | None, source: str) -> list[str]:
+    """What is there and will not do, for servers that are to be started here."""
+    lines = []
     auth, password = os.environ.get(AUTH_STRING), os.environ.get(TRACKING_PASSWORD)
-    if here["prefect"] is not None and auth and not all(auth.partition(":")):
+    if prefect is not None and auth and not all(auth.partition(":")):
         lines.append(f"{source}: prefect: {AUTH_STRING} is not of the form user:password")
-    if here["mlflow"] is not None and password and len(password) < LEAST_PASSWORD:
+    if mlflow is None:
+        return lines
+    if password and len(password) < LEAST_PASSWORD:
         lines.append(
-            f"{source}: mlflow: {TRACKING_PASSWORD} is shorter than {LEAST_PASSWORD} characters, which MLflow refuses"
+            f"{source}: mlflow: {TRACKING_PASSWORD} is shorter than {LEAST_PASSWORD} characters, MLflow's least"
         )
-    return lines
+    s3 = ["boto3"] if (mlflow.artifacts or "").startswith("s3://") else []
+    missing = [name for name in ["psycopg", "flask_wtf", *s3] if importlib.util.find_spec(name) is None]
+    return lines + [f"{source}: mlflow: needs {name}, not installed: uv sync --extra server" for name in missing]
 
 
 def database_environment(server: PrefectServer | MlflowServer) -> dict[str, str]:

@@ -88,6 +88,15 @@ def test_short_passwords_and_half_auth_strings_are_refused(environment, tmp_path
     assert "not of the form user:password" in first and "shorter than 12 characters" in second
 
 
+def test_drivers_that_are_not_installed_are_named_before_a_server_starts(environment, tmp_path):
+    environment.setattr("importlib.util.find_spec", lambda name: None)
+    lines = refusal(written(tmp_path, mlflow=SERVER | {"artifacts": "s3://bucket/vit"}))
+    assert lines == [
+        f"ours.yaml: mlflow: needs {name}, not installed: uv sync --extra server"
+        for name in ("psycopg", "flask_wtf", "boto3")
+    ]
+
+
 def test_a_machine_of_workers_needs_no_secret_of_the_servers(environment, tmp_path):
     for name, value in URLS.items():
         environment.setenv(name, value)
