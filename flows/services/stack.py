@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 import socket
 import subprocess
 import time
@@ -27,15 +26,12 @@ from flows.services.ownership import by_whom, is_whole, living_parts, owner, req
 from flows.services.processes import end_processes, jobs_and_below, stack_processes
 from flows.services.profile import activate_profile, remember_profile, restore_profile
 from flows.services.team import (
-    TRACKING_PASSWORD,
-    TRACKING_USER,
     MlflowServer,
     PrefectServer,
     TeamProfile,
-    database_environment,
     mlflow_arguments,
+    mlflow_environment,
     prefect_settings,
-    write_mlflow_users,
 )
 from pipeline.errors import InputError
 
@@ -229,13 +225,9 @@ def _mlflow_service(home: Path, report: Report, team: TeamProfile | None) -> Ser
         return Service(url, url, servers.start_mlflow_server(home, port))
     assert isinstance(team.mlflow, MlflowServer), "load_team has seen to it"
     port = _require_free(team, "mlflow", team.mlflow.port)
-    environment = database_environment(team.mlflow) | {
-        "MLFLOW_AUTH_CONFIG_PATH": str(write_mlflow_users(team.mlflow, home)),
-        "MLFLOW_AUTH_ADMIN_USERNAME": os.environ[TRACKING_USER],
-        "MLFLOW_AUTH_ADMIN_PASSWORD": os.environ[TRACKING_PASSWORD],
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),  # of one server's life: it signs forms alone
-    }
-    process = servers.start_team_mlflow_server(home, mlflow_arguments(team, team.mlflow, home), environment)
+    process = servers.start_team_mlflow_server(
+        home, mlflow_arguments(team, team.mlflow, home), mlflow_environment(team.mlflow, home)
+    )
     return Service(f"http://{team.host}:{port}", f"http://{_near(team)}:{port}", process)
 
 

@@ -7,6 +7,7 @@ stands in it: passwords come from environment variables, and go to the one progr
 import importlib.util
 import os
 import re
+import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -224,6 +225,16 @@ def mlflow_arguments(team: TeamProfile, server: MlflowServer, home: Path) -> lis
         "--artifacts-destination", _store(server, home),
         "--app-name", "basic-auth", "--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(origins),
     ]  # fmt: skip
+
+
+def mlflow_environment(server: MlflowServer, home: Path) -> dict[str, str]:
+    """What only the MLflow server may see: its database's password, and that of its administrator."""
+    return database_environment(server) | {
+        "MLFLOW_AUTH_CONFIG_PATH": str(write_mlflow_users(server, home)),
+        "MLFLOW_AUTH_ADMIN_USERNAME": os.environ[TRACKING_USER],
+        "MLFLOW_AUTH_ADMIN_PASSWORD": os.environ[TRACKING_PASSWORD],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),  # of one server's life: it signs forms alone
+    }
 
 
 def _store(server: MlflowServer, home: Path) -> str:
