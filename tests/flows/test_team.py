@@ -191,9 +191,8 @@ def test_the_run_of_the_deployment_is_completed_in_prefect_and_bobs_commands_are
 
 def test_nothing_that_was_written_holds_a_secret(team, used):
     for profile in ("local", "slurm"):  # the scripts that would be submitted
-        team.bob.run(
-            "vit", "pretrain", "pretrain_mae_debug", "--data", str(team.data), "--profile", profile, "--dry-run"
-        )
+        command = ["vit", "pretrain", "pretrain_mae_debug", "--data", str(team.data), "--profile", profile, "--dry-run"]
+        team.bob.run(*command, "--set", "profile.nodes=1", "--set", "profile.ranks_per_node=2")
     assert {path.name for path in team.home.glob("runs/*/submit/*")} >= {"job.sh", "job.sbatch"}
     secret = base64.b64encode(PREFECT_SECRET.encode())
     needles = [b"c4n4ry", b"C4N4RY", secret, team.postgres.password.encode()]
