@@ -14,6 +14,7 @@ import psutil
 from cluster.job import (
     JOB_FILE,
     STOP_FILE,
+    CancelError,
     Job,
     JobRequest,
     JobState,
@@ -82,7 +83,10 @@ class LocalLauncher:
         if process is None:
             return
         members = [process, *process.children(recursive=True)]
-        process.send_signal(signal.SIGTERM)
+        try:
+            process.send_signal(signal.SIGTERM)
+        except psutil.AccessDenied:
+            raise CancelError(f"process {process.pid} is of {process.username()}, who can stop it") from None
         deadline = time.monotonic() + grace_seconds
         while _process(job) is not None and time.monotonic() < deadline:
             time.sleep(0.1)

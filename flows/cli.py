@@ -9,7 +9,9 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from flows.credentials import without_passwords_in_urls
 from pipeline.errors import EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, FaultError, InputError
+from pipeline.redaction import without_secrets
 
 app = App(
     name="vit",
@@ -28,6 +30,7 @@ Data = Annotated[list[str], Parameter(name="--data", negative=(), consume_multip
 def main() -> None:
     """Run a command and exit with the code of the contract; wrong input is one line per problem, never a traceback."""
     try:
+        without_passwords_in_urls()
         code = app(result_action="return_value", exit_on_error=False, print_error=False)
     except CycloptsError as error:
         say(f"vit: {error}; see `vit --help`", error=True)
@@ -52,7 +55,7 @@ def main() -> None:
 
 def say(line: str, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
-    stream.write(line + "\n")
+    stream.write(without_secrets(line) + "\n")
     stream.flush()
 
 
@@ -261,25 +264,28 @@ def reconcile(*, dir: Dir = None) -> int:
 
 
 @app.command
-def up(*, dir: Dir = None, data: str | None = None) -> int:
-    """Start the local stack: Prefect server, MLflow server, one worker, all deployments."""
-    from flows.command_line.commands import up_command
+def up(*, dir: Dir = None, data: str | None = None, profile: str = "local") -> int:
+    """Start the local stack: Prefect server, MLflow server, one worker, all deployments.
 
-    return up_command(dir, data, say)
+    --profile team, or a file of `kind: team`: servers for several people, on PostgreSQL and with passwords.
+    """
+    from flows.command_line.services import up_command
+
+    return up_command(dir, data, profile, say)
 
 
 @app.command
 def down(*, dir: Dir = None) -> int:
-    """End every process of the local stack."""
-    from flows.command_line.commands import down_command
+    """End every process that `vit up` started in this home."""
+    from flows.command_line.services import down_command
 
     return down_command(dir, say)
 
 
 @app.command
 def status(*, dir: Dir = None) -> int:
-    """What of the local stack lives and answers."""
-    from flows.command_line.commands import status_command
+    """What of the servers and the worker lives and answers."""
+    from flows.command_line.services import status_command
 
     return status_command(dir, say)
 

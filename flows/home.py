@@ -1,22 +1,58 @@
-"""The home directory of a person's runs, records and local stack, and what it says.
+"""The home directory of runs, records and servers, a person's or a group's, and what it says.
 
 `D/{stack.json, mlflow.db, artifacts/, prefect/, runs/, data/, logs/}`; D is `--dir`, else $VIT_HOME, else ~/.vit.
+Of a home whose servers are a team's, `D/team.json` says where they are, also while they are down.
 Imports neither torch nor Prefect nor MLflow, so every command can ask it at no cost.
 """
 
+import contextlib
 import json
 import os
+import stat
 from pathlib import Path
+
+from flows.credentials import without_passwords_in_urls
 
 
 def home_directory(option: str | None = None) -> Path:
-    """The absolute home: `option` (`--dir`), else $VIT_HOME, else ~/.vit. It need not exist yet."""
-    return Path(option or os.environ.get("VIT_HOME") or "~/.vit").expanduser().resolve()
+    """The absolute home: `option` (`--dir`), else $VIT_HOME, else ~/.vit. It need not exist yet.
+
+    In a home that its group may write, all that this process makes from now on is the group's too (umask).
+    """
+    home = Path(option or os.environ.get("VIT_HOME") or "~/.vit").expanduser().resolve()
+    with contextlib.suppress(OSError):
+        mode = home.stat().st_mode
+        if mode & stat.S_IWGRP:
+            closed = 0 if mode & stat.S_IRWXO else stat.S_IRWXO
+            os.umask(os.umask(0o077) & ~stat.S_IRWXG | closed)
+    return home
 
 
 def tracking_uri(home: Path) -> str:
-    """The MLflow store of this home: MLFLOW_TRACKING_URI (a team's) where it is set, else `home/mlflow.db`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    """The MLflow store of this home: MLFLOW_TRACKING_URI where it is set, else the team's, else `home/mlflow.db`.
+
+    A password that stands in the URL is moved to where MLflow's clients look for it: no file and no line has it.
+    """
+    without_passwords_in_urls()
+    named = os.environ.get("MLFLOW_TRACKING_URI") or team_servers(home).get("mlflow_url")
+    return named or f"sqlite:///{home / 'mlflow.db'}"
+
+
+def team_servers(home: Path) -> dict[str, str]:
+    """Where the servers of this home are, {prefect_api_url, mlflow_url}, if they are a team's; else {}."""
+    try:
+        servers = json.loads((home / "team.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return servers if isinstance(servers, dict) else {}
+
+
+def write_team_servers(home: Path, prefect_api_url: str, mlflow_url: str) -> None:
+    """Have every command in this home use these servers from now on."""
+    path = home / "team.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"format": 1, "prefect_api_url": prefect_api_url, "mlflow_url": mlflow_url}) + "\n")
+    os.replace(partial, path)
 
 
 def read_stack(home: Path) -> dict | None:

@@ -30,6 +30,7 @@ from pipeline.errors import (
 )
 from pipeline.parenthood import STOP_SIGNALS
 from pipeline.progress import Position, Progress, progress_file
+from pipeline.redaction import without_secrets
 from pipeline.run_directory import Attempt, RunDirectory, read_json
 from pipeline.supervision.judgement import BROKEN_COLLECTIVE, BROKEN_DEVICE, ExitRecord
 from pipeline.supervision.liveness import beat_for_all, begin_by_hand, lives
@@ -125,6 +126,7 @@ def _progress_file(attempt: Attempt, rank: int) -> Path:
 
 
 def _leave(me: Rank, attempt: Attempt, code: int, reason: str) -> NoReturn:
+    reason = without_secrets(reason)
     try:
         attempt.write_exit(ExitRecord(me.rank, code, reason, me.phase, me.step))
     except OSError as error:
@@ -201,7 +203,7 @@ def _run(me: Rank, stage: str, *, interruptible: bool = False) -> tuple[int, str
         return EXIT_FAILED, f"DataError: {error}"
     except BaseException as error:
         with contextlib.suppress(OSError):
-            traceback.print_exc()
+            sys.stderr.write(without_secrets(traceback.format_exc()))
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             what, where = error.filename or f"what belongs to {me.run.path}", Position(0, me.step, me.phase).in_words
             return EXIT_FAULT, f"{what} could not be written {where}: {error.strerror}"

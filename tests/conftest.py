@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import Slurm, missing
+from tests.flows import postgres as postgresql
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,6 +61,16 @@ def isolated_slurm(monkeypatch) -> Iterator[Slurm]:
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.Postgres]:
+    """A real PostgreSQL for the whole session, which asks for a password."""
+    if postgresql.folder() is None:
+        reason = "no PostgreSQL on this machine: apt-get install postgresql"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    with postgresql.running_postgres() as server:
+        yield server
 
 
 @contextlib.contextmanager

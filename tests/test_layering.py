@@ -55,7 +55,7 @@ MODEL_ROOMS = {  # what each room of models may import of the others; objectives
 
 FLOW_ROOMS = {  # what each room of flows may import of the others; flows themselves and the command line use them all
     "control": {"home", "planning"},
-    "services": {"home"},
+    "services": {"home", "credentials"},
     "requests": {"home", "control", "profiles"},
     "orchestration": {"home", "control", "services", "requests", "profiles"},
 }

@@ -209,33 +209,6 @@ def reconcile_command(directory: str | None, say: Say) -> int:
     return reconcile_home(home_directory(directory), say)
 
 
-def up_command(directory: str | None, data: str | None, say: Say) -> int:
-    from flows.services import stack
-
-    home = home_directory(directory)
-    started = time.monotonic()
-    parts = stack.up(home, data, say)
-    say(f"ready in {time.monotonic() - started:.0f} s")
-    say(f"Prefect: {parts['prefect_ui_url']}   MLflow: {parts['mlflow_url']}")
-    say("try: prefect deployment run pretrain/vit-l16 --watch")
-    return EXIT_DONE
-
-
-def down_command(directory: str | None, say: Say) -> int:
-    from flows.services import stack
-
-    stack.down(home_directory(directory), say)
-    return EXIT_DONE
-
-
-def status_command(directory: str | None, say: Say) -> int:
-    from flows.services import stack
-
-    for row in stack.status(home_directory(directory)):
-        say("  ".join(str(value) for value in row.values()))
-    return EXIT_DONE
-
-
 def quickstart_command(directory: str | None, say: Say) -> int:
     home = home_directory(directory)
     from flows.services.temporary_server import prefect_server

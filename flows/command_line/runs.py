@@ -59,7 +59,7 @@ def controlled(run: RunDirectory, home: Path, say: Say) -> Conclusion:
         def work(observe: Callable[[Observation], None]) -> Conclusion:
             return control(run, home, say, cancelled=cancelled, detached=detached, observe=observe)
 
-        return mirrored(run, home, work, cancelled)
+        return mirrored(run, home, work, cancelled, say)
 
 
 @contextlib.contextmanager

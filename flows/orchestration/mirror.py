@@ -11,15 +11,17 @@ from typing import Any
 
 from flows.control.following import Observation, ignore
 from flows.control.jobs import Conclusion
-from flows.home import read_stack
+from flows.home import read_stack, team_servers
+from flows.services.servers import prefect_refusal
 from pipeline.run_directory import RunDirectory
 
 Work = Callable[[Callable[[Observation], None]], Conclusion]
 
 
 def api_that_answers(home: Path) -> str | None:
-    """PREFECT_API_URL, else the API of this home's stack; None where it does not answer within a second."""
-    url = os.environ.get("PREFECT_API_URL") or (read_stack(home) or {}).get("prefect_api_url")
+    """PREFECT_API_URL, else the API of this home's stack or team; None where it does not answer within a second."""
+    told = (read_stack(home) or {}).get("prefect_api_url") or team_servers(home).get("prefect_api_url")
+    url = os.environ.get("PREFECT_API_URL") or told
     if not url:
         return None
     with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(f"{url}/health", timeout=1):
@@ -34,7 +36,13 @@ def use_api(url: str) -> None:
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 
 
-def mirrored(run: RunDirectory, home: Path, work: Work, cancelled: threading.Event) -> Conclusion:
+def mirrored(
+    run: RunDirectory,
+    home: Path,
+    work: Work,
+    cancelled: threading.Event,
+    say: Callable[[str], None] = lambda line: None,
+) -> Conclusion:
     """Do `work` as a flow run named after the run directory; its state says how the run ended.
 
     `cancelled` is set when the flow run is cancelled in Prefect. `work` takes what observes the run. A Prefect that
@@ -42,6 +50,9 @@ def mirrored(run: RunDirectory, home: Path, work: Work, cancelled: threading.Eve
     """
     url = api_that_answers(home)
     if url is None:
+        return work(ignore)
+    if reason := prefect_refusal(url):
+        say(f"this run is not shown in Prefect: {url} {reason}")
         return work(ignore)
     use_api(url)
     conclusions: list[Conclusion] = []

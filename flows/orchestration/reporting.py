@@ -25,6 +25,7 @@ from flows.orchestration.limits import slot_of
 from flows.orchestration.own_state import OwnState, own_state, this_watch
 from flows.orchestration.watchers import WatcherNote
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, InputError
+from pipeline.redaction import without_secrets
 from pipeline.run_directory import RunDirectory
 
 PROGRESS_SECONDS = 15.0  # between two lines of progress in a flow run's log
@@ -40,6 +41,7 @@ def reporter() -> Callable[[str], None]:
 
     def report(line: str) -> None:
         nonlocal told_at
+        line = without_secrets(line)
         if console is not None:
             console(line)
         if line.startswith("step "):
@@ -86,7 +88,7 @@ def controlled(
 
 def state_of(conclusion: Conclusion) -> State:
     """Completed, Cancelled (stopped on request with a checkpoint: nothing is wrong) or Failed."""
-    message, data = conclusion.message, str(conclusion.run.path)
+    message, data = without_secrets(conclusion.message), str(conclusion.run.path)
     match conclusion.code:
         case code if code == EXIT_DONE:
             return Completed(message=message, data=data)
@@ -107,9 +109,10 @@ def settled(watch: OwnState, state: State) -> State:
 
 def refused(error: InputError) -> State:
     """Wrong input: the same lines as on the command line, and nothing was submitted."""
-    for problem in error.problems:
+    problems = [without_secrets(problem) for problem in error.problems]
+    for problem in problems:
         get_run_logger().error(problem)
-    return Failed(message="; ".join(error.problems))
+    return Failed(message="; ".join(problems))
 
 
 def stop_job(flow: Any, flow_run: Any, state: Any) -> None:

@@ -1,4 +1,4 @@
-"""Make the work pool, the automation and every deployment of `flows/prefect.yaml`: `python -m ...deployments`.
+"""Make the work pool, the automation and every deployment of `flows/prefect.yaml`: `... deployments POOL SUFFIX`.
 
 A program of its own, because Prefect reads PREFECT_API_URL once, when it is first used in a process. It imports Prefect
 and the flows first and then waits for the API, so it can be started together with the server.
@@ -8,28 +8,48 @@ import asyncio
 import contextlib
 import importlib
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from flows.services.servers import DEADLINE_SECONDS, POOL
+from flows.services.servers import DEADLINE_SECONDS
 
 PREFECT_FILE = Path(__file__).parent.parent / "prefect.yaml"
 
 
 def main() -> None:
-    for deployment in yaml.safe_load(PREFECT_FILE.read_text())["deployments"]:
+    pool, suffix = sys.argv[1:]
+    content = for_pool(yaml.safe_load(PREFECT_FILE.read_text()), pool, suffix)
+    for deployment in content["deployments"]:
         importlib.import_module(deployment["entrypoint"].rpartition(".")[0])
     from prefect.cli import app
 
-    asyncio.run(make_pool_and_automation())
-    sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)]
-    app()
+    ours = {(each["entrypoint"], each["name"]) for each in content["deployments"]}
+    asyncio.run(make_pool_and_automation(pool, ours))
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(content, file)
+        file.flush()
+        sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name]
+        app()
 
 
-async def make_pool_and_automation() -> None:
-    """Wait for the API; create the pool unless it exists, and the automation that finds dead flow runs."""
+def for_pool(content: dict[str, Any], pool: str, suffix: str) -> dict[str, Any]:
+    """What prefect.yaml says, for another pool and with a suffix to every deployment's name."""
+    deployments = [
+        each | {"name": each["name"] + suffix, "work_pool": each["work_pool"] | {"name": pool}}
+        for each in content["deployments"]
+    ]
+    return {key: value for key, value in content.items() if key != "definitions"} | {"deployments": deployments}
+
+
+async def make_pool_and_automation(pool: str, ours: set[tuple[str, str]]) -> None:
+    """Wait for the API; create the pool unless it exists, and the automation that finds dead flow runs.
+
+    SystemExit where one of `ours` (entrypoint, name) is another pool's: its worker would get no more runs.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
@@ -45,7 +65,13 @@ async def make_pool_and_automation() -> None:
                 raise SystemExit(f"{client.api_url} does not answer: {fault}")
             await asyncio.sleep(0.1)
         with contextlib.suppress(ObjectAlreadyExists):
-            await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+            await client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
+        for each in await client.read_deployments():
+            if (each.entrypoint, each.name) in ours and each.work_pool_name not in (pool, None):
+                raise SystemExit(
+                    f"the deployment {each.name} is of the work pool {each.work_pool_name}; give those of {pool} names "
+                    "of their own by deployment_suffix in the team's profile"
+                )
         try:
             await make_automation(client)
         except Exception as error:  # a team's server may allow no automations: the flows run without

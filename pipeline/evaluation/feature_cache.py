@@ -21,6 +21,7 @@ from torch import nn
 from pipeline.errors import InputError
 from pipeline.evaluation.features import SplitFeatures, evaluation_input_of
 from pipeline.registry.locate import ModelSource
+from pipeline.shards.atomic import give_usual_rights
 from pipeline.shards.index import DatasetIndex
 
 VERSION = 1  # of how features are made: a change of pooled_features or of the views makes others
@@ -69,6 +70,7 @@ def keep_features(folder: Path, key: str, rows: SplitFeatures) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in rows._asdict().items()}, partial)
+        give_usual_rights(partial)
         os.replace(partial, path)
         _drop_oldest(folder, limit_bytes(), path)
     except (OSError, SafetensorError):

@@ -32,6 +32,7 @@ from pipeline.rank import Rank
 from pipeline.registry.locate import ModelSource, source_from_dict, unknown_classes
 from pipeline.registry.weights import load_model
 from pipeline.run_directory import write_json
+from pipeline.shards.atomic import give_usual_rights
 from pipeline.shards.index import DatasetIndex, read_index
 
 log = logging.getLogger(__name__)
@@ -232,6 +233,7 @@ class Evaluation:
         write_details(folder, scored, index, split, self.config.worst_images)
         file = folder / "predictions.safetensors"
         save_file({key: value.contiguous() for key, value in scored.predictions.items()}, file)
+        give_usual_rights(file)
         self.result["predictions"].setdefault(model, {})[prefix] = str(file.relative_to(self.me.run.path))
 
 

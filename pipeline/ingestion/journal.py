@@ -105,7 +105,7 @@ def check_destination(directory: Path, identity: Mapping[str, Any]) -> None:
 
 def open_journal(directory: Path, identity: Mapping[str, Any]) -> Journal:
     """The locked journal of `directory`, begun if there is none. `check_destination` comes first."""
-    file = open(os.open(directory / JOURNAL_NAME, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    file = open(os.open(directory / JOURNAL_NAME, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from pipeline.redaction import secret_in
+
 ROOT = Path(__file__).parents[2]
 CODE = ("models", "pipeline", "cluster", "flows", "pyproject.toml")
 MOST_BYTES = 1 << 20  # of a difference that is kept; of a larger one only the hash
@@ -18,7 +20,7 @@ _PLAIN = ("--no-color", "--no-ext-diff", "--no-textconv", "--binary", "--src-pre
 
 
 def code_state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
-    """{commit, dirty, diff_sha256, diff_bytes, untracked}, and the difference where it is kept.
+    """{commit, dirty, diff_sha256, diff_bytes, untracked}, and the difference where it is kept: not one with a secret.
 
     `untracked` names new files in the folders, which the difference has not. Without a repository: {version}.
     """
@@ -34,7 +36,8 @@ def code_state(root: Path = ROOT) -> tuple[dict[str, Any], bytes | None]:
         "diff_bytes": len(difference),
         "untracked": untracked[:100],
     }
-    return state, difference if difference and len(difference) <= MOST_BYTES else None
+    kept = difference and len(difference) <= MOST_BYTES and secret_in(difference.decode(errors="replace")) is None
+    return state, difference if kept else None
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:

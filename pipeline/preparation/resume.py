@@ -16,6 +16,7 @@ from pipeline.preparation.placement import Placement, placed, require_every_size
 from pipeline.preparation.preflight import require_mirror, require_writable
 from pipeline.preparation.training import dump_config, with_validation
 from pipeline.preparation.write import write_deepspeed
+from pipeline.redaction import require_no_secret
 from pipeline.registry.writers import require_packages
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 
@@ -47,6 +48,7 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
     if changed.checkpoint.mirror != config.checkpoint.mirror:
         require_mirror(run, changed.checkpoint.mirror)
     text = dump_config(changed)
+    require_no_secret(str(run.config_file), text)
     plan |= {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
     steps = before = StepPlan(**plan["steps"])
     if is_longer:

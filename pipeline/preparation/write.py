@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.lineage.trail import ancestors_of_plan
 from pipeline.preparation.code_state import code_state
 from pipeline.preparation.training import PreparedRun, dump_config
+from pipeline.redaction import require_no_secret, without_secrets
 from pipeline.registry.locate import lasting_reference
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 from pipeline.shards.atomic import write_file
@@ -44,6 +45,8 @@ def run_path(prepared: PreparedRun, home: Path, run_dir: str | None) -> Path:
 
 def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirectory:
     """Make the run directory, or accept one that holds this very run. InputError where it holds another."""
+    for name, text in (("config.yaml", prepared.config_text), ("profile.yaml", profile_text)):
+        require_no_secret(f"{path / name}", text)
     run = RunDirectory(path)
     if run.config_file.is_file() and _has_begun(run):
         if run.plan().get("request_sha256") not in (_request(prepared), _request_with_paths(prepared)):
@@ -154,7 +157,7 @@ def provenance(plan: dict[str, Any], code: dict[str, Any]) -> dict[str, Any]:
     return {
         "format_version": 1,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": [without_secrets(word) for word in sys.argv],
         "code": code,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

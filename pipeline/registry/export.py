@@ -13,6 +13,7 @@ from models.encoders.timm_config import read_encoder
 from pipeline.lineage.trail import Trail
 from pipeline.registry.integrity import write_sums
 from pipeline.registry.locate import ModelSource
+from pipeline.shards.atomic import give_usual_rights
 
 
 def export_timm_directory(
@@ -45,6 +46,7 @@ def export_timm_directory(
     if source.classes:
         own["label_names"] = list(source.classes)
     save_for_hf(model, str(directory), model_config=own, safe_serialization=True)
+    give_usual_rights(directory / "model.safetensors")
     (directory / "evaluation.json").write_text(json.dumps(evaluations, indent=2) + "\n")
     (directory / "provenance.json").write_text(json.dumps(_provenance(source), indent=2) + "\n")
     (directory / "README.md").write_text(card or f"# {encoder.name}\n")

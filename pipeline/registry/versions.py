@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 
 from pipeline.errors import InputError, near_matches
 from pipeline.registry.integrity import require_intact
+from pipeline.shards.atomic import give_usual_rights
 
 CACHE = "registered"  # the folder of a home for what was fetched from a registry
 STORES = ("postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")  # beside sqlite, http and folders
@@ -24,12 +25,13 @@ API = "/api/2.0/mlflow/experiments/search?max_results=1"
 CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_AUTH")
 ANSWER_SECONDS = 30.0  # a server that is just starting needs some
 CORRECT = "correct MLFLOW_TRACKING_URI"
+SAY_WHO = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 HF_DIRECTORY = "artifacts/hf"  # timm's own layout, within a registered model
 
 
 def require_tracking_server(uri: str, timeout_seconds: float = 5.0) -> None:
     """InputError where there can be no MLflow at this address: it is none, its folder is not there, or its server does
-    not answer or is another. Makes nothing, and is quick, before MLflow's patient retries."""
+    not answer, asks who is there, or is another. Makes nothing, and is quick, before MLflow's patient retries."""
     try:
         parts = urlparse(uri)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -78,6 +80,8 @@ def _require_mlflow(uri: str, address: str) -> None:
             if isinstance(json.load(answer), dict):
                 return
     except urllib.error.HTTPError as error:
+        if error.code == 401:
+            raise InputError(f"MLflow server {uri} asks for a user and password (401); {SAY_WHO}") from None
         if error.code not in (404, 405, 410, 501):
             return
     except (TimeoutError, ConnectionError) as error:
@@ -106,6 +110,8 @@ def connected(tracking_uri: str) -> Any:
         client = mlflow.MlflowClient(tracking_uri)
         client.search_registered_models(max_results=1)
     except Exception as error:  # whatever MLflow, a database's driver or an HTTP library raises
+        if getattr(error, "error_code", "") == "UNAUTHENTICATED" or "error code 401" in str(error):
+            raise InputError(f"MLflow server {tracking_uri} does not know you (401); {SAY_WHO}") from None
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
         raise InputError(f"MLflow store {tracking_uri} cannot be read: {reason}; {CORRECT}") from None
     mlflow.set_tracking_uri(tracking_uri)
@@ -200,6 +206,7 @@ def artifacts_of(client: Any, version: Any, home: Path) -> Path:
             cached.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".tmp-") as partial:
                 fetched = Path(mlflow.artifacts.download_artifacts(uri, dst_path=partial))
+                give_usual_rights(fetched)
                 with contextlib.suppress(OSError):  # another process was quicker
                     fetched.rename(cached)
     except (MlflowException, OSError) as error:

@@ -45,6 +45,16 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def give_usual_rights(path: Path) -> None:
+    """Give a file or folder that a library made for its owner alone (safetensors, tempfile) the rights of any other.
+
+    What the umask says, so that in a home of a group the others can read it too.
+    """
+    status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
+    umask = next((int(line.split()[1], 8) for line in status.splitlines() if line.startswith("Umask:")), 0o022)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask | path.stat().st_mode & 0o7000)
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames and removals in `directory` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)

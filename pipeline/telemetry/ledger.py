@@ -14,7 +14,7 @@ class Ledger:
     """Appends to the attempt's metrics.jsonl. Rank 0 only."""
 
     def __init__(self, attempt: Attempt):
-        self._file = os.open(attempt.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(attempt.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def write(self, lines: Iterable[Mapping[str, float]]) -> None:
         """One line each, all in one write; what is not finite is left out: NaN is not JSON."""

@@ -1,14 +1,16 @@
 """Jobs on this machine: submitted once, found again, stopped with a grace."""
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from cluster.job import Job, JobRequest, JobState
+from cluster.job import CancelError, Job, JobRequest, JobState
 from cluster.local import LocalLauncher
 from cluster.profile import LocalProfile, resolved_profile
+from tests.cluster.test_slurm_users import as_nobody
 
 LISTENS = "import signal; signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM]); "
 SLEEPS = LISTENS + "import time; print('up', flush=True); time.sleep(60)"
@@ -39,6 +41,19 @@ def test_a_living_job_is_found_and_not_submitted_twice(tmp_path, launcher):
     assert again == job == launcher.find(tmp_path) and launcher.state(job) is JobState.RUNNING
     launcher.cancel(job, 5)
     wait_until(lambda: launcher.state(job) is JobState.ENDED)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_job_of_somebody_else_is_not_stopped_and_its_owner_is_named(tmp_path, launcher):
+    job = launcher.submit(request_of(tmp_path, SLEEPS))
+
+    def cancel() -> None:
+        with pytest.raises(CancelError, match="process [0-9]+ is of root, who can stop it"):
+            LocalLauncher().cancel(job, 5)
+
+    as_nobody(cancel)
+    assert launcher.state(job) is JobState.RUNNING
+    launcher.cancel(job, 5)
 
 
 def test_a_job_that_ended_is_followed_by_a_new_one(tmp_path, launcher):
