@@ -67,6 +67,10 @@ class JobRequest:
     """Run on all nodes before `command`, where the profile asks for it."""
     stop_lead_seconds: float = 120.0
     """How long before the time limit the job is asked to stop."""
+    shared_memory_bytes: int = 0
+    """What the processes of one node may share in /dev/shm, where a container has to be given it."""
+    reads: tuple[str, ...] = ()
+    """Paths of what it reads beside the run directory: they must be there where it runs."""
 
 
 class Launcher(Protocol):
@@ -77,6 +81,12 @@ class Launcher(Protocol):
 
     def render(self, request: JobRequest) -> dict[str, str]:
         """What would be run: text by file name. Nothing is written, nobody is asked."""
+
+    def objections(self, request: JobRequest) -> tuple[list[str], list[str]]:
+        """What is wrong with what is rendered, and why it could not be submitted from here; a line each.
+
+        Nothing is submitted. A place that can be asked is, where it answers.
+        """
 
     def find(self, directory: Path) -> Job | None:
         """The newest job of a run directory, whether it lives or not."""

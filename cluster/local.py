@@ -56,6 +56,9 @@ class LocalLauncher:
         lines.append(f"exec {shlex.join(request.command)} >>{shlex.quote(str(request.log))} 2>&1")
         return {"job.sh": "\n".join(lines) + "\n"}
 
+    def objections(self, request: JobRequest) -> tuple[list[str], list[str]]:
+        return [], []
+
     def find(self, directory: Path) -> Job | None:
         raw = read_object(directory / JOB_FILE)
         return Job(raw["kind"], raw["id"], raw["key"], raw["attempt"], directory) if raw else None

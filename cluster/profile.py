@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.kubernetes.profile import KubernetesProfile
 from cluster.slurm.profile import Count, SlurmProfile
 
 PROFILES = Path(__file__).parent / "profiles"
-ProfileT = TypeVar("ProfileT", "LocalProfile", SlurmProfile)
+ProfileT = TypeVar("ProfileT", "LocalProfile", SlurmProfile, KubernetesProfile)
 
 
 class LocalProfile(BaseModel):
@@ -34,23 +35,25 @@ class LocalProfile(BaseModel):
     """Environment variables of the job."""
 
 
-Profile = Annotated[LocalProfile | SlurmProfile, Field(discriminator="kind")]
+Profile = Annotated[LocalProfile | SlurmProfile | KubernetesProfile, Field(discriminator="kind")]
 
 
-def profile_class(kind: Any) -> type[LocalProfile] | type[SlurmProfile]:
+def profile_class(kind: Any) -> type[LocalProfile] | type[SlurmProfile] | type[KubernetesProfile]:
     """The config class of a profile's `kind`; ValueError in one line where there is none."""
     match kind:
         case "local":
             return LocalProfile
         case "slurm":
             return SlurmProfile
+        case "kubernetes":
+            return KubernetesProfile
         case None:
-            raise ValueError("kind: missing; a profile says where it runs: `kind: local` or `kind: slurm`")
+            raise ValueError("kind: missing; a profile says where it runs: `kind: local`, `slurm` or `kubernetes`")
         case _:
-            raise ValueError(f"kind: `{kind}` is not a place that runs jobs; use local or slurm")
+            raise ValueError(f"kind: `{kind}` is not a place that runs jobs; use local, slurm or kubernetes")
 
 
-def nodes_range(profile: LocalProfile | SlurmProfile) -> tuple[int, int]:
+def nodes_range(profile: LocalProfile | SlurmProfile | KubernetesProfile) -> tuple[int, int]:
     """Least and most machines that a job of this profile runs on."""
     least, _, most = str(profile.nodes).partition("-")
     return int(least), int(most or least)
@@ -75,8 +78,14 @@ def accelerators_here() -> int:
 
 
 def resolved_profile(profile: ProfileT) -> ProfileT:
-    """The profile with each None of processes replaced: by what this machine offers, or by what SLURM is asked for."""
-    chosen = _of_slurm(profile) if isinstance(profile, SlurmProfile) else _of_this_machine(profile)
+    """The profile with each None of processes replaced: by what this machine offers, or a cluster is asked for."""
+    match profile:
+        case LocalProfile():
+            chosen = _of_this_machine(profile)
+        case SlurmProfile():
+            chosen = _of_a_cluster(profile, profile.cpus_per_task)
+        case KubernetesProfile():
+            chosen = _of_a_cluster(profile, profile.cpus)
     return type(profile).model_validate(profile.model_dump() | chosen)
 
 
@@ -94,12 +103,12 @@ def _of_this_machine(profile: LocalProfile) -> dict[str, Any]:
     }
 
 
-def _of_slurm(profile: SlurmProfile) -> dict[str, Any]:
+def _of_a_cluster(profile: SlurmProfile | KubernetesProfile, cores: int | None) -> dict[str, Any]:
     """Of the machine that submits nothing is taken: it is not the one that runs."""
     ranks = profile.ranks_per_node or profile.accelerators_per_node or 1
     workers = profile.loader_workers
-    if workers is None and profile.cpus_per_task is not None:
-        workers = min(16, max(0, profile.cpus_per_task // ranks - 1))
+    if workers is None and cores is not None:
+        workers = min(16, max(0, cores // ranks - 1))
     elif workers is None:
         workers = 8 if profile.accelerators_per_node else 1
     return {"ranks_per_node": ranks, "loader_workers": workers}

@@ -37,6 +37,8 @@ def resubmit(run_directory: Path, code: int, launcher: Launcher | None = None, *
     """
     if code not in (STOPPED, FAULT):
         return f"{NOT_AGAIN}: exit code {code} does not ask for it"
+    if launcher is not None and launcher.kind == "kubernetes":
+        return _as_a_job_again(run_directory, code, launcher)
     if launcher is not None and launcher.kind != "slurm":
         return f"{NOT_AGAIN}: a {launcher.kind} job is started by its controller"
     deadline = time.monotonic() + patience_seconds
@@ -72,20 +74,38 @@ def _refusal(run_directory: Path) -> str | None:
     submission, recorded, me = read_submission(run_directory), recorded_job(run_directory), _me()
     if not submission:
         return f"{run_directory}/submit/submission.json is missing; nothing was submitted from here"
-    if (run_directory / STOP_FILE).exists():
-        return f"the run was asked to stop by {read_object(run_directory / STOP_FILE).get('by', 'somebody')}"
+    if (reason := _stop_or_standstill(run_directory, submission["max_restarts"])) is not None:
+        return reason
     if me is not None and recorded is not None and order(recorded.id) > order(me):
         return f"job {recorded.id} has taken over from {me}"
     others = [job.id for job in living(jobs_in_queue(submission)) if job.id != me]
     if others:
         return f"job {others[0]} lives"
-    stale, allowed = restarts_without_progress(run_directory), submission["max_restarts"]
-    if stale > allowed:
+    return None
+
+
+def _stop_or_standstill(run_directory: Path, allowed: int) -> str | None:
+    """Why the run itself wants no other job."""
+    if (run_directory / STOP_FILE).exists():
+        return f"the run was asked to stop by {read_object(run_directory / STOP_FILE).get('by', 'somebody')}"
+    if (stale := restarts_without_progress(run_directory)) > allowed:
         return (
             f"{stale} attempts in a row made no new checkpoint, and profile.max_restarts is {allowed}; "
             f"look at {_attempts(run_directory)[-1]}, then: vit resume {run_directory}"
         )
     return None
+
+
+def _as_a_job_again(run_directory: Path, code: int, launcher: Any) -> str:
+    """On Kubernetes a Job makes its pods again itself; this is for one that has used up how often it may."""
+    if (reason := _stop_or_standstill(run_directory, launcher.profile.max_restarts)) is not None:
+        return f"{NOT_AGAIN}: {reason}"
+    node = _named_node(run_directory) if code == FAULT else None
+    try:
+        job = launcher.submit_again(run_directory, node)
+    except SubmitError as error:
+        return f"{NOT_AGAIN}: {error}"
+    return f"submitted again as job {job.id}{f', without {node}' if node else ''}"
 
 
 def _submit_again(run_directory: Path, code: int) -> str:

@@ -28,7 +28,7 @@ def pretrain(
         encoder: which encoder, for example vit_l16; with the objective it names the recipe.
         objective: what it learns from: supervised, or mae (masked patches, no labels).
         data: the dataset directory, absolute, or a list of PATH=WEIGHT; by default the one given to `vit up --data`.
-        profile: where to train: local, slurm, or the absolute path of a profile of yours.
+        profile: where to train: local, slurm, kubernetes, or the absolute path of a profile of yours.
         set: settings of the recipe or the profile, as key=value.
         run_dir: the run directory; by default a new one in the home.
         rehearse: a few steps at full size with a stop and a resume, and the cost of the full run. auto rehearses where

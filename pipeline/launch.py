@@ -16,14 +16,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EXIT_FAULT, EXIT_STOPPED, FaultError, InputError
+from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, FaultError, InputError
 from pipeline.parenthood import STOP_SIGNALS, die_with_parent, stops_held
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import Attempt, RunDirectory
 from pipeline.supervision.judgement import OUT_OF_MEMORY, NodeVerdict, judge
-from pipeline.supervision.liveness import begin_by_hand
+from pipeline.supervision.liveness import FRESH_SECONDS, begin_by_hand, host_name
 from pipeline.supervision.nodes import Meeting, Node, StoppedBeforeMeeting, free_port, join, lead, require_newest_start
-from pipeline.supervision.ranks import Supervision
+from pipeline.supervision.pods import Finished, Pod, code_of_all, meet
+from pipeline.supervision.ranks import GRACE_SECONDS, Supervision
 from pipeline.supervision.watchdog import Watchdog, killed_for_memory
+from pipeline.verdict import concluded
 
 ENTRY_POINTS = {
     "pretrain": "pipeline.pretrain",
@@ -40,19 +42,24 @@ def main(run_directory: str) -> int:
     with _progress_folder() as folder:
         with stops_held():
             run = RunDirectory(run_directory).require()
-            node = Node.here(os.environ, run.plan().get("nodes", 1))
-            meeting = _begin(run, node)
+            pod = Pod.here(os.environ, run.plan().get("nodes", 1))
+            if pod is None:
+                node = Node.here(os.environ, run.plan().get("nodes", 1))
+                meeting = _begin(run, node)
+            else:
+                meeting, node = _begin_in_pod(run, pod)
             plan = run.plan()  # after the meeting: node 0 may have made another
             progress = folder if node.count > 1 else None
             ranks = _start_ranks(run, plan, meeting, node, progress)
             watchdog = Watchdog(meeting.attempt, ranks.keys(), time.monotonic(), progress)
-            supervision = Supervision(ranks, meeting.attempt, watchdog, node)
+            supervision = Supervision(ranks, meeting.attempt, watchdog, node, in_pod=pod is not None)
             for number in STOP_SIGNALS:
                 signal.signal(number, lambda number, frame: supervision.ask_to_stop())
         killed_before = killed_for_memory()
         supervision.wait()
         watchdog.look(time.monotonic())  # where those were that ended since the last look
-        return _conclude(supervision, out_of_memory=killed_for_memory() > killed_before)
+        code = _conclude(supervision, out_of_memory=killed_for_memory() > killed_before)
+        return code if pod is None else _conclude_with_all(meeting.attempt, node, code)
 
 
 @contextlib.contextmanager
@@ -113,6 +120,31 @@ def _begin(run: RunDirectory, node: Node) -> Meeting:
     return lead(run, node, plan["ranks_per_node"])
 
 
+def _begin_in_pod(run: RunDirectory, pod: Pod) -> tuple[Meeting, Node]:
+    """The attempt on which the pods of this start agree, planned anew by the first where other nodes are there."""
+    if run.result_file.is_file():
+        raise Finished(f"{run.path}: the run is done")
+    plan = run.plan()
+
+    def replanned(count: int) -> None:
+        if run.plan().get("nodes", count) != count:
+            from pipeline.preparation.replan import replan
+
+            replan(run, count)
+
+    return meet(run, pod, host_name(), plan["ranks_per_node"], replanned)
+
+
+def _conclude_with_all(attempt: Attempt, node: Node, own: int) -> int:
+    """The code of all pods; the first one writes their verdict."""
+    code, reason = code_of_all(attempt, FRESH_SECONDS if own in (EXIT_DONE, EXIT_STOPPED) else 1.3 * GRACE_SECONDS)
+    if node.number == 0:
+        concluded(RunDirectory(attempt.path.parents[1]), attempt)
+    if code != own:
+        sys.stderr.write(f"all pods of attempt {attempt.number}: {reason}\n")
+    return code
+
+
 def _start_ranks(
     run: RunDirectory, plan: dict, meeting: Meeting, node: Node, progress: Path | None
 ) -> dict[int, subprocess.Popen]:
@@ -171,6 +203,9 @@ if __name__ == "__main__":
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
+    except Finished as finished:
+        sys.stdout.write(f"{finished}\n")
+        sys.exit(EXIT_DONE)
     except StoppedBeforeMeeting as stopped:
         sys.stderr.write(f"{stopped}\n")
         sys.exit(EXIT_STOPPED)

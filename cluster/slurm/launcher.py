@@ -68,6 +68,9 @@ class SlurmLauncher:
     def render(self, request: JobRequest) -> dict[str, str]:
         return {SCRIPT: sbatch_script(request, self.profile, self.python)}
 
+    def objections(self, request: JobRequest) -> tuple[list[str], list[str]]:
+        return [], []
+
     def submit(self, request: JobRequest) -> Job:
         with submission_lock(request.directory), _silence_refuses():
             existing = living_job(request.directory, read_submission(request.directory))

@@ -110,7 +110,15 @@ def _dry_run(run: RunDirectory, say: Say) -> int:
         shown.append(folder / name)
     for path in shown:
         say(f"# {path}\n{path.read_text()}")
-    return EXIT_DONE
+    return _as_submitted(run, say)
+
+
+def _as_submitted(run: RunDirectory, say: Say) -> int:
+    """What a submission would meet, of places that can tell beforehand: 2 where what was written is itself wrong."""
+    wrong, elsewhere = launcher_of(run).objections(request_of(run))
+    for line in [*wrong, *(f"would not be submitted from here: {line}" for line in elsewhere)]:
+        say(line, error=True)
+    return EXIT_INPUT if wrong else EXIT_DONE
 
 
 def sweep_command(

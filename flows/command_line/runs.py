@@ -142,6 +142,9 @@ def run_state(run: RunDirectory, launcher: Launcher) -> str:
 
 def logs_command(name: str, directory: str | None, say: Say) -> int:
     run = find_run(name, home_directory(directory))
+    launcher = launcher_of(run)
+    if not runs_here(run) and (job := launcher.find(run.path)) is not None:
+        launcher.log(job, 0)  # what lies elsewhere is fetched
     logs = sorted((run.attempt(run.last_attempt()).path / "log").glob("*.log"))
     written = [log for log in [newest_job_log(run), *logs] if log.is_file() and log.stat().st_size]
     for log in written:

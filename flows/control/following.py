@@ -22,6 +22,7 @@ OBSERVE_SECONDS = 2.0
 CANCEL_AGAIN_SECONDS = 10.0
 AGAIN = (EXIT_STOPPED, EXIT_FAULT)  # codes of jobs that want to run again
 CANCELLED = "CANCELLED"  # in a cluster's own words
+JOB_LOGS = ("slurm-*.out", "kubernetes-*.log")  # what a job's script, or its pods, said
 STOP_GRACE_SECONDS = 600.0  # a checkpoint of a large model takes minutes
 
 
@@ -235,9 +236,9 @@ def conclude(run: RunDirectory, job: Job, words: str = "", *, attempt: int | Non
 
 
 def newest_job_log(run: RunDirectory) -> Path:
-    """The output of the newest job's script; a path that does not exist where there is none."""
-    logs = sorted((run.path / "submit").glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
-    return logs[-1] if logs else run.path / "submit" / "slurm-.out"
+    """The output of the newest job's script or pods; a path that does not exist where there is none."""
+    found = [path for pattern in JOB_LOGS for path in (run.path / "submit").glob(pattern)]
+    return max(found, key=lambda path: path.stat().st_mtime, default=run.path / "submit" / "slurm-.out")
 
 
 def last_line(path: Path, besides: str = "\n") -> str:

@@ -15,11 +15,13 @@ from cluster.launchers import launcher_for
 from flows.planning import seconds_per_step
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
+from pipeline.preparation.preflight import SHARED_MEMORY_PER_RANK
 from pipeline.run_directory import RunDirectory, read_json
 
 LEAST_LEAD_SECONDS = 120.0
 MOST_LEAD_SECONDS = 3600.0
 WRITE_BYTES_PER_SECOND = 5e8  # of one node to a shared file system, where no checkpoint was timed yet: a slow one
+BYTES_PER_VALUE = 4  # of an image in float32
 LOCAL = "local"
 TAIL_BYTES = 1 << 18  # of a ledger, in which its newest figures are looked for: some hundred lines
 _SAVED = re.compile(r"saved step-\d+: training waited [\d.]+ s, complete in ([\d.]+) s")
@@ -62,11 +64,34 @@ def request_of(run: RunDirectory) -> JobRequest:
         attempt=number,
         # A cluster's script exports the profile's own variables.
         environment={**profile.get("env", {}), "VIT_ATTEMPT": str(number)} if here else {},
-        log=run.attempt(number).path / "log" / "supervisor.log" if here else run.path / "submit" / "slurm-%j.out",
+        log=run.attempt(number).path / "log" / "supervisor.log" if here else run.path / "submit" / "unused",
         verdict_command=() if here else (*module, "pipeline.verdict", str(run.path)),
         preflight_command=(*module, "pipeline.node_check", str(run.path)) if profile.get("preflight") else (),
         stop_lead_seconds=stop_lead_seconds(run),
+        shared_memory_bytes=shared_memory_bytes(run),
+        reads=datasets_of(run),
     )
+
+
+def datasets_of(run: RunDirectory) -> tuple[str, ...]:
+    """Datasets that lie on a file system, by their paths."""
+    sources = (read_yaml(run.config_file).get("data") or {}).get("sources") or []
+    paths = [source.get("path") for source in sources] or [(run.plan().get("data") or {}).get("path")]
+    return tuple(path for path in paths if path and "://" not in path)
+
+
+def shared_memory_bytes(run: RunDirectory) -> int:
+    """What the processes of one node may share: NCCL's buffers, and a decoded micro-batch for each loader worker.
+
+    The loader's own ring is mapped anonymously and needs none of it; libraries of an image may hand batches through it.
+    """
+    plan, encoder, batch = run.plan(), read_yaml(run.config_file).get("encoder") or {}, 0
+    if "batches" in plan and "image_size" in encoder:
+        size = encoder["image_size"]
+        height, width = size if isinstance(size, list) else (size, size)
+        images = plan["batches"]["micro_batch_size"]
+        batch = BYTES_PER_VALUE * images * height * width * encoder.get("channels", 3)
+    return plan["ranks_per_node"] * (SHARED_MEMORY_PER_RANK + batch * (1 + plan.get("loader_workers", 0)))
 
 
 def stop_lead_seconds(run: RunDirectory) -> float:

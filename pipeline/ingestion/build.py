@@ -99,6 +99,7 @@ def _ingest(
         shards_kept=len(summaries) - len(maker.made),
         num_mask_classes=None if index.mask_classes is None else len(index.mask_classes),
         num_box_classes=None if index.box_classes is None else len(index.box_classes),
+        tars=plan.tars,
         certificate=certificate.page,
         verdict=certificate.verdict,
         num_leaking=search.findings.num_leaking if search else 0,

@@ -59,7 +59,7 @@ def beat(
 
 def host_name() -> str:
     """This machine's name, as its cluster knows it."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return os.environ.get("SLURMD_NODENAME") or os.environ.get("VIT_NODE_NAME") or socket.gethostname()
 
 
 def beat_for_all(attempt: Attempt, world_size: int) -> None:

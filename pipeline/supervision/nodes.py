@@ -116,11 +116,16 @@ def claimed_attempt(run: RunDirectory) -> Attempt:
             continue
 
 
-def name_attempt(run: RunDirectory, node: Node, attempt: Attempt) -> None:
-    """Make job.json name the attempt, and keep what else stands there. FaultError where a newer start has the run."""
+def name_attempt(run: RunDirectory, node: Node, attempt: Attempt, *, job: str = "") -> None:
+    """Make job.json name the attempt, and keep what else stands there. FaultError where a newer start has the run.
+
+    `job` is the id of a job on Kubernetes, which its manifest knows before it is submitted.
+    """
     require_newest_start(run, node.start)
-    job = read_json(run.job_file) or {"kind": "by hand", "id": node.start.partition(".")[0], "key": run.key}
-    write_json(run.job_file, job | {"attempt": attempt.number, "start": node.start, "host": node.host})
+    said = read_json(run.job_file) or {"kind": "by hand", "id": node.start.partition(".")[0], "key": run.key}
+    if job:
+        said |= {"kind": "kubernetes", "id": job}
+    write_json(run.job_file, said | {"attempt": attempt.number, "start": node.start, "host": node.host})
 
 
 def require_newest_start(run: RunDirectory, start: str) -> None:

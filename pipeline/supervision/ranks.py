@@ -11,6 +11,8 @@ from pipeline.run_directory import Attempt
 from pipeline.supervision.judgement import Hang
 from pipeline.supervision.liveness import BEAT_SECONDS, beat
 from pipeline.supervision.nodes import Node, Peers, lost_seconds
+from pipeline.supervision.orphans import IS_INIT, reap_orphans
+from pipeline.supervision.pods import why_over
 from pipeline.supervision.watchdog import Watchdog
 
 GRACE_SECONDS = 15.0  # for the peers of a dead rank to see their broken collective and leave a record
@@ -27,6 +29,7 @@ class Supervision:
     watchdog: Watchdog
     node: Node = field(default_factory=Node)
     stop_asked: bool = False
+    in_pod: bool = False  # nobody ends the pods of a start together: they end themselves where one is gone
     codes: dict[int, int] = field(default_factory=dict)  # return codes in the order the ranks ended
     hang: Hang | None = None  # what is to be said of those that had to be ended, if any had
 
@@ -58,6 +61,8 @@ class Supervision:
                 looked_at = now
                 self.watchdog.look(now)
                 self._judge(alive, now)
+            if IS_INIT:
+                reap_orphans({process.pid for process in self.ranks.values()})
             ended = not alive or self.hang is not None
             if ended:
                 self._end(alive)
@@ -96,10 +101,15 @@ class Supervision:
         if not hung:
             self._left_at = None
         pause = max(1.0, 0.02 * self.node.count)  # all others' files are read
-        if not (hung or still or self.stop_asked) or now - self._peers_asked_at < pause:
+        if self.in_pod:
+            pause = 2 * pause
+        if not (hung or still or self.stop_asked or self.in_pod) or now - self._peers_asked_at < pause:
             return
         self._peers_asked_at = now
-        if (self.stop_asked or hung) and self._failed_at is None and self._peers.failure():
+        if self.in_pod and (reason := why_over(self.attempt)) is not None:
+            self.hang = Hang(reason, certain=False)
+            return
+        if (self.stop_asked or hung or self.in_pod) and self._failed_at is None and self._peers.failure():
             self._failed_at = now
         if still:
             self.hang = self._peers.next_is_lost(now)

@@ -56,7 +56,7 @@ def test_a_profile_of_no_known_place_is_refused(tmp_path):
     with pytest.raises(InputError, match="mine.yaml: kind: missing; a profile says where it runs: `kind: local`"):
         load_profile(str(tmp_path / "mine.yaml"))
     (tmp_path / "mine.yaml").write_text("kind: sge\n")
-    with pytest.raises(InputError, match="mine.yaml: kind: `sge` is not a place that runs jobs; use local or slurm"):
+    with pytest.raises(InputError, match="mine.yaml: kind: `sge` is not a place that runs jobs; use local, slurm or"):
         load_profile(str(tmp_path / "mine.yaml"))
 
 

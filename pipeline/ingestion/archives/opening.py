@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.ingestion.archives.members import TarFault
@@ -62,7 +63,7 @@ def _decided(source: str, archives: Sequence[Location], plain: Sequence[Location
         samples = looks_like_samples(plain[0])
     except TarFault as fault:
         raise InputError(str(fault)) from None
-    splits = all(split_of_tar(archive) for archive in archives)
+    splits = all(split_of_tar(Path(archive.name)) for archive in archives)
     if samples is None and len(archives) > 1 and not (splits or count_up(archives)):
         raise InputError(
             f"{source}: tars: is each tar a class, or a shard of images without labels? They hold images alone. Say "

@@ -109,9 +109,19 @@ def with_long_extra_fields(path, entries):
     self_extracting,
     with_long_extra_fields,
 ])  # fmt: skip
-def test_a_zip_gives_the_bytes_that_its_folder_gives(tmp_path, make):
+def test_every_kind_of_zip_holds_the_files_of_its_folder(tmp_path, make):
+    files = files_in(class_folders(tmp_path / "source"))
+    make(tmp_path / "source.zip", files)
+    source = source_of(tmp_path / "source.zip")
+    listing = source.list_files()
+    assert listing.rejected == [] and {path: source.read(path) for path in listing.images.paths} == dict(files)
+    assert [source.read(path, 100) for path, _ in files] == [content[:100] for _, content in files]
+    assert [(file.path, file.bytes) for file in listing.images] == [(name, len(content)) for name, content in files]
+
+
+def test_a_zip_gives_the_bytes_that_its_folder_gives(tmp_path):
     folder = class_folders(tmp_path / "source")
-    make(tmp_path / "source.zip", files_in(folder))
+    write_zip(tmp_path / "source.zip", files_in(folder), zipfile.ZIP_DEFLATED)
     config = IngestConfig(samples_per_shard=7)
     ingest(str(folder), tmp_path / "of_folder", config)
     ingest(str(tmp_path / "source.zip"), tmp_path / "of_zip", config)
