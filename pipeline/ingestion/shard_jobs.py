@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -171,8 +172,9 @@ class WriteShard:
         return sum(candidate.bytes for candidate in self.candidates)
 
     def key(self) -> str:
-        return key_without(self._whole_key(), self.left_out)
+        return key_without(self._whole_key, self.left_out)
 
+    @cached_property
     def _whole_key(self) -> str:
         plain = [tuple(candidate)[: Candidate._fields.index("mask")] for candidate in self.candidates]
         content = repr((JOB_VERSION, self.channels, plain))  # without annotations as before there were any
@@ -199,7 +201,7 @@ class WriteShard:
         if table is not None:
             labelled = int((table.records["label"] != NO_LABEL).sum())
             shard = Shard(self.name, table.shard_bytes, table.shard_sha256, len(table), labelled)
-        job = self._whole_key()
+        job = self._whole_key
         if self.images.examine == "pixels":
             made.examined.write(destination, self.name, shard, job)
         return ShardSummary(

@@ -33,7 +33,7 @@ class NewSample(NamedTuple):
     mask: bytes | None = None
 
 
-_JSON = json.JSONEncoder(sort_keys=True)
+_JSON = json.JSONEncoder(sort_keys=True, check_circular=False)
 _PADDING = bytes(tarfile.BLOCKSIZE)
 _PLAIN_NAME_BYTES = 100  # of an ASCII name; longer ones take an extended header
 _PLAIN_CONTENT_BYTES = 1 << 33

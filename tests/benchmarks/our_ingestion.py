@@ -8,14 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config.ingest import IngestConfig
-from pipeline.ingestion import build
-from tests.benchmarks.workspace import SAMPLES_PER_SHARD, written
+from pipeline.ingestion import build, making
+from pipeline.ingestion.images import prepare_image
+from tests.benchmarks.workspace import SAMPLES_PER_SHARD, image_paths, written
 
 
 def ingestions(workspace: Path, name: str, **settings: object) -> Iterator[int]:
     """One whole ingestion of a workspace's files after the other, each into a new dataset directory."""
-    build.in_isolation = lambda run, jobs, *_: (run(job) for job in jobs)
+    making.in_isolation = lambda run, jobs, *_: (run(job) for job in jobs)
     config = IngestConfig(samples_per_shard=SAMPLES_PER_SHARD, workers=1, **settings)
     for directory in written(workspace, name):
         report = build.ingest(str(workspace / "files"), directory, config)
         yield sum(report.samples.values())
+
+
+def decoded_images(workspace: Path) -> Iterator[int]:
+    """Passes over a workspace's files, each read and decoded to its last pixel."""
+    while True:
+        paths = image_paths(workspace)
+        for path, _ in paths:
+            prepare_image(path.read_bytes(), "rgb")
+        yield len(paths)

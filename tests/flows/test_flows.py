@@ -15,8 +15,10 @@ import yaml
 from flows.command_line.commands import plan_command
 from flows.control.jobs import rehearsal_message
 from flows.requests.training import recipe_of, training_run
+from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
+from pipeline.ingestion.build import ingest
 from pipeline.run_directory import RunDirectory, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,14 @@ def test_a_run_whose_dataset_was_moved_goes_on_where_it_lies_now(home, digits, t
     write_json(run.plan_file, plan)
     with pytest.raises(InputError, match="in other shards; restore"):
         prepared(home, digits, run_dir=str(run.path))
+
+
+def test_a_dataset_whose_pixels_nobody_looked_at_asks_for_their_statistics_in_a_line(home, tmp_path):
+    ingest("sklearn:digits", tmp_path / "digits", IngestConfig(examine="header"))
+    with pytest.raises(InputError, match="data.mean: .*: ingested with examine=header, so there are no statistics"):
+        prepared(home, tmp_path / "digits")
+    given = prepared(home, tmp_path / "digits", "data.mean=[0.3,0.3,0.3]", "data.std=[0.4,0.4,0.4]")
+    assert yaml.safe_load(given.config_file.read_text())["data"]["mean"] == [0.3, 0.3, 0.3]
 
 
 def test_a_length_set_by_hand_shortens_the_warm_up_and_says_so(home, digits):

@@ -1,4 +1,4 @@
-"""The product's ingestion at its defaults: every image decoded to its last pixel."""
+"""The product's ingestion at its defaults: every image decoded, hashed by its pixels and perceptually, certified."""
 
 from collections.abc import Iterator
 from pathlib import Path

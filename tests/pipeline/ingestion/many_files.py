@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingestion import build, plan
 from pipeline.ingestion.sources.listing import Listing, SourceFile
+from pipeline.ingestion.sources.opening import Opened
 from tests.pipeline.pictures import encoded, picture
 
 CONTENT = encoded(picture(0, 8, 8))
@@ -38,8 +39,12 @@ class ManyFiles:
         return CONTENT if num_bytes < 0 else CONTENT[:num_bytes]
 
 
+def listed(num_files: int) -> Opened:
+    return Opened(ManyFiles(num_files), ManyFiles(num_files).list_files())
+
+
 def main(num_files: int, destination: Path) -> None:
-    plan.open_source = lambda source: ManyFiles(num_files)
+    plan.list_source = lambda *_: listed(num_files)
     seconds = []
     for _ in range(2):
         started = time.monotonic()

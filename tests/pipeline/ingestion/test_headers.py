@@ -121,7 +121,11 @@ def test_shards_are_those_of_a_full_look_and_the_index_says_that_there_was_none(
         config = IngestConfig(samples_per_shard=7, examine=examine, max_rejected_fraction=0.1)
         ingest(str(source), tmp_path / examine, config)
     header, pixels = files_of(tmp_path / "header"), files_of(tmp_path / "pixels")
-    assert {name for name in header if header[name] != pixels[name]} == {"index.json"}
+    assert {name for name in header if header[name] != pixels[name]} == {
+        "index.json",
+        "certificate.json",
+        "certificate.html",
+    }
     index, full = read_index(tmp_path / "header"), read_index(tmp_path / "pixels")
     assert not index.examined and full.examined and index.fingerprint == full.fingerprint
     assert index.statistics.mean is None and index.statistics.std is None

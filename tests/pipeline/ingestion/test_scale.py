@@ -12,22 +12,23 @@ import pytest
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingestion import plan
+from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.journal import JOURNAL_NAME, open_journal
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.ingestion.sources.listing import Listing, SourceFile, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals
-from tests.pipeline.ingestion.many_files import ManyFiles
+from tests.pipeline.ingestion.many_files import listed
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_plan_holds_little_more_than_the_paths_of_its_files(monkeypatch):
+def test_a_plan_holds_little_more_than_the_paths_of_its_files(monkeypatch, tmp_path):
     num_files = 50_000
-    monkeypatch.setattr(plan, "open_source", lambda source: ManyFiles(num_files))
+    monkeypatch.setattr(plan, "list_source", lambda *_: listed(num_files))
     gc.collect()
     tracemalloc.start()
     try:
-        made = plan.plan_ingest("/many", IngestConfig())
+        made = plan.plan_ingest("/many", IngestConfig(), Scratch(tmp_path))
         held, peak = tracemalloc.get_traced_memory()
         keys = {job.key() for job in made.jobs}
         _, peak_of_keys = tracemalloc.get_traced_memory()
