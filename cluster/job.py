@@ -9,6 +9,8 @@ import enum
 import fcntl
 import json
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,9 +125,14 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_object(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    # Two machines, or two containers, may have one process number; `pipeline.run_directory` names its files likewise.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_from(path: Path, offset: int) -> tuple[str, int]:

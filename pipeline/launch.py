@@ -6,6 +6,7 @@ SIGUSR1.
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -209,6 +210,7 @@ if __name__ == "__main__":
     except StoppedBeforeMeeting as stopped:
         sys.stderr.write(f"{stopped}\n")
         sys.exit(EXIT_STOPPED)
-    except (FaultError, OSError) as error:
+    # What nodes share may be read damaged: that is a fault of the machinery, which is tried again.
+    except (FaultError, OSError, json.JSONDecodeError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_FAULT)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import socket
 import time
 from dataclasses import asdict, dataclass
@@ -33,7 +34,8 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a whole file or nothing: temporary name, fsync, rename. An OSError names the file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Every container's first process is number 1, and containers may share a host's name: chance tells them apart.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "w") as file:
             file.write(text)
@@ -57,6 +59,8 @@ def read_json(path: Path) -> Any:
         return None
     except json.JSONDecodeError as error:
         raise json.JSONDecodeError(f"{path}: damaged: {error.msg}", error.doc, error.pos) from None
+    except UnicodeDecodeError:
+        raise json.JSONDecodeError(f"{path}: damaged: no UTF-8", "", 0) from None
 
 
 def look_afresh(directory: Path) -> None:

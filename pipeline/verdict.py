@@ -5,6 +5,7 @@ exit/verdict.json, prints the reason and ends with the code of the contract. A s
 leaves one all the same, that says why: what reads the newest attempt's verdict must not find an older start's.
 """
 
+import json
 import os
 import sys
 import time
@@ -84,6 +85,6 @@ if __name__ == "__main__":
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_INPUT)
-    except (FaultError, OSError) as error:
+    except (FaultError, OSError, json.JSONDecodeError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_FAULT)

@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,8 +84,13 @@ class KubernetesLauncher:
         documents = self._manifests(request, next_generation(request.directory))
         found = self._linted(request, documents)
         if not found:
-            with contextlib.suppress(NoAnswer):  # whoever only looks needs no cluster
+            try:
                 found += self._server_says(documents)
+                said = f"checked by {self.client.host}" if not found else ""
+            except NoAnswer as silence:  # whoever only looks needs no cluster
+                said = f"not checked by a server: {silence}"
+            if said:
+                sys.stderr.write(f"{MANIFEST}: {said}\n")
         return found, self._out_of_place(request)
 
     def _out_of_place(self, request: JobRequest) -> list[str]:
@@ -285,7 +291,8 @@ class KubernetesLauncher:
     def _linted(self, request: JobRequest, documents: Sequence[dict]) -> list[str]:
         if (wrong := memory_problem(request, self.profile)) is not None:
             return [wrong]
-        return problems(documents, Needs(request.stop_lead_seconds, request.shared_memory_bytes))
+        on_volume = volume_problem(request.directory, self.profile, "", to_write=False) is None
+        return problems(documents, Needs(request.stop_lead_seconds, request.shared_memory_bytes, on_volume))
 
     def _server_says(self, documents: Sequence[dict]) -> list[str]:
         """What the API server would refuse, field by field. NoAnswer; who may not create is told by the submission."""

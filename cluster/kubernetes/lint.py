@@ -20,6 +20,7 @@ WORDS = {
     "dnsPolicy": ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
     "terminationMessagePolicy": ("File", "FallbackToLogsOnError"),
 }
+GENERATION_LABEL, QUEUE_LABEL = "vit/generation", "kueue.x-k8s.io/queue-name"
 OPERATORS, EFFECTS = ("Exists", "Equal"), ("NoSchedule", "PreferNoSchedule", "NoExecute")
 FIELDS = {
     "job": """activeDeadlineSeconds backoffLimit completionMode completions parallelism podFailurePolicy
@@ -45,6 +46,7 @@ class Needs(NamedTuple):
 
     stop_lead_seconds: float = 0.0
     shared_memory_bytes: int = 0
+    on_volume: bool = True  # False: that the run directory lies on none is told already
 
 
 NOTHING = Needs()
@@ -63,6 +65,8 @@ def problems(documents: Sequence[Any], needs: Needs = NOTHING) -> list[str]:
         except (AttributeError, TypeError, ValueError) as error:  # something is not the list or mapping it has to be
             found.append(f"{place}: a field has the wrong type: {error}")
     kinds = [document.get("kind") for document in documents if isinstance(document, dict)]
+    for kind in sorted({str(kind) for kind in kinds if kinds.count(kind) > 1}):
+        found.append(f"{kind}: stands {kinds.count(kind)} times; a run is one job with one Service; keep one")
     if not {"Job", "JobSet"} & set(kinds):
         found.append("no Job and no JobSet: nothing would run; add one")
     return found
@@ -81,6 +85,9 @@ def _of_document(document: dict, documents: Sequence[dict], needs: Needs) -> Ite
     if kind == "Service":
         yield from _service(spec)
     elif kind == "Job":
+        labels = (document.get("metadata") or {}).get("labels") or {}
+        if QUEUE_LABEL in labels and "suspend" not in spec:
+            yield f"spec.suspend: missing: the queue {labels[QUEUE_LABEL]} lets in what is suspended; write true"
         yield from _job(spec, "spec", needs)
         yield from _meeting_by_service(document, documents)
     else:
@@ -131,7 +138,13 @@ def _job(spec: dict, place: str, needs: Needs, *, restarts_inside: bool = True) 
         yield f"{place}.backoffLimit: {limit!r}: must be a whole number, nodes x restarts; write it"
     elif restarts_inside and _is_count(completions) and limit % completions:
         yield f"{place}.backoffLimit: {limit}: each of {completions} pods counts in one incident; make it a multiple"
+    if "activeDeadlineSeconds" in spec:
+        yield f"{place}.activeDeadlineSeconds: {spec['activeDeadlineSeconds']}: would end the run; leave it out"
+    if spec.get("podReplacementPolicy", "Failed") != "Failed":
+        policy = spec["podReplacementPolicy"]
+        yield f"{place}.podReplacementPolicy: {policy}: two pods would have one index; write Failed"
     template = spec.get("template") or {}
+    yield from _variables_of_job(spec, template, f"{place}.template.spec")
     yield from _unknown(template, "metadata spec", f"{place}.template.")
     pod = template.get("spec") or {}
     yield from _failure_policy(spec.get("podFailurePolicy"), pod, f"{place}.podFailurePolicy")
@@ -156,13 +169,17 @@ def _failure_policy(policy: Any, pod: dict, place: str) -> Iterator[str]:
             yield f"{here}: needs either onExitCodes or onPodConditions, not both; keep one"
         if not codes:
             continue
-        if codes.get("operator") not in ("In", "NotIn"):
-            yield f"{here}.onExitCodes.operator: {codes.get('operator')}: unknown; use In"
+        if codes.get("operator") != "In":
+            yield f"{here}.onExitCodes.operator: {codes.get('operator')}: would decide of every other code; use In"
         if (name := codes.get("containerName")) not in (None, *names):
             yield f"{here}.onExitCodes.containerName: {name}: no such container; use {', '.join(map(str, names))}"
         if 0 in codes.get("values", []):
             yield f"{here}.onExitCodes.values: 0 is no failure; take it out"
         decided |= {code: rule.get("action") for code in codes.get("values", []) if code not in decided}
+    first = (policy.get("rules") or [{}])[0]
+    conditions = [(one.get("type"), one.get("status", "True")) for one in first.get("onPodConditions") or []]
+    if first.get("action") != "Ignore" or conditions != [("DisruptionTarget", "True")]:
+        yield f"{place}.rules[0]: an evicted pod must not count; Ignore DisruptionTarget before all else"
     for code, action in ((1, "FailJob"), (2, "FailJob"), (75, "Count"), (76, "Count")):
         if decided.get(code) != action:
             yield f"{place}: exit code {code} has {decided.get(code, 'no rule')}; give it {action}"
@@ -190,7 +207,35 @@ def _pod(pod: dict, place: str, needs: Needs) -> Iterator[str]:
     volumes = pod.get("volumes") or []
     for number, container in enumerate(containers):
         yield from _container(container, volumes, f"{place}.containers[{number}]")
+    for volume in volumes:
+        if len(volume) != 2:
+            yield f"{place}.volumes: {volume.get('name')}: must have a name and one source; write persistentVolumeClaim"
+    if needs.on_volume:
+        yield from _working_directory(containers, f"{place}.containers")
     yield from _shared_memory(containers, volumes, place, needs)
+
+
+def _working_directory(containers: Sequence[dict], place: str) -> Iterator[str]:
+    for number, container in enumerate(containers):
+        folder = str(container.get("workingDir", ""))
+        paths = [str(mount.get("mountPath")) for mount in container.get("volumeMounts") or []]
+        if not any(path != "/dev/shm" and f"{folder}/".startswith(f"{path.rstrip('/')}/") for path in paths):
+            yield f"{place}[{number}].workingDir: {folder}: no volume is mounted there, where the run lies; mount it"
+
+
+def _variables_of_job(spec: dict, template: dict, place: str) -> Iterator[str]:
+    """What pods agree by must be what the Job says."""
+    labels = (template.get("metadata") or {}).get("labels") or {}
+    for container in (template.get("spec") or {}).get("containers") or []:
+        given = {one.get("name"): one for one in container.get("env") or []}
+        source = (given.get("VIT_POD", {}).get("valueFrom") or {}).get("fieldRef") or {}
+        if source.get("fieldPath") != "metadata.uid":
+            yield f"{place}: VIT_POD: pods would not be told apart; write a fieldRef of metadata.uid"
+        start, nodes = (given.get(name, {}).get("value") for name in ("VIT_START", "VIT_NODES"))
+        if start != (generation := labels.get(GENERATION_LABEL)):
+            yield f"{place}: VIT_START {start}: the label {GENERATION_LABEL} is {generation}; make them equal"
+        if str(nodes).rpartition("-")[2] != str(spec.get("completions")):
+            yield f"{place}: VIT_NODES {nodes}: completions are {spec.get('completions')}; make them equal"
 
 
 def _tolerations(tolerations: Iterable[dict], place: str) -> Iterator[str]:
@@ -222,6 +267,8 @@ def _container(container: dict, volumes: Sequence[dict], place: str) -> Iterator
     for mount in container.get("volumeMounts") or []:
         if mount.get("name") not in known:
             yield f"{place}.volumeMounts: {mount.get('name')}: no volume has that name; add it to volumes"
+        if not str(mount.get("mountPath", "")).startswith("/"):
+            yield f"{place}.volumeMounts: {mount.get('mountPath')}: must begin with /; write the whole path"
         if mount.get("mountPath") in paths:
             yield f"{place}.volumeMounts: {mount['mountPath']}: is mounted twice; keep one"
         paths.add(mount.get("mountPath"))

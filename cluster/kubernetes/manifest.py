@@ -21,8 +21,10 @@ from cluster.kubernetes.profile import KubernetesProfile, bytes_of
 
 MOST_NAME = 48  # of 63: for `-n-0` of a JobSet's job, the pod's index and five letters
 PORT = 29500
+MOST_WEIGHT = 100  # of a preference of the scheduler
 CONTAINER = "supervisor"
 REPLICATED_JOB = "n"
+QUEUE_GATHER_MINUTES = 5.0  # to pull an image, where a queue let in a part of a range at once
 LEAVE_SECONDS = 30  # between a stopped run's checkpoint and the kill
 NOBODY_SPECIAL = 1000
 RUN_LABEL, GENERATION_LABEL = "vit/run", "vit/generation"
@@ -84,6 +86,14 @@ def nodes_of(profile: KubernetesProfile) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
+def gather_minutes(profile: KubernetesProfile) -> float:
+    """How long pods wait for each other. Those of a range that Kueue left out never come: waiting would cost GPUs."""
+    least, most = nodes_of(profile)
+    return (
+        min(profile.gather_minutes, QUEUE_GATHER_MINUTES) if profile.queue and least < most else profile.gather_minutes
+    )
+
+
 def grace_seconds(request: JobRequest, profile: KubernetesProfile) -> int:
     """Between SIGTERM and SIGKILL."""
     return profile.grace_seconds or math.ceil(request.stop_lead_seconds) + LEAVE_SECONDS
@@ -109,7 +119,7 @@ def _service(metadata: Manifest) -> Manifest:
 
 def _job(metadata: Manifest, pod: Manifest, profile: KubernetesProfile) -> Manifest:
     least, most = nodes_of(profile)
-    # One incident ends every pod of the start, and each counts.
+    # One incident ends every pod of the start, and each counts; an eviction all but the pod that was evicted.
     spec = _job_spec(pod, profile, backoff_limit=most * profile.max_restarts)
     labels, annotations = dict(metadata["labels"]), dict(metadata["annotations"])
     if profile.queue:
@@ -257,7 +267,7 @@ def _environment(request: JobRequest, profile: KubernetesProfile, generation: in
         "VIT_JOB": job_id(name, generation),
         "VIT_START": str(generation),
         "VIT_NODES": str(profile.nodes),
-        "VIT_GATHER_SECONDS": f"{60 * profile.gather_minutes:.0f}",
+        "VIT_GATHER_SECONDS": f"{60 * gather_minutes(profile):.0f}",
     }
     # A user that only a number knows has neither home nor name, and caches want both.
     defaults = {"HOME": "/tmp", "USER": "vit", "PYTHONUNBUFFERED": "1"}
@@ -276,15 +286,14 @@ def _field(name: str, path: str) -> Manifest:
 
 
 def _affinity(given: Mapping[str, Any], avoided: Sequence[str]) -> Manifest:
-    """The profile's affinity, and not those machines. Of a list of terms one must hold, so each gets them."""
+    """The profile's affinity, and rather not those machines: where no other has room they are better than none."""
     if not avoided:
         return dict(given)
     away = [{"key": "metadata.name", "operator": "NotIn", "values": [machine]} for machine in avoided]
     node = dict(given.get("nodeAffinity") or {})
-    required = node.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
-    terms = required.get("nodeSelectorTerms") or [{}]
-    terms = [term | {"matchFields": [*term.get("matchFields", []), *away]} for term in terms]
-    node["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
+    preferred = node.get("preferredDuringSchedulingIgnoredDuringExecution") or []
+    away = [{"weight": MOST_WEIGHT, "preference": {"matchFields": [one]}} for one in away]
+    node["preferredDuringSchedulingIgnoredDuringExecution"] = [*preferred, *away]
     return dict(given) | {"nodeAffinity": node}
 
 

@@ -8,6 +8,12 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 SUBDOMAIN = rf"{LABEL}(\.{LABEL})*"
 QUANTITY = r"(0|[1-9]\d*)(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?"
+_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+# [HOST[:PORT]/]PATH[:TAG][@DIGEST], as container registries spell it: the path has no capitals.
+IMAGE = (
+    rf"(([A-Za-z0-9][-A-Za-z0-9]*(\.[A-Za-z0-9][-A-Za-z0-9]*)+(:\d+)?|[A-Za-z0-9][-A-Za-z0-9]*:\d+|localhost)/)?"
+    rf"{_PART}(/{_PART})*(:\w[\w.-]{{0,127}})?(@[A-Za-z][A-Za-z0-9]*:[0-9a-fA-F]{{32,}})?"
+)
 Name = Annotated[str, Field(pattern=rf"^{SUBDOMAIN}$", max_length=253)]
 Quantity = Annotated[str, Field(pattern=rf"^{QUANTITY}$")]
 LabelKey = Annotated[str, Field(pattern=rf"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$")]
@@ -90,7 +96,8 @@ class KubernetesProfile(_Part):
     nodes: Count | Annotated[str, Field(pattern=r"^[1-9]\d*-[1-9]\d*$")] = 1
     """Pods: a number, or a range such as `2-4`: a start waits `gather_minutes` for all and begins with what came."""
     gather_minutes: Annotated[float, Field(gt=0)] = 60.0
-    """How long the pods that are there wait for the others before they give up, or begin with fewer."""
+    """How long the pods that are there wait for the others before they give up, or begin with fewer. Of a range in a
+    queue they wait 5 minutes at most: Kueue lets in all that will come at once."""
     ranks_per_node: Count | None = None
     """Processes per pod, each with one accelerator. None: one per accelerator, or one on CPU nodes."""
     accelerators_per_node: Annotated[int, Field(strict=True, ge=0)] = 8
@@ -107,7 +114,7 @@ class KubernetesProfile(_Part):
     """Memory of each pod, such as `480Gi`, shared memory included. None: neither asked for nor limited."""
     shared_memory: Quantity | None = None
     """Size of /dev/shm, in memory. None: from ranks, micro-batch and workers; less than those need is refused."""
-    image: Annotated[str, Field(pattern=r"^[^\s]+$")]
+    image: Annotated[str, Field(pattern=rf"^{IMAGE}$")]
     """The container image: `cluster/Dockerfile` makes one. Best with a digest or a tag that never moves."""
     python: Annotated[str, Field(min_length=1)] = "python"
     """The interpreter inside the image that has this project."""
@@ -163,6 +170,14 @@ class KubernetesProfile(_Part):
         if most and int(least) > int(most):
             raise ValueError(f"write the smaller number first: {most}-{least}")
         return nodes
+
+    @model_validator(mode="after")
+    def _jobset_has_no_range(self) -> "KubernetesProfile":
+        if self.backend == "jobset" and "-" in str(self.nodes):
+            raise ValueError(
+                f"nodes: {self.nodes}: a JobSet starts all its pods or none; write one number, or backend job"
+            )
+        return self
 
     @field_validator("labels", "annotations")
     @classmethod

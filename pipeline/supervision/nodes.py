@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, FaultError, InputError
@@ -184,27 +184,64 @@ def join(run: RunDirectory, node: Node) -> Meeting:
     return Meeting(attempt, meeting["address"], meeting["port"])
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A node's heartbeat, and between which two looks at it it came; times of our own monotonic clock."""
+
+    beat: dict[str, Any]
+    changed_after: float
+    changed_before: float
+    looked_at: float
+
+    def is_fresh(self, now: float) -> bool:
+        return now - self.changed_before < FRESH_SECONDS
+
+
 class Peers:
     """The other nodes of an attempt, as far as their heartbeats and verdicts tell.
 
     Read only while our own ranks stand still or were asked to stop, and while they do only of the next node: of a
-    thousand nodes each that is lost is missed by the one before it.
+    thousand nodes each that is lost is missed by the one before it. Clocks of machines differ, so the times that
+    heartbeats state are never compared: what counts is when a heartbeat was seen to change, by this node's own clock.
     """
 
     def __init__(self, attempt: Attempt, node: Node, now: float):
         self.attempt, self.node, self._began = attempt, node, now
+        self._seen: dict[int, _Seen] = {}
 
     def __bool__(self) -> bool:
         return self.node.count > 1
 
+    @property
+    def _next(self) -> int:
+        return (self.node.number + 1) % self.node.count
+
+    def watch_next(self, now: float) -> None:
+        """Look at the next node's heartbeat before it may be missed: its silence is counted from the first look."""
+        self._look(self._next, now)
+
+    def _look(self, number: int, now: float) -> "_Seen | None":
+        beat, before = read_json(self.attempt.heartbeat(number)), self._seen.get(number)
+        if beat is None:
+            return before
+        if before is None:
+            seen = _Seen(beat, float("-inf"), now, now)
+        elif before.beat != beat:
+            seen = _Seen(beat, before.looked_at, now, now)
+        else:
+            seen = replace(before, looked_at=now)
+        self._seen[number] = seen
+        return seen
+
     def next_is_lost(self, now: float) -> Hang | None:
         """What is to be said of the next node where it is lost."""
-        number = (self.node.number + 1) % self.node.count
+        number = self._next
         if self.attempt.node_verdict(number).exists():
             return None
-        beat = read_json(self.attempt.heartbeat(number))
-        silence = now - self._began if beat is None else time.time() - beat["time"]
-        if silence < (long_hang_seconds() if beat is None else lost_seconds()):
+        seen = self._look(number, now)
+        beat = seen.beat if seen else None
+        silence = now - (seen.changed_before if seen else self._began)
+        if silence < (lost_seconds() if seen else long_hang_seconds()):
             return None
         host = beat["host"] if beat else dict(enumerate(self.node.hosts)).get(number)
         name = f"node {number} ({host})" if host else f"node {number}"
@@ -212,13 +249,15 @@ class Peers:
             f"{name} was lost: {'not heard of for' if beat else 'it did not come within'} {silence:.0f} s", host
         )
 
-    def furthest_behind(self, since: float) -> tuple[int | None, bool]:
-        """The least `count` of all ranks elsewhere, and whether all that live were heard of after `since` (a time)."""
+    def furthest_behind(self, now: float, since: float) -> tuple[int | None, bool]:
+        """The least `count` of all ranks elsewhere, and whether all that live were heard of after `since`.
+
+        Both times are of this node's monotonic clock. Of a heartbeat that is seen first, nobody knows how old it is.
+        """
         others = [number for number in range(self.node.count) if number != self.node.number]
-        beats = [beat for number in others if (beat := read_json(self.attempt.heartbeat(number)))]
-        lively = [beat for beat in beats if time.time() - beat["time"] < FRESH_SECONDS]
-        counts = [place["count"] for beat in lively for place in beat["positions"].values()]
-        return min(counts, default=None), all(beat["time"] > since for beat in lively)
+        lively = [seen for number in others if (seen := self._look(number, now)) and seen.is_fresh(now)]
+        counts = [place["count"] for seen in lively for place in seen.beat["positions"].values()]
+        return min(counts, default=None), all(seen.changed_after >= since for seen in lively)
 
     def failure(self) -> str | None:
         """How another node ended, where it did so with neither its work done nor a stop."""

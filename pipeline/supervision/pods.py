@@ -119,6 +119,8 @@ class _Patience:
         if time.monotonic() - self._afresh_at > AFRESH_SECONDS:
             self._afresh_at = time.monotonic()
             look_afresh(folder)
+            if folder != self.run.path:
+                look_afresh(self.run.path)  # job.json may name another attempt by now
         time.sleep(max(LOOK_SECONDS, 0.01 * self.pod.most))
 
 
@@ -192,7 +194,8 @@ def _join(run: RunDirectory, pod: Pod, host: str, patience: _Patience) -> tuple[
             patience.began = time.monotonic()  # others train: what comes later is for the next attempt
         if patience.passed > pod.gather_seconds + (0.0 if number is None else CALL_SECONDS):
             raise FaultError(f"{run.path}: no first pod called within {patience.passed:.0f} s")
-        patience.pause(run.path, stop_at_once=number is None or number in not_ours)
+        waiting_here = number is not None and number not in not_ours
+        patience.pause(run.attempt(number).path if waiting_here else run.path, stop_at_once=not waiting_here)
 
 
 def _called(run: RunDirectory, pod: Pod) -> int | None:

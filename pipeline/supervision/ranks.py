@@ -97,13 +97,13 @@ class Supervision:
     def _judge_with_peers(self, alive: Mapping[int, int], now: float) -> None:
         """The same where a rank may wait for one of another node: what is wrong there is for that node to say."""
         standing, hung = self.watchdog.standing(alive, now)[1], self.watchdog.hung(alive, now)
-        still = standing > lost_seconds()
+        still, watching = standing > lost_seconds(), standing > lost_seconds() / 3
         if not hung:
             self._left_at = None
         pause = max(1.0, 0.02 * self.node.count)  # all others' files are read
         if self.in_pod:
             pause = 2 * pause
-        if not (hung or still or self.stop_asked or self.in_pod) or now - self._peers_asked_at < pause:
+        if not (hung or watching or self.stop_asked or self.in_pod) or now - self._peers_asked_at < pause:
             return
         self._peers_asked_at = now
         if self.in_pod and (reason := why_over(self.attempt)) is not None:
@@ -111,6 +111,8 @@ class Supervision:
             return
         if (self.stop_asked or hung or self.in_pod) and self._failed_at is None and self._peers.failure():
             self._failed_at = now
+        if watching:
+            self._peers.watch_next(now)
         if still:
             self.hang = self._peers.next_is_lost(now)
         if hung and self.hang is None:
@@ -119,7 +121,7 @@ class Supervision:
     def _hang_among_peers(self, alive: Mapping[int, int], now: float) -> Hang | None:
         """What is to be said of ranks that hang here; None while it is another node's to say."""
         count, standing = self.watchdog.standing(alive, now)
-        behind, complete = self._peers.furthest_behind(since=time.time() - standing)
+        behind, complete = self._peers.furthest_behind(now, since=now - standing)
         is_here = behind is None or behind > count
         if not is_here and not (complete or behind < count):
             return None

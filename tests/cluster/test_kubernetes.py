@@ -344,3 +344,11 @@ def test_a_run_that_came_from_another_cluster_counts_on_above_its_jobs(cluster, 
     assert launcher_in(request_).submit(request_).id == f"{NAME}:4712"
     said = read_object(Path(request_.directory) / "job.json")
     assert said["attempt"] == 3 and "start" not in said
+
+
+def test_a_dry_run_says_whether_a_server_was_asked(cluster, request_, capsys):
+    assert launcher_in(request_).objections(request_) == ([], [])
+    assert capsys.readouterr().err == f"job.yaml: checked by http://127.0.0.1:{cluster._port}\n"
+    cluster.stop()
+    assert launcher_in(request_).objections(request_) == ([], [])
+    assert capsys.readouterr().err.startswith("job.yaml: not checked by a server: http://127.0.0.1:")

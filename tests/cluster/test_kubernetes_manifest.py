@@ -25,7 +25,7 @@ RUN = Path("/vit/runs/mae")
 VOLUMES = [{"claim": "vit", "path": "/vit"}]
 EVERYTHING: dict[str, Any] = {
     "nodes": "2-4", "gather_minutes": 5, "accelerators_per_node": 4, "accelerator_resource": "amd.com/gpu", "cpus": 64,
-    "memory": "480Gi", "shared_memory": "32Gi", "namespace": "vision", "image": "registry.example/vit@sha256:12",
+    "memory": "480Gi", "shared_memory": "32Gi", "namespace": "vision", "image": "r.example/vit@sha256:" + 64 * "1",
     "python": "/opt/vit/bin/python", "image_pull_policy": "Always", "image_pull_secrets": ["registry"],
     "volumes": [*VOLUMES, {"claim": "images", "path": "/data", "subpath": "birds", "read_only": True},
                 {"claim": "vit", "path": "/vit2", "subpath": "more"}],
@@ -115,6 +115,14 @@ def _memory(documents: list[dict]) -> None:
     _container(documents)["resources"]["limits"]["memory"] = "16GB"
 
 
+def _rules(documents: list[dict]) -> list[dict]:
+    return _job(documents)["podFailurePolicy"]["rules"]
+
+
+def _variable(documents: list[dict], name: str) -> dict:
+    return next(one for one in _container(documents)["env"] if one["name"] == name)
+
+
 BROKEN = {
     "an unknown field": (
         lambda d: _job(d).update(paralelism=2),
@@ -202,6 +210,23 @@ BROKEN = {
     "a toleration with a value too many": (lambda d: _pod(d).update(tolerations=[{"operator": "Exists", "value": "x"}]),
                                            "tolerations[0].value: x: Exists takes no value"),
     "a wrong effect": (lambda d: _pod(d).update(tolerations=[{"key": "a", "effect": "No"}]), "effect: No: unknown"),
+    "evictions that count": (lambda d: _rules(d).pop(0), "rules[0]: an evicted pod must not count"),
+    "evictions asked last": (lambda d: _rules(d).append(_rules(d).pop(0)), "rules[0]: an evicted pod must not count"),
+    "evictions that fail": (lambda d: _rules(d)[0].update(action="FailJob"), "rules[0]: an evicted pod must not count"),
+    "all codes but some": (lambda d: _rules(d)[1]["onExitCodes"].update(operator="NotIn"), "operator: NotIn: would"),
+    "pods without a name": (lambda d: _variable(d, "VIT_POD").update(name="X"), "VIT_POD: pods would not be told"),
+    "another start": (lambda d: _variable(d, "VIT_START").update(value="8"), "VIT_START 8: the label"),
+    "more nodes": (lambda d: _variable(d, "VIT_NODES").update(value="3"), "VIT_NODES 3: completions are 2"),
+    "a run on no volume": (lambda d: _container(d).update(workingDir="/vitality/a"), "/vitality/a: no volume"),
+    "a mount that is relative": (lambda d: _container(d)["volumeMounts"][1].update(mountPath="vit"), "vit: must begin"),
+    "a volume of nothing": (lambda d: _pod(d)["volumes"][1].pop("persistentVolumeClaim"), "a name and one source"),
+    "two jobs": (lambda d: d.append(copy.deepcopy(d[-1])), "Job: stands 2 times"),
+    "a deadline": (lambda d: _job(d).update(activeDeadlineSeconds=9), "activeDeadlineSeconds: 9: would end the run"),
+    "pods beside dying ones": (lambda d: _job(d).update(podReplacementPolicy="TerminatingOrFailed"), "have one index"),
+    "a queue that is passed": (
+        lambda d: d[-1]["metadata"].update(labels={"kueue.x-k8s.io/queue-name": "q"}),
+        "spec.suspend: missing: the queue q",
+    ),
     "nothing to run": (lambda d: d.pop(), "no Job and no JobSet: nothing would run"),
 }  # fmt: skip
 
@@ -248,16 +273,16 @@ def test_names_of_keys_that_differ_in_case_alone_differ():
     assert len({job_name(key) for key in ("run-a", "run_a", "Run-a", "run.a")}) == 4
 
 
-def test_a_machine_that_failed_is_kept_away_from_whatever_the_affinity_is():
-    (term,) = _terms(manifests(request_in(), profile_with(), 1, (1, 1), ["gpu-7"])[-1])
-    assert term == {"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["gpu-7"]}]}
-    (term,) = _terms(rendered("everything")[-1])
-    assert [field["values"] for field in term["matchFields"]] == [["gpu-7"], ["gpu-9"]] and term["matchExpressions"]
-
-
-def _terms(job: dict) -> list[dict]:
-    affinity = job["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
-    return affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+def test_a_machine_that_failed_is_kept_away_from_where_another_has_room_whatever_the_affinity_is():
+    for documents, avoided in (
+        (manifests(request_in(), profile_with(), 1, (1, 1), ["gpu-7"]), ["gpu-7"]),
+        (rendered("everything"), ["gpu-7", "gpu-9"]),
+    ):
+        node = _pod(documents)["affinity"]["nodeAffinity"]
+        fields = [one["preference"]["matchFields"] for one in node["preferredDuringSchedulingIgnoredDuringExecution"]]
+        assert fields == [[{"key": "metadata.name", "operator": "NotIn", "values": [name]}] for name in avoided]
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    assert node[required] == EVERYTHING["affinity"]["nodeAffinity"][required]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +314,9 @@ def test_what_a_profile_gets_wrong_about_a_run_is_found_before_submission(fields
         ({"env": {"MASTER_ADDR": "x"}}, "MASTER_ADDR is set by the launcher"),
         ({"env": {"A": "b"}, "env_from_secret": {"A": {"secret": "s", "key": "k"}}}, "A stands in both; keep one"),
         ({"env_from_secret": {"A": "value"}}, "valid dictionary or instance of SecretKey"),
+        ({"nodes": "2-4", "backend": "jobset"}, "a JobSet starts all its pods or none; write one number"),
+        ({"image": "REGISTRY/vit:1"}, "String should match pattern"),
+        ({"image": "https://r.example/vit"}, "String should match pattern"),
         ({"user": 0}, "greater than or equal to 1"),
         ({"gpus": 8}, "Extra inputs are not permitted"),
     ],
@@ -305,6 +333,20 @@ def test_a_profile_is_read_by_its_kind_and_knows_its_nodes_and_ranks():
     assert isinstance(launcher_for("kubernetes", read.model_dump()), KubernetesLauncher)
     with pytest.raises(ValueError, match="`sge` is not a place that runs jobs; use local, slurm or kubernetes"):
         launcher_for("sge", {})
+
+
+@pytest.mark.parametrize("name", ["vit", "vit:1", "localhost:5000/vit:1", "R.example:5000/a/b_c:V1", "team/vit-x.y"])
+def test_an_image_is_named_as_registries_spell_it(name):
+    assert profile_with(image=name).image == name
+
+
+def test_pods_of_a_range_that_a_queue_let_in_do_not_wait_for_those_it_left_out():
+    def waits(**fields) -> str:
+        env = _container(manifests(request_in(), profile_with(**fields), 1, (1, 1)))["env"]
+        return next(one["value"] for one in env if one["name"] == "VIT_GATHER_SECONDS")
+
+    assert waits(nodes="2-4", queue="q") == "300" and waits(nodes="2-4", queue="q", gather_minutes=1) == "60"
+    assert waits(nodes="2-4") == waits(nodes=4, queue="q") == "3600"
 
 
 def test_a_quantity_is_read_as_kubernetes_does():

@@ -56,10 +56,10 @@ def test_the_worker_runs_what_the_deployments_name_as_nobody_special():
     (deployment,) = [document for document in documents() if document["kind"] == "Deployment"]
     worker = deployment["spec"]["template"]["spec"]
     (container,) = worker["containers"]
-    pools = {
-        one["work_pool"]["name"] for one in yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]
-    }
-    assert pools == {container["command"][container["command"].index("--pool") + 1]}
+    # Not the pool of a team's own worker: a run of the cluster must not start on its machine.
+    assert container["command"][container["command"].index("--pool") + 1] == "kubernetes"
+    assert "pool: kubernetes" in (ROOT / "README.md").read_text()
+    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in [one["name"] for one in container["env"]]
     assert worker["securityContext"]["runAsNonRoot"] and worker["securityContext"]["runAsUser"] > 0
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert not any(one.get("value") for one in container["env"] if "AUTH" in one["name"] or "PASSWORD" in one["name"])

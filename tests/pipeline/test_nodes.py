@@ -206,16 +206,32 @@ def test_the_next_node_is_lost_when_its_heartbeat_stays_away_and_its_verdict_too
     assert peers.next_is_lost(now + 60) is None and "did not come" in peers.next_is_lost(now + 2000).reason
     said = {"time": time.time(), "host": "a2", "positions": {"1": {"phase": "data", "step": 3, "count": 5}}}
     write_json(attempt.heartbeat(1), said)
-    assert peers.next_is_lost(now) is None and peers.furthest_behind(time.time() - 5) == (5, True)
-    assert peers.furthest_behind(time.time() + 5) == (5, False)
+    assert peers.next_is_lost(now) is None and peers.furthest_behind(now, now - 5) == (5, False)  # of unknown age
+    write_json(attempt.heartbeat(1), said | {"time": time.time() + 10})
+    assert peers.furthest_behind(now + 10, now - 5) == (5, True)
+    assert peers.furthest_behind(now + 10, now + 5) == (5, False)
     assert positions_of(attempt) == [Position(5, 3, "data")]
-    write_json(attempt.heartbeat(1), said | {"time": time.time() - lost_seconds() - 1})
+    assert peers.next_is_lost(now + 10 + lost_seconds() - 1) is None
+    now += 10 + lost_seconds() + 1
     lost = peers.next_is_lost(now)
-    assert lost.reason.startswith("node 1 (a2) was lost: not heard of for ") and lost.avoid == "a2"
-    assert peers.furthest_behind(time.time()) == (None, True)
+    assert lost.reason == f"node 1 (a2) was lost: not heard of for {lost_seconds() + 1:.0f} s" and lost.avoid == "a2"
+    assert peers.furthest_behind(now, now) == (None, True)
     assert peers.failure() is None
     attempt.write_node_verdict(verdict(1), EXIT_FAULT, "because")
     assert peers.next_is_lost(now) is None and peers.failure() == "node 1: because"
+
+
+@pytest.mark.parametrize("ahead", [-7200.0, -70.0, 70.0])
+def test_a_clock_that_differs_makes_no_node_lost_and_hides_none_that_is(run, ahead):
+    attempt, now = lead(run, FIRST, 1).attempt, time.monotonic()
+    peers = Peers(attempt, FIRST, now)
+    said = {"host": "a2", "positions": {"1": {"phase": "data", "step": 3, "count": 5}}}
+    for passed in range(0, 200, 10):
+        write_json(attempt.heartbeat(1), said | {"time": time.time() + ahead + passed})
+        peers.watch_next(now + passed)
+        assert peers.next_is_lost(now + passed) is None
+        assert peers.furthest_behind(now + passed, now + passed - 15) == (5, passed > 0)
+    assert peers.next_is_lost(now + passed + lost_seconds() + 1) is not None
 
 
 def test_a_heartbeat_says_where_the_ranks_of_its_node_are(run):

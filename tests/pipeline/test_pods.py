@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.job import write_object
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, FaultError
 from pipeline.run_directory import RunDirectory, read_json, write_json
 from pipeline.supervision import pods
@@ -131,6 +132,18 @@ def test_of_a_range_those_begin_that_came_in_time_and_a_late_one_waits_for_the_n
     assert where(late) == where(again) and counts == [2, 3]
 
 
+def test_a_pod_that_answered_looks_afresh_where_the_meeting_will_be(run, pool, monkeypatch):
+    looked: list[Path] = []
+    monkeypatch.setattr(pods, "AFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(pods, "look_afresh", looked.append)
+    second = comes(pool, run, SECOND)
+    until(lambda: run.path in looked)
+    run.attempt(1).path.mkdir(parents=True)
+    write_json(run.job_file, {"kind": "kubernetes", "id": "vit-a:1", "key": "k", "attempt": 1, "start": "1.1"})
+    until(lambda: run.attempt(1).path in looked)
+    assert not second.done()
+
+
 def test_too_few_in_time_is_a_fault_that_says_how_many(run, pool):
     with pytest.raises(FaultError, match="1 of 2 pods came within 0 s, and 2 are needed; see why the others wait"):
         comes(pool, run, replace(FIRST, gather_seconds=0.1)).result()
@@ -184,6 +197,33 @@ def in_pod(index: int, uid: str, **more: str) -> dict[str, str]:
         "MASTER_ADDR": "localhost", "MASTER_PORT": "0", "VIT_GATHER_SECONDS": "60", "VIT_NODE_NAME": f"gpu-{index}",
         "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
     } | more  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [write_json, write_object])
+def test_processes_of_one_number_on_one_host_write_one_file_and_none_is_damaged(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in every container
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu-1")  # with the host's own network
+    path, contents = tmp_path / "job.json", [{"attempt": n, "start": "x" * 4000 * n} for n in range(1, 9)]
+
+    def again(content: dict) -> None:
+        for _ in range(60):
+            write(path, content)
+            assert read_json(path) in contents
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(again, content) for content in contents]:
+            done.result()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["job.json"]
+
+
+@pytest.mark.parametrize("damage", [b'{"kind": "kube', b"\xff\xfe", b"\0" * 20])
+def test_a_damaged_file_that_pods_share_is_a_fault_of_the_machinery_in_one_line(run, damage):
+    run.job_file.write_bytes(damage)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline.launch", str(run.path)], env=in_pod(1, "u1"), capture_output=True, text=True
+    )
+    assert ended.returncode == EXIT_FAULT and len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert str(run.job_file) in ended.stderr
 
 
 def test_a_waiting_supervisor_hears_of_a_stop(run):
