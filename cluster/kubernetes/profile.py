@@ -12,6 +12,12 @@ Name = Annotated[str, Field(pattern=rf"^{SUBDOMAIN}$", max_length=253)]
 Quantity = Annotated[str, Field(pattern=rf"^{QUANTITY}$")]
 LabelKey = Annotated[str, Field(pattern=rf"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$")]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
+# References to images: [REGISTRY/]NAME[:TAG][@DIGEST]. A registry has a dot or a port, a name no capitals.
+_HOST = r"[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"
+REGISTRY = rf"(localhost(:\d+)?|{_HOST}(\.{_HOST})+(:\d+)?|{_HOST}:\d+)"
+PART_OF_NAME = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+TAG = r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+IMAGE = rf"^({REGISTRY}/)?{PART_OF_NAME}(/{PART_OF_NAME})*{TAG}$"
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^:\x00-\x1f]*$")]
 
@@ -107,8 +113,9 @@ class KubernetesProfile(_Part):
     """Memory of each pod, such as `480Gi`, shared memory included. None: neither asked for nor limited."""
     shared_memory: Quantity | None = None
     """Size of /dev/shm, in memory. None: from ranks, micro-batch and workers; less than those need is refused."""
-    image: Annotated[str, Field(pattern=r"^[^\s]+$")]
-    """The container image: `cluster/Dockerfile` makes one. Best with a digest or a tag that never moves."""
+    image: Annotated[str, Field(pattern=IMAGE)]
+    """The container image, [REGISTRY/]NAME[:TAG][@sha256:DIGEST] in lower case, the registry with a dot or a port:
+    `cluster/Dockerfile` makes one. Best with a digest or a tag that never moves."""
     python: Annotated[str, Field(min_length=1)] = "python"
     """The interpreter inside the image that has this project."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"

@@ -25,7 +25,8 @@ RUN = Path("/vit/runs/mae")
 VOLUMES = [{"claim": "vit", "path": "/vit"}]
 EVERYTHING: dict[str, Any] = {
     "nodes": "2-4", "gather_minutes": 5, "accelerators_per_node": 4, "accelerator_resource": "amd.com/gpu", "cpus": 64,
-    "memory": "480Gi", "shared_memory": "32Gi", "namespace": "vision", "image": "registry.example/vit@sha256:12",
+    "memory": "480Gi", "shared_memory": "32Gi", "namespace": "vision",
+    "image": f"registry.example/vit@sha256:{'12' * 32}",
     "python": "/opt/vit/bin/python", "image_pull_policy": "Always", "image_pull_secrets": ["registry"],
     "volumes": [*VOLUMES, {"claim": "images", "path": "/data", "subpath": "birds", "read_only": True},
                 {"claim": "vit", "path": "/vit2", "subpath": "more"}],
