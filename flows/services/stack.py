@@ -38,10 +38,6 @@ from pipeline.errors import InputError
 
 FORMAT_VERSION = 1
 SERVERS = ("prefect", "mlflow")
-ADMINISTRATOR = (
-    "; the administrator was made at the first start on this database, with the password of then: export that one, or "
-    "another MLFLOW_TRACKING_USERNAME to make a second administrator"
-)
 
 Report = Callable[[str], None]
 
@@ -176,7 +172,7 @@ def _start_parts(home: Path, report: Report, team: TeamProfile | None) -> dict:
     processes["worker"] = servers.start_worker(home, name, environment, pool)
     ready("deployments", lambda: processes["deployments"].poll() == 0, "deployments made")
     ready("mlflow", lambda: _mlflow_answers(mlflow.asked), f"MLflow server: {mlflow.url}")
-    _require_accepted("MLflow", mlflow.url, servers.mlflow_refusal, ADMINISTRATOR if mlflow.process else "")
+    _require_accepted("MLflow", mlflow.url, servers.mlflow_refusal)
     silent = (None, before)
     ready("worker", lambda: servers.worker_heartbeat(prefect.url, name, pool) not in silent, f"worker: pool `{pool}`")
 
@@ -192,9 +188,9 @@ def _start_parts(home: Path, report: Report, team: TeamProfile | None) -> dict:
     }
 
 
-def _require_accepted(what: str, url: str, refusal: Callable[[str], str | None], more: str = "") -> None:
+def _require_accepted(what: str, url: str, refusal: Callable[[str], str | None]) -> None:
     if reason := refusal(url):
-        raise InputError(f"{what} at {without_secrets(url)} {reason}{more}")
+        raise InputError(f"{what} at {without_secrets(url)} {reason}")
 
 
 def _require_startable(team: TeamProfile | None) -> None:

@@ -11,7 +11,7 @@ import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -194,20 +194,41 @@ def _unusable(prefect: PrefectServer | None, mlflow: MlflowServer | None, source
 
 
 def require_database(part: str, server: PrefectServer | MlflowServer) -> None:
-    """InputError where the database that a server is to use does not answer, or does not know its user or password.
+    """InputError where the database that a server is to use does not answer, or does not know its user or password,
+    or where MLflow's administrator stands in it with another password.
 
-    The server itself would say so too, after half a minute and in the words of its driver.
+    The servers themselves would say so too, after a minute and in the words of their drivers.
     """
     import psycopg
 
     password = database_environment(server).get("PGPASSWORD")
     try:
-        psycopg.connect(server.database, password=password, connect_timeout=ANSWER_SECONDS).close()
+        with psycopg.connect(server.database, password=password, connect_timeout=ANSWER_SECONDS) as connection:
+            if isinstance(server, MlflowServer):
+                _require_administrator(connection)
     except psycopg.Error as error:
         first = str(error).strip().splitlines()[0]
         reason = re.sub(r"^(connection failed: )?(connection to server .*? failed: )?(FATAL: +)?", "", first)
         hint = _where_to_look(part, server, reason)
         raise InputError(f"{part}.database {server.database}: {reason}; {hint}") from None
+
+
+def _require_administrator(connection: Any) -> None:
+    """MLflow makes its administrator once and never gives them another password: what is exported may be too late."""
+    from psycopg.errors import InsufficientPrivilege, UndefinedColumn, UndefinedTable
+    from werkzeug.security import check_password_hash
+
+    user = os.environ[TRACKING_USER]
+    try:
+        row = connection.execute("SELECT password_hash FROM users WHERE username = %s", [user]).fetchone()
+    except (UndefinedTable, UndefinedColumn, InsufficientPrivilege):  # a first start, or another MLflow's tables
+        return
+    if row is not None and not check_password_hash(row[0], os.environ[TRACKING_PASSWORD]):
+        raise InputError(
+            f"mlflow: {TRACKING_PASSWORD} is not the password of {user}: the administrator was made at the first start "
+            f"on this database, with the password of then; export that one, or another {TRACKING_USER} to make a "
+            "second administrator"
+        )
 
 
 def _where_to_look(part: str, server: PrefectServer | MlflowServer, reason: str) -> str:
