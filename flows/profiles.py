@@ -12,7 +12,7 @@ from cluster.profile import resolved_profile as resolved
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, validate
 from pipeline.errors import InputError, near_matches
 from pipeline.preparation.placement import Placement
-from pipeline.redaction import names_a_secret
+from pipeline.redaction import is_secret
 
 
 def load_profile(profile: str, overrides: Sequence[str] = ()) -> tuple[Profile, Placement]:
@@ -50,7 +50,7 @@ def _validated(raw: dict[str, Any], overrides: Sequence[str], source: str) -> Pr
     except InputError as error:
         lines = (f"--set profile.{line[6:]}" if line.startswith("--set ") else line for line in error.problems)
         raise InputError(*lines) from None
-    if named := [name for name in chosen.env if names_a_secret(name)]:
+    if named := [name for name, value in chosen.env.items() if is_secret(name, value)]:
         raise InputError(
             *(f"{source}: env: {name}: a secret would stand in profile.yaml and in scripts; export it where the job "
               "starts, or keep it in the file that its library reads" for name in named)

@@ -32,6 +32,7 @@ from flows.services.team import (
     mlflow_arguments,
     mlflow_environment,
     prefect_settings,
+    require_database,
 )
 from pipeline.errors import InputError
 
@@ -156,6 +157,7 @@ def _start_parts(home: Path, report: Report, team: TeamProfile | None) -> dict:
             report(f"{line} ({time.monotonic() - begin:.0f} s)")
 
     pool, suffix = (servers.POOL, "") if team is None else (team.pool, team.deployment_suffix)
+    _require_startable(team)
     prefect, environment = _prefect_service(home, report, team)
     mlflow = _mlflow_service(home, report, team)
     if team is not None:
@@ -191,6 +193,17 @@ def _require_accepted(what: str, url: str, refusal: Callable[[str], str | None])
         raise InputError(f"{what} at {without_secrets(url)} {reason}")
 
 
+def _require_startable(team: TeamProfile | None) -> None:
+    """InputError where a server that is to be started here would find its port taken or its database closed."""
+    named = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI"}
+    parts = {} if team is None else {"prefect": team.prefect, "mlflow": team.mlflow}
+    here = {part: server for part, server in parts.items() if server and not os.environ.get(named[part])}
+    for part, server in here.items():
+        _require_free(team, part, server.port)
+    for part, server in here.items():
+        require_database(part, server)
+
+
 def _prefect_service(home: Path, report: Report, team: TeamProfile | None) -> tuple[Service, dict[str, str]]:
     """The Prefect API, and the environment of processes that talk to it: without what only a server may see."""
     secret = set() if team is None else team.secret_variables()
@@ -209,7 +222,7 @@ def _prefect_service(home: Path, report: Report, team: TeamProfile | None) -> tu
         process = servers.start_prefect_server(home, port)
     else:
         assert isinstance(team.prefect, PrefectServer), "load_team has seen to it"
-        port = _require_free(team, "prefect", team.prefect.port)
+        port = team.prefect.port
         url, asked = f"http://{team.host}:{port}/api", f"http://{_near(team)}:{port}/api"
         process = servers.start_prefect_server(home, port, team=prefect_settings(team, team.prefect))
     return Service(url, asked, process), servers.own_environment(secret) | servers.local_prefect_environment(home, url)
@@ -224,7 +237,7 @@ def _mlflow_service(home: Path, report: Report, team: TeamProfile | None) -> Ser
         url = f"http://{servers.HOST}:{port}"
         return Service(url, url, servers.start_mlflow_server(home, port))
     assert isinstance(team.mlflow, MlflowServer), "load_team has seen to it"
-    port = _require_free(team, "mlflow", team.mlflow.port)
+    port = team.mlflow.port
     process = servers.start_team_mlflow_server(
         home, mlflow_arguments(team, team.mlflow, home), mlflow_environment(team.mlflow, home)
     )
@@ -236,7 +249,7 @@ def _near(team: TeamProfile) -> str:
     return servers.HOST if team.listen == "0.0.0.0" else team.listen
 
 
-def _require_free(team: TeamProfile, part: str, port: int) -> int:
+def _require_free(team: TeamProfile, part: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -246,7 +259,6 @@ def _require_free(team: TeamProfile, part: str, port: int) -> int:
                 f"{part}.port {port} on {team.listen}: {error.strerror}; choose another in the team's profile, or "
                 f"listen elsewhere"
             ) from None
-    return port
 
 
 def _activate(stack: dict, report: Report) -> None:

@@ -11,7 +11,7 @@ import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -24,6 +24,7 @@ LOCAL = "local"
 AUTH_STRING = "PREFECT_API_AUTH_STRING"
 TRACKING_USER = "MLFLOW_TRACKING_USERNAME"
 TRACKING_PASSWORD = "MLFLOW_TRACKING_PASSWORD"
+ANSWER_SECONDS = 10  # in which a database says who it is
 LEAST_PASSWORD = 12  # characters; MLflow's own rule for its users
 HOST_NAME = r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$"
 
@@ -180,6 +181,8 @@ def _unusable(prefect: PrefectServer | None, mlflow: MlflowServer | None, source
     if prefect is not None and auth and not all(auth.partition(":")):
         lines.append(f"{source}: prefect: {AUTH_STRING} is not of the form user:password")
     if mlflow is None:
+        if prefect is not None and importlib.util.find_spec("psycopg") is None:
+            lines.append(f"{source}: prefect: needs psycopg, not installed: uv sync --extra server")
         return lines
     if password and len(password) < LEAST_PASSWORD:
         lines.append(
@@ -188,6 +191,54 @@ def _unusable(prefect: PrefectServer | None, mlflow: MlflowServer | None, source
     s3 = ["boto3"] if (mlflow.artifacts or "").startswith("s3://") else []
     missing = [name for name in ["psycopg", "flask_wtf", *s3] if importlib.util.find_spec(name) is None]
     return lines + [f"{source}: mlflow: needs {name}, not installed: uv sync --extra server" for name in missing]
+
+
+def require_database(part: str, server: PrefectServer | MlflowServer) -> None:
+    """InputError where the database that a server is to use does not answer, or does not know its user or password,
+    or where MLflow's administrator stands in it with another password.
+
+    The servers themselves would say so too, after a minute and in the words of their drivers.
+    """
+    import psycopg
+
+    password = database_environment(server).get("PGPASSWORD")
+    try:
+        with psycopg.connect(server.database, password=password, connect_timeout=ANSWER_SECONDS) as connection:
+            if isinstance(server, MlflowServer):
+                _require_administrator(connection)
+    except psycopg.Error as error:
+        first = str(error).strip().splitlines()[0]
+        reason = re.sub(r"^(connection failed: )?(connection to server .*? failed: )?(FATAL: +)?", "", first)
+        hint = _where_to_look(part, server, reason)
+        raise InputError(f"{part}.database {server.database}: {reason}; {hint}") from None
+
+
+def _require_administrator(connection: Any) -> None:
+    """MLflow makes its administrator once and never gives them another password: what is exported may be too late."""
+    from psycopg.errors import InsufficientPrivilege, UndefinedColumn, UndefinedTable
+    from werkzeug.security import check_password_hash
+
+    user = os.environ[TRACKING_USER]
+    try:
+        row = connection.execute("SELECT password_hash FROM users WHERE username = %s", [user]).fetchone()
+    except (UndefinedTable, UndefinedColumn, InsufficientPrivilege):  # a first start, or another MLflow's tables
+        return
+    if row is not None and not check_password_hash(row[0], os.environ[TRACKING_PASSWORD]):
+        raise InputError(
+            f"mlflow: {TRACKING_PASSWORD} is not the password of {user}: the administrator was made at the first start "
+            f"on this database, with the password of then; export that one, or another {TRACKING_USER} to make a "
+            "second administrator"
+        )
+
+
+def _where_to_look(part: str, server: PrefectServer | MlflowServer, reason: str) -> str:
+    if "password" in reason or "authentication" in reason:
+        if server.password_variable is None:
+            return f"no {part}.password_variable is given, so the password is that of ~/.pgpass"
+        return f"the password is that of the environment variable {server.password_variable} ({part}.password_variable)"
+    if "does not exist" in reason:
+        return f"make it: createdb {urlsplit(server.database).path.strip('/')}"
+    return "is PostgreSQL running there, and does it listen for this machine?"
 
 
 def database_environment(server: PrefectServer | MlflowServer) -> dict[str, str]:

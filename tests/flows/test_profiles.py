@@ -51,6 +51,33 @@ def test_text_of_a_wrong_form_is_answered_with_what_is_meant():
     ]
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["WANDB_KEY: " + "0a" * 20, "WANDB: " + "0a" * 20, "MY_AUTH: 'Token abc'"],
+)
+def test_a_secret_in_the_environment_of_a_job_is_refused_without_its_value(setting):
+    name, _, value = setting.partition(": ")
+    with pytest.raises(InputError, match=rf"env: {name}: a secret would stand in profile.yaml") as refused:
+        load_profile("local", [f"env={{{setting}}}"])
+    assert value.strip("'") not in str(refused.value)
+    assert load_profile("local", ["env={GIT_COMMIT: " + "0a" * 20 + "}"])
+
+
+def test_the_name_of_an_image_is_one_that_a_registry_may_have():
+    for wrong in (
+        "REGISTRY/vit:1",
+        "vit pretraining",
+        "bob:word@registry.example/vit",
+        "vit:-",
+        "x/Vit",
+        "vit@sha256:12",
+    ):
+        with pytest.raises(InputError, match=r"profile.image: not understood .*in lower case"):
+            load_profile("kubernetes", [f"image={wrong}"])
+    for image in ("vit", "vit:0.1.0", "localhost/vit", "registry:5000/a/b_c:V1", "ghcr.io/me/vit@sha256:" + "12" * 32):
+        assert load_profile("kubernetes", [f"image={image}"])[0].image == image
+
+
 def test_a_profile_of_no_known_place_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("nodes: 2\n")
     with pytest.raises(InputError, match="mine.yaml: kind: missing; a profile says where it runs: `kind: local`"):

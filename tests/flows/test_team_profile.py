@@ -10,6 +10,7 @@ from flows.credentials import without_passwords_in_urls
 from flows.home import home_directory, team_servers, tracking_uri, write_team_servers
 from flows.services.deployments import PREFECT_FILE, for_pool
 from flows.services.ownership import owner, require_ours
+from flows.services.servers import free_port
 from flows.services.stack import up
 from flows.services.team import load_team, mlflow_arguments, prefect_settings
 from pipeline.errors import InputError
@@ -95,6 +96,8 @@ def test_drivers_that_are_not_installed_are_named_before_a_server_starts(environ
         f"ours.yaml: mlflow: needs {name}, not installed: uv sync --extra server"
         for name in ("psycopg", "flask_wtf", "boto3")
     ]
+    environment.setenv("MLFLOW_TRACKING_URI", URLS["MLFLOW_TRACKING_URI"])
+    assert refusal(written(tmp_path)) == ["ours.yaml: prefect: needs psycopg, not installed: uv sync --extra server"]
 
 
 def test_a_machine_of_workers_needs_no_secret_of_the_servers(environment, tmp_path):
@@ -120,6 +123,33 @@ def test_a_port_that_is_taken_is_not_exchanged_for_another(tmp_path):
         team = load_team(written(tmp_path, prefect=SERVER | {"port": port}))
         with pytest.raises(InputError, match=f"prefect.port {port} on 0.0.0.0: .*choose another"):
             up(tmp_path / "home", team=team)
+
+
+def closed(folder, **server):
+    """What `vit up` says of a database, before anything is started."""
+    ours = {part: SERVER | {"port": free_port()} | server for part in ("prefect", "mlflow")}
+    team = load_team(written(folder, listen="127.0.0.1", **ours))
+    with pytest.raises(InputError) as refused:
+        up(folder / "home", team=team)
+    assert not (folder / "home" / "logs").exists() and "c4n4ry" not in str(refused.value)
+    (line,) = refused.value.problems
+    return line
+
+
+def test_a_database_that_is_down_is_named_before_a_server_starts(tmp_path):
+    url = f"postgresql://vit@127.0.0.1:{free_port()}/x"
+    line = closed(tmp_path, database=url)
+    assert line.startswith(f"prefect.database {url}: Connection refused") and "is PostgreSQL running there" in line
+
+
+@pytest.mark.postgres
+def test_a_wrong_password_of_a_database_and_a_database_that_is_missing_are_named(postgres, environment, tmp_path):
+    url = postgres.url("missing")
+    line = closed(tmp_path, database=url)
+    assert line.startswith(f'prefect.database {url}: password authentication failed for user "vit"; ')
+    assert "environment variable VIT_DATABASE_PASSWORD (prefect.password_variable)" in line
+    environment.setenv("VIT_DATABASE_PASSWORD", postgres.password)
+    assert closed(tmp_path, database=url).endswith('database "missing" does not exist; make it: createdb missing')
 
 
 def test_another_pool_has_deployments_of_its_own():

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.redaction import names_a_secret, require_no_secret, secret_in, without_secrets
+from pipeline.redaction import is_secret, names_a_secret, require_no_secret, secret_in, without_secrets
 
 SECRETS = {
     "WANDB_API_KEY": "w4ndb-c4n4ry-0123456789",
@@ -41,6 +41,9 @@ def test_the_password_of_an_auth_string_is_one_by_itself():
         ("token hf_" + "a" * 34, "token ***"),
         ("AKIA" + "ABCDEFGH12345678 is unknown", "*** is unknown"),
         ("pnu_" + "b" * 36, "***"),
+        ("image: bob:pa55w0rd@registry.example.org/vit:1", "image: ***@registry.example.org/vit:1"),
+        ("bob:pa55w0rd@registry/x", "***@registry/x"),
+        ("Authorization: Token " + "0a" * 20, "Authorization: Token ***"),
     ],
 )
 def test_what_looks_like_a_secret_is_replaced(text, shown):
@@ -52,6 +55,8 @@ def test_what_looks_like_a_secret_is_replaced(text, shown):
     [
         "https://host:5000/#/experiments/1", "s3://bucket/a@b/c", "step 3  loss 1.2", "models:/digits@champion",
         "git@github.com:me/x.git", "http://user:password@host", "the Basic recipe", "12:30@noon",
+        "vit:0.1@sha256:" + "ab" * 32, "registry:5000/vit:0.1@sha256:" + "ab" * 32, "mailto:bob@example.org",
+        "commit " + "0a" * 20, "Token embeddings",
     ],
 )  # fmt: skip
 def test_what_is_none_stays_as_it_is(text):
@@ -67,9 +72,16 @@ def test_short_values_numbers_and_paths_are_no_secrets(monkeypatch):
 
 
 def test_names_are_told_by_their_end():
-    held = ["WANDB_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD", "GITLAB_TOKEN"]
-    free = ["TOKENIZERS_PARALLELISM", "NCCL_IB_PKEY", "UCX_IB_PKEY", "PATH", "OMP_NUM_THREADS", "KEYBOARD"]
-    assert all(map(names_a_secret, held)) and not any(map(names_a_secret, free))
+    held = ["WANDB_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD", "GITLAB_TOKEN",
+            "WANDB_KEY", "MY_AUTH", "DB_PASS", "DBPASS", "MYSQL_PWD", "APIKEY"]  # fmt: skip
+    free = ["TOKENIZERS_PARALLELISM", "NCCL_IB_PKEY", "UCX_IB_PKEY", "PATH", "OMP_NUM_THREADS", "KEYBOARD", "PWD",
+            "OLDPWD", "GIT_ASKPASS", "HTTP_BYPASS", "MLFLOW_TRACKING_AUTH", "A_PUBLIC_KEY"]  # fmt: skip
+    assert [name for name in held if not names_a_secret(name)] == [name for name in free if names_a_secret(name)] == []
+
+
+def test_a_value_may_give_a_variable_away():
+    assert is_secret("WANDB", "0a" * 20) and is_secret("MY_AUTH", "Token x")
+    assert not is_secret("GIT_COMMIT", "0a" * 20) and not is_secret("NCCL_SOCKET_IFNAME", "eth0")
 
 
 def test_what_is_to_be_kept_is_refused_without_repeating_it():
