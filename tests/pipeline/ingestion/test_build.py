@@ -183,6 +183,21 @@ def test_two_ingestions_do_not_write_the_same_directory(tmp_path):
             ingest(str(tmp_path / "source"), directory, IngestConfig(samples_per_shard=7))
 
 
+@pytest.mark.parametrize("source", [
+    "https://me:hunter2@server/ants.zip", "https://hunter2@server/ants/{0..3}.tar", "https://server/ants?key=hunter2",
+    "https://server/get?key=hunter2&as=ants.zip",
+])  # fmt: skip
+def test_a_secret_in_the_source_is_not_shown_whatever_lies_at_the_destination(tmp_path, source):
+    directory = small_dataset(tmp_path).directory
+    for destination in (directory, "https://me:hunter2@server/dataset"):
+        with pytest.raises(InputError, match="credentials") as caught:
+            ingest(source, destination, IngestConfig())
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(InputError, match="credentials") as caught:
+        ingest(str(tmp_path / "source"), "https://me:hunter2@server/dataset", IngestConfig())
+    assert "hunter2" not in str(caught.value)
+
+
 def test_every_file_is_taken_or_rejected_with_a_reason(tmp_path):
     source = class_folders(tmp_path / "source")
     (source / "README.md").write_text("pictures")
