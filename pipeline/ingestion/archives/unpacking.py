@@ -5,7 +5,6 @@ lock on each is the kernel's to free, so that nobody removes what another still 
 """
 
 import bz2
-import fcntl
 import gzip
 import lzma
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import DISK_FULL, InputError
+from pipeline.ingestion.locks import locked
 from pipeline.storage.location import Location
 from pipeline.storage.random_access import open_random
 
@@ -56,8 +56,8 @@ class Scratch:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
             lock = open(path / LOCK_NAME, "wb")
-            fcntl.flock(lock, fcntl.LOCK_EX)
             self._folder = path, lock
+            locked(lock, self.directory)
         return self._folder[0]
 
     def _begin(self) -> None:
@@ -92,14 +92,10 @@ class Scratch:
         while True:
             descriptor, name = tempfile.mkstemp(dir=self.directory, prefix=UNPACKED_PREFIX, suffix=".tar")
             file = open(descriptor, "wb")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.exists(name):
-                    self._files[Path(name)] = file
-                    return Path(name), file
-            except BlockingIOError:
-                pass
-            file.close()  # another ingestion came between the two lines, and took it for left behind
+            self._files[Path(name)] = file
+            if locked(file, self.directory) and os.path.exists(name):
+                return Path(name), file
+            self._files.pop(Path(name)).close()  # another ingestion took it for left behind
 
 
 def remove_unpacked(directory: Path) -> None:
@@ -107,9 +103,9 @@ def remove_unpacked(directory: Path) -> None:
     for path in directory.glob(f"{UNPACKED_PREFIX}*"):
         try:
             with open(path / LOCK_NAME if path.is_dir() else path, "ab") as file:  # NFS locks what may be written
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        except (BlockingIOError, FileNotFoundError):  # in use, or another was quicker
+                if locked(file, directory):  # else it is in use
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except FileNotFoundError:  # another was quicker
             pass
 
 
