@@ -272,8 +272,8 @@ def test_the_output_of_img2dataset_is_taken_as_a_folder(tmp_path):
         write_tar(tmp_path / f"out/{shard:05d}.tar", [m for n in range(3) for m in of(shard * 10000 + n, "a red bird")])
         (tmp_path / f"out/{shard:05d}.parquet").write_bytes(b"PAR1")
         (tmp_path / f"out/{shard:05d}_stats.json").write_text("{}")
-    for tars, name in ((None, "adopted"), ("rewrite", "rewritten")):
-        report = ingest(str(tmp_path / "out"), tmp_path / name, IngestConfig(tars=tars, split_fractions={"train": 1.0}))
+    for tars, name, said in ((None, "adopted", {}), ("rewrite", "rewritten", {"split_fractions": {"train": 1.0}})):
+        report = ingest(str(tmp_path / "out"), tmp_path / name, IngestConfig(tars=tars, **said))
         assert (report.tars, report.samples, report.num_classes) == (tars or "adopt", {"train": 6}, 0)
         assert dict(rejected_of(tmp_path / name)) == {
             f"0000{shard}{end}": "not_an_image" for shard in range(2) for end in (".parquet", "_stats.json")
