@@ -37,7 +37,7 @@ class IngestConfig(Config):
 
     class_names: Path | None = None
     """A text file with the name of class 0 in its first line, of class 1 in its second and so on, for sources whose
-    labels are numbers: idx, CIFAR without its meta file, tables without names, integers of `labels`."""
+    labels are numbers: idx, CIFAR without its meta file, tables without names, tars, integers of `labels`."""
 
     image_column: Text | None = None
     """The column of a table (parquet, or saved by Hugging Face's datasets) that holds the images. Null: its only one of

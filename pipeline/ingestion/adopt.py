@@ -1,4 +1,4 @@
-"""Adopts one existing tar in place: reads it once, writes only its table.
+"""Adopts one existing tar in place: reads its images, hashes it whole, and writes only its table.
 
 The tar is not rewritten, so an image that a plain decoder would show wrong (rotated, transparent, 16 bit) is rejected
 rather than corrected; the table leaves it out.
@@ -54,11 +54,16 @@ class AdoptTar:
     rule: LabelRule
     channels: str
     images: ImageRule = ImageRule()
+    shown: str = ""  # how paths in the tar begin, where its name alone may be another's too
     left_out: tuple[int, ...] = ()  # copies of other images, by their numbers among the samples
 
     @property
     def num_bytes(self) -> int:
         return size_of(self.tar)
+
+    @property
+    def _shown(self) -> str:
+        return self.shown or self.tar.name
 
     def key(self) -> str:
         return key_without(self._whole_key(), self.left_out)
@@ -67,7 +72,7 @@ class AdoptTar:
         return replace(self, left_out=tuple(left_out))
 
     def path(self, number: int) -> str:
-        return f"{self.tar.name}/{_samples_of(self.tar, stamp_of(self.tar))[number].key}"
+        return f"{self._shown}/{_samples_of(self.tar, stamp_of(self.tar))[number].key}"
 
     def stored(self, number: int) -> bytes:
         sample = _samples_of(self.tar, stamp_of(self.tar))[number]
@@ -79,6 +84,7 @@ class AdoptTar:
     def _whole_key(self) -> str:
         content = (JOB_VERSION, str(self.tar), size_of(self.tar), stamp_of(self.tar), self.channels, self.rule)
         content += () if self.images == ImageRule() else (self.images,)
+        content += () if self._shown == self.tar.name else (self.shown,)
         return hashlib.sha256(repr(content).encode(errors="surrogateescape")).hexdigest()
 
     def run(self, destination: Path) -> ShardSummary:
@@ -126,7 +132,7 @@ class AdoptTar:
         )  # fmt: skip
 
     def _rejected(self, member: str, reason: str, detail: str) -> Rejected:
-        return Rejected(f"{self.tar.name}/{member}", reason, detail)
+        return Rejected(f"{self._shown}/{member}", reason, detail)
 
     def _decode(self, content: bytes) -> PreparedImage:
         if not content:

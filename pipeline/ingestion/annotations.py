@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,22 +128,39 @@ def _masks_beside(files: Sequence[str]) -> tuple[str, str] | None:
         for depth, part in enumerate(parts)
         if part.lower() in MASK_FOLDERS
     })  # fmt: skip
+    beside = _stems_beside(files, {masks.rpartition("/")[0] for masks in named})
     for masks in named:
-        above = masks.rpartition("/")[0]
-        start = f"{above}/" if above else ""
-        by_folder: dict[str, set[str]] = {}
-        for file in files:
-            if file.startswith(start):
-                folder, _, rest = file[len(start) :].partition("/")
-                by_folder.setdefault(folder, set()).add(rest)
-        own = by_folder.pop(masks[len(start) :])
-        if not all(name.lower().endswith(".png") for name in own):
-            continue
-        stems = {os.path.splitext(name)[0] for name in own}
-        for folder, names in sorted(by_folder.items()):
-            if folder.lower() not in MASK_FOLDERS and stems <= {os.path.splitext(name)[0] for name in names}:
-                return start + folder, masks
+        above, _, name = masks.rpartition("/")
+        by_folder, start = beside[above], f"{above}/" if above else ""
+        if (own := by_folder[name]).all_png:
+            for folder, found in sorted(by_folder.items()):
+                if folder.lower() not in MASK_FOLDERS and own.stems <= found.stems:
+                    return start + folder, masks
     return None
+
+
+@dataclass
+class _FolderFiles:
+    """The paths in a folder without their extensions, and whether that is .png for all of them."""
+
+    stems: set[str] = field(default_factory=set)
+    all_png: bool = True
+
+
+def _stems_beside(files: Sequence[str], folders: Container[str]) -> dict[str, dict[str, _FolderFiles]]:
+    """Of each of `folders`: the folders directly in it, and what is in them, in one pass over the files."""
+    beside: dict[str, dict[str, _FolderFiles]] = {}
+    for file in files:
+        stem, extension = os.path.splitext(file)
+        start = 0
+        while (end := file.find("/", start)) >= 0:
+            above = file[: max(0, start - 1)]
+            if above in folders:
+                found = beside.setdefault(above, {}).setdefault(file[start:end], _FolderFiles())
+                found.stems.add(stem[end + 1 :])
+                found.all_png &= extension.lower() == ".png"
+            start = end + 1
+    return beside
 
 
 def prepare_annotations(

@@ -62,9 +62,10 @@ def ingest(
     InputError: wrong source, labels, splits or destination; nothing was written. IngestError: see there; what was
     finished stays, so a later run goes on from it. FaultError: a store behind a URL does not answer; run it again.
     """
+    identity = identify(source, config)  # first, for no message may show a URL that carries a secret
     directory = _local(destination)
     _check_apart(source, directory)
-    check_destination(directory, identify(source, config))
+    check_destination(directory, identity)
     with Scratch(directory) as scratch:
         return _ingest(source, directory, config, progress, scratch, engine)
 
@@ -138,9 +139,9 @@ def _rejected(plan: IngestPlan, summaries: Sequence[ShardSummary]) -> list[Rejec
 
 def _local(destination: str | Path) -> Path:
     """InputError for a URL, also one that has passed through a Path and lost a slash."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.]+:/", str(destination)) and is_url(
-        re.sub(":/+", "://", str(destination), count=1)
-    ):
+    url = re.sub("^([A-Za-z][A-Za-z0-9+.]+):/+", r"\1://", str(destination))
+    if is_url(url):
+        location(url)  # which refuses a password
         raise InputError(
             f"{destination}: a dataset is written to a local directory; name one, and copy it to a URL when it is "
             "finished: it is read there, too"

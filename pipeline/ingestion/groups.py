@@ -3,24 +3,26 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion.labels import FILE_COLUMNS, match_files, table_rows
+from pipeline.ingestion.labels import FILE_COLUMNS, Table, match_files
 from pipeline.ingestion.splits import split_at
 from pipeline.shards.index import shortened
 
 
 def read_groups(
-    config: IngestConfig, files: Sequence[str], others: Sequence[str] = (), source: str = ""
+    config: IngestConfig, table: Table, files: Sequence[str], others: Sequence[str] = (), source: str = ""
 ) -> dict[str, str]:
-    """File -> its group, of every file; InputError where one has none, or the key means nothing."""
+    """File -> its group, of every file, by the rows of the labels file or by its path.
+
+    InputError where a file has none, or two rows say otherwise, or the key means nothing.
+    """
     asked = config.split.group
-    table = table_rows(config.labels) if config.labels else []
     columns = {column: None for _, row in table for column in row}
     if asked in columns:
-        rows = {_name_of(row): str(row.get(asked) or "").strip() for _, row in table}
-        groups = match_files(rows, files, config.labels, others, source=source)
+        groups = match_files(_groups_of_rows(config.labels, table, asked), files, config.labels, others, source=source)
         found = f"{config.labels}: its column `{asked}` says"
     else:
         pattern = _pattern(asked, columns)
@@ -52,6 +54,19 @@ def require_whole_groups(groups: Mapping[str, str], splits: Mapping[str, str]) -
             )
     if torn:
         raise InputError(*shortened([torn[group] for group in sorted(torn)]))
+
+
+def _groups_of_rows(path: Path, table: Table, column: str) -> dict[str, str]:
+    groups: dict[str, str] = {}
+    problems = []
+    for line, row in table:
+        name, value = _name_of(row), row.get(column)
+        group = "" if value is None else str(value).strip()
+        if groups.setdefault(name, group) != group:
+            problems.append(f"{path}:{line}: {name}: {column} {group!r}, but {groups[name]!r} in an earlier row")
+    if problems:
+        raise InputError(*shortened(problems))
+    return groups
 
 
 def _name_of(row: Mapping[str, object]) -> str:

@@ -1,10 +1,10 @@
 """`.ingest.jsonl` in the dataset's directory: which shards are finished, so that a killed ingestion goes on.
 
 The first line is the dataset's identity, each further line one finished shard, appended after its files are safely in
-place. A line torn by a kill is cut off at the next start. The open file is locked: one ingestion per directory.
+place. A line torn by a kill is cut off at the next start, and one that a fault of the disk damaged counts for nothing.
+The open file is locked: one ingestion per directory.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion.archives.unpacking import UNPACKED_PREFIX, remove_unpacked
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.hash_file import hash_path, read_hashes
+from pipeline.ingestion.locks import locked
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
@@ -33,8 +34,8 @@ class Journal:
         self._directory, self._file = directory, file
         self._finished: dict[str, tuple[str, ShardSummary]] = {}
         for line in file.read().splitlines()[1:]:
-            content = json.loads(line)
-            self._finished[content["summary"]["name"]] = (content["key"], _summary(content["summary"]))
+            if known := _finished_shard(line):
+                self._finished[known[1].name] = known
 
     def __enter__(self) -> "Journal":
         return self
@@ -87,12 +88,17 @@ def check_destination(directory: Path, identity: Mapping[str, Any]) -> None:
         raise InputError(f"{directory}: holds other files, such as {min(names)}; name one that does not exist yet")
     if not names:
         return
-    header, newline, _ = (directory / JOURNAL_NAME).read_bytes().partition(b"\n")
+    _check_header(directory, (directory / JOURNAL_NAME).read_bytes().partition(b"\n")[:2], identity)
+
+
+def _check_header(directory: Path, header: tuple[bytes, bytes], identity: Mapping[str, Any]) -> None:
+    """InputError unless the journal's (first line, its end) are of this identity, or not whole."""
+    line, newline = header
     if not newline:
         return  # killed before its first line was whole
     try:
-        known = json.loads(header)
-    except ValueError:
+        known = dict(json.loads(line))
+    except (ValueError, TypeError):
         raise InputError(f"{directory / JOURNAL_NAME}: not readable; remove {directory} or name another") from None
     problems = [
         f"{directory}: another dataset: {key} is {known.get(key)!r} there, {identity.get(key)!r} now; name another"
@@ -104,25 +110,37 @@ def check_destination(directory: Path, identity: Mapping[str, Any]) -> None:
 
 
 def open_journal(directory: Path, identity: Mapping[str, Any]) -> Journal:
-    """The locked journal of `directory`, begun if there is none. `check_destination` comes first."""
+    """The locked journal of `directory`, begun if there is none; InputError where it is of another dataset by now."""
     file = open(os.open(directory / JOURNAL_NAME, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(f"{directory}: another ingestion is writing here; wait for it, or stop it") from None
-    remove_temporaries(directory)
-    remove_unpacked(directory)
-    whole = file.read().rfind(b"\n") + 1
-    file.truncate(whole)
-    if not whole:
+        if not locked(file, directory):
+            raise InputError(f"{directory}: another ingestion is writing here; wait for it, or stop it")
+        content = file.read()
+        _check_header(directory, content.partition(b"\n")[:2], identity)
+        remove_temporaries(directory)
+        remove_unpacked(directory)
+        whole = content.rfind(b"\n") + 1
+        file.truncate(whole)
         file.seek(0)
-        file.write(json.dumps(dict(identity)).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-        sync_directory(directory)
-    file.seek(0)
-    return Journal(directory, file)
+        if not whole:
+            file.write(json.dumps(dict(identity)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            sync_directory(directory)
+            file.seek(0)
+        return Journal(directory, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _finished_shard(line: bytes) -> tuple[str, ShardSummary] | None:
+    """(its key, its summary); None where the line is damaged, so that the shard is made again."""
+    try:
+        content = json.loads(line)
+        return content["key"], _summary(content["summary"])
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError):
+        return None
 
 
 def _summary(content: dict[str, Any]) -> ShardSummary:

@@ -21,6 +21,7 @@ MAX_INTEGER_LABEL = 100_000  # a larger integer is an identifier that serves as 
 NO_CLASS = re.compile(r"-\d+|-?\d+\.\d*")  # a mark for "none", or what a spreadsheet makes of integers and empty cells
 
 Value = TypeVar("Value")
+Table = Sequence[tuple[int, Mapping[str, object]]]  # (line, row), as `table_rows` reads it
 
 
 class Labels(NamedTuple):
@@ -82,9 +83,10 @@ def name_classes(labels: Labels, path: Path) -> Labels:
     return labels._replace(classes=names)
 
 
-def read_labels(path: Path, files: Sequence[str], others: Sequence[str] = (), source: str = "") -> Labels:
-    """The labels that `path` gives to `files`; a row that names none of them, nor of `others`, is an InputError."""
-    table = table_rows(path)
+def read_labels(
+    path: Path, table: Table, files: Sequence[str], others: Sequence[str] = (), source: str = ""
+) -> Labels:  # fmt: skip
+    """The labels that the rows of `path` give to `files`; InputError for one that names none of them or of `others`."""
     if any(column in row for _, row in table for column in SET_COLUMNS):
         sets = match_files(sets_of_rows(path, table), files, path, others, source=source)
         if not any(sets.values()):

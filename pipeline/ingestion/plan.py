@@ -6,7 +6,7 @@ Everything wrong with the input is found here.
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,22 +16,25 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.adopt import AdoptTar
 from pipeline.ingestion.annotations import FoundAnnotations, find_annotations, require_no_masks
+from pipeline.ingestion.archives.naming import shown_names
 from pipeline.ingestion.archives.opening import AdoptedTars, survey_tars
 from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
 from pipeline.ingestion.images import ImageRule
 from pipeline.ingestion.labels import (
     Labels,
+    Table,
     name_classes,
     number_classes,
     number_folders,
     read_labels,
     read_split_lists,
+    table_rows,
 )
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
-from pipeline.ingestion.sources.listing import Listing, Source, SourceFiles
-from pipeline.ingestion.sources.opening import list_source, source_name
+from pipeline.ingestion.sources.listing import Listing, SourceFiles
+from pipeline.ingestion.sources.opening import Opened, list_source, source_name
 from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.tars import label_rule, split_of_tar
 from pipeline.shards.index import SPLITS
@@ -47,7 +50,8 @@ LATER_KEYS = (
     *("colour", "max_side", "quality", "format", "max_pixels", "max_image_seconds"),
     *("class_names", "image_column", "label_column"),
 )
-REWRITING_KEYS = ("colour", "max_side", "quality", "format")  # what they ask for makes new images
+# What they ask for makes new images, or other shards of them.
+REWRITING_KEYS = ("colour", "max_side", "quality", "format", "samples_per_shard", "split_fractions", "seed")
 
 
 @dataclass(frozen=True)
@@ -78,42 +82,37 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
 
     `scratch` is for what must be unpacked to be read, and must stay until the jobs are done.
     """
-    opened, listing = chosen = list_source(source, config, scratch)
-    if isinstance(opened, AdoptedTars):
-        return _plan_tars(source, opened.tars, listing.rejected, config)
+    chosen = list_source(source, config, scratch)
+    if isinstance(chosen.source, AdoptedTars):
+        return _plan_tars(source, chosen.source.tars, chosen.listing.rejected, config)
+    return _plan_files(source, chosen, config)
+
+
+def _plan_files(source: str, chosen: Opened, config: IngestConfig) -> IngestPlan:
+    opened, listing = chosen.source, chosen.listing
     if not listing.images:
         raise InputError(f"{source}: {_why_no_images(listing)}")
     keys = order_keys(config.seed, listing.images.paths)
     listing.images = listing.images.reordered(np.lexsort((keys[:, 1], keys[:, 0])))
     paths = listing.images.paths
-    root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
-    labels = _labels(config, listing, paths, root, source)
-    if config.class_names:
-        labels = name_classes(labels, config.class_names)
+    table = table_rows(config.labels) if config.labels else []
+    labels = _labels(config, table, listing, source)
     if listing.folders_are_classes:
         require_no_masks(source, paths, config.masks)
     annotations = find_annotations(config, paths, others, source)
-    groups = read_groups(config, paths, others, source) if config.split.group else {}
-    if isinstance(config.splits, dict):
-        splits = read_split_lists(config.splits, paths, others, source)
-    else:
-        splits = _splits_without_lists(opened, listing, root, groups, config)
-    if groups:
-        require_whole_groups(groups, splits)
+    groups = read_groups(config, table, paths, others, source) if config.split.group else {}
+    splits = _splits(source, chosen, groups, config)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
-    if not splits:
-        raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
         WriteShard(name, split, opened, candidates, config.channels, annotations.rule, image_rule(config))
         for name, split, candidates in ranges
     ]
-    rejected = [*listing.rejected, *outside]
     return IngestPlan(
         identify(source, config),
         jobs,
-        rejected,
+        [*listing.rejected, *outside],
         labels.classes,
         labels.label_sets,
         annotations,
@@ -133,14 +132,20 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     return config.processes or available_cores()
 
 
-def _labels(config: IngestConfig, listing: Listing, paths: Sequence[str], root: str, source: str) -> Labels:
-    """From the labels file, else as the source itself says, else from folders."""
+def _labels(config: IngestConfig, table: Table, listing: Listing, source: str) -> Labels:
+    """From the rows of the labels file, else as the source itself says, else from folders; with the names of
+    `class_names`."""
+    paths = listing.images.paths
+    root = root_folder(paths)
     if config.labels:
-        labels = read_labels(config.labels, paths, [entry.path for entry in listing.rejected], source)
-        return _with_folders(labels, paths, root) if listing.folders_are_classes else labels
-    if not listing.labels:
-        return number_folders(class_folders(paths, root) if listing.folders_are_classes else {})
-    return number_classes(listing.labels) if listing.classes is None else Labels(listing.labels, listing.classes)
+        labels = read_labels(config.labels, table, paths, [entry.path for entry in listing.rejected], source)
+        labels = _with_folders(labels, paths, root) if listing.folders_are_classes else labels
+    elif listing.labels:
+        known = listing.classes is not None
+        labels = Labels(listing.labels, listing.classes) if known else number_classes(listing.labels)
+    else:
+        labels = number_folders(class_folders(paths, root) if listing.folders_are_classes else {})
+    return name_classes(labels, config.class_names) if config.class_names else labels
 
 
 def _with_folders(labels: Labels, paths: Sequence[str], root: str) -> Labels:
@@ -156,19 +161,32 @@ def _with_folders(labels: Labels, paths: Sequence[str], root: str) -> Labels:
     return number_folders({path: labels.classes[number] for path, number in labels.by_path.items()} | folders)
 
 
-def _splits_without_lists(
-    source: Source, listing: Listing, root: str, groups: Mapping[str, str], config: IngestConfig
-) -> Mapping[str, str]:
-    """Path -> split; an image outside all splits is missing."""
-    said: Mapping[str, str] = {}
+def _splits(source: str, chosen: Opened, groups: Mapping[str, str], config: IngestConfig) -> Mapping[str, str]:
+    """Path -> split; an image outside all splits is missing. InputError where a group is torn, or all are outside."""
+    listing = chosen.listing
+    paths = listing.images.paths
+    if isinstance(config.splits, dict):
+        splits = read_split_lists(config.splits, paths, [entry.path for entry in listing.rejected], source)
+    else:
+        splits = _splits_without_lists(chosen, groups, config)
+    if groups:
+        require_whole_groups(groups, splits)
+    if not splits:
+        raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
+    return splits
+
+
+def _splits_without_lists(chosen: Opened, groups: Mapping[str, str], config: IngestConfig) -> Mapping[str, str]:
+    listing, said = chosen.listing, {}
+    paths = listing.images.paths
     if config.splits == "folders":
-        said = listing.splits or folder_splits(listing.images.paths, root)
+        said = listing.splits or folder_splits(paths, root_folder(paths))
     if said:
         return said
     if groups:
         return hash_group_splits(groups, config.split_fractions, config.seed)
     hashed = listing.stamps_are_hashes
-    return hash_splits(source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
+    return hash_splits(chosen.source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
 
 
 def _ranges_of_shards(
@@ -201,9 +219,8 @@ def _class_names(labels: Labels) -> ClassNames:
     return {label: tuple(names_of(label, labels.label_sets, labels.classes)) for label in sets}
 
 
-def _plan_tars(
-    source: str, tars: Sequence[Location], beside: Sequence[Rejected], config: IngestConfig
-) -> IngestPlan:  # fmt: skip
+def _require_adoptable(source: str, config: IngestConfig) -> None:
+    """InputError for a key that adopted tars cannot follow."""
     if config.labels:
         raise InputError(
             f"{config.labels}: labels: adopted tars carry .cls, .json or .txt members; with --set tars=rewrite (or "
@@ -216,12 +233,20 @@ def _plan_tars(
         raise InputError(f"{source}: split.group: an adopted tar belongs to one split; say --set tars=rewrite")
     for key in REWRITING_KEYS:
         if (value := getattr(config, key)) != getattr(IngestConfig(), key):
-            raise InputError(f"{source}: {key}: {value}: adopted tars stay as they are; say --set tars=rewrite")
+            raise InputError(
+                f"{source}: {key}: {value}: adopted tars stay as they are; leave it out, or say --set tars=rewrite"
+            )
     if config.splits == "hash":
         raise InputError(
             f"{source}: splits: hash: an adopted tar belongs to one split; use folders (names), lists of tars, or say "
             "--set tars=rewrite"
         )
+
+
+def _plan_tars(
+    source: str, tars: Sequence[Location], beside: Sequence[Rejected], config: IngestConfig
+) -> IngestPlan:  # fmt: skip
+    _require_adoptable(source, config)
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, list(map(str, tars)))
     else:
@@ -230,16 +255,19 @@ def _plan_tars(
     tars = [tar for tar in tars if str(tar) in splits]
     surveys = {survey.tar: survey for survey in survey_tars(tars, config.processes)}
     rule = label_rule([surveys[tar] for tar in tars])
+    if config.class_names:
+        rule = replace(rule, classes=name_classes(Labels({}, rule.classes), config.class_names).classes)
     if not any(survey.num_samples for survey in surveys.values()):
         raise InputError(f"{source}: holds no samples; a sample is an image and its labels under one name")
     numbers: Counter[str] = Counter()
+    shown = shown_names(tars)
     jobs = []
     for tar in sorted(tars, key=lambda tar: (SPLITS.index(splits[str(tar)]), str(tar))):
         split = splits[str(tar)]
         name = f"{split}-{numbers[split]:06d}.tar"
         numbers[split] += 1
         samples = surveys[tar].num_samples
-        jobs.append(AdoptTar(name, split, tar, samples, rule, config.channels, image_rule(config)))
+        jobs.append(AdoptTar(name, split, tar, samples, rule, config.channels, image_rule(config), shown[tar]))
     return IngestPlan(identify(source, config), jobs, [*beside, *outside], rule.classes, tars="adopt")
 
 

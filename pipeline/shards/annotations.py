@@ -18,7 +18,6 @@ from pipeline.shards.decoding import ImageFault, open_image
 
 MASK_EXTENSION = "mask.png"
 IGNORED = 255  # of a mask's pixels
-MAX_MASK_CLASSES = 255
 SLACK = 1.0  # pixels that a box may lie outside of its image, by rounding
 
 Box = tuple[float, float, float, float, int]  # x, y, width, height, class

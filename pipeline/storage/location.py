@@ -47,7 +47,8 @@ CHUNK_BYTES = 8 << 20  # one request to a network file system
 
 _URL = re.compile(r"([a-z][a-z0-9+.:-]*)://", re.IGNORECASE)
 _LOCAL_URL = re.compile(r"(file|local)://", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"[^/]+://[^/]*:[^/]*@")
+_WHO = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)@", re.IGNORECASE)  # before a host, also in a chain of URLs
+_WEB = ("http", "https")  # where a name alone, without a password, is a token
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,19 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None and _LOCAL_URL.match(text) is None
 
 
+def is_web(text: str) -> bool:
+    """Whether a URL, or what a chain of them ends in, is of a web server, where what follows `?` is a query."""
+    return is_url(text) and any(f"{web}://" in text.lower() for web in _WEB)
+
+
 def location(text: str | Path | Url) -> Location:
-    """The location that a person wrote; InputError for a URL that carries a password."""
+    """The location that a person wrote; InputError for a URL that carries a password or a token."""
     if isinstance(text, Path | Url):
         return text
     if not is_url(text):
         return Path(_LOCAL_URL.sub("", text))
-    if _CREDENTIALS.match(text):
-        shown = re.sub(r"//[^/]*@", "//***@", text)
+    if any(":" in who[2] or who[1].lower() in _WEB for who in _WHO.finditer(text)):
+        shown = _WHO.sub(r"\1://***@", text)
         raise InputError(f"{shown}: a URL must not carry credentials, which end up in plans; give them by environment")
     return Url(text.rstrip("/"))
 

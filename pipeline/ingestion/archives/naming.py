@@ -18,10 +18,6 @@ TAR_SUFFIXES = (TAR_SUFFIX, *COMPRESSED_SUFFIXES)
 REQUESTS = 16  # at once, to see which archives are there
 
 
-def names_tars(source: str) -> bool:
-    return names_archives(source) and not _kind(next(expand_braces(source))) == ZIP_SUFFIX
-
-
 def names_archives(source: str) -> bool:
     """Whether this is the name or the pattern of archives, rather than of a folder (`x.zip/` is one, too)."""
     return _kind(next(expand_braces(source))) is not None and not os.path.isdir(source)
@@ -92,14 +88,21 @@ def expand_braces(pattern: str) -> Iterator[str]:
         yield from expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
+def shown_names(archives: Sequence[Location]) -> dict[Location, str]:
+    """The name of each archive, with the folders below the one that holds all, so that no two are alike."""
+    folders = [PurePosixPath(str(archive)).parts[:-1] for archive in archives]
+    shared = len(os.path.commonprefix(folders))
+    return {
+        archive: "/".join((*folder[shared:], archive.name)) for folder, archive in zip(folders, archives, strict=True)
+    }
+
+
 def prefixes(archives: Sequence[Location]) -> list[str]:
     """What begins the paths of each archive's entries: nothing for one archive, else its path from where all lie,
     without its suffix unless two would be the same."""
     if len(archives) == 1:
         return [""]
-    folders = [PurePosixPath(str(archive)).parts[:-1] for archive in archives]
-    shared = len(os.path.commonprefix(folders))
-    names = ["/".join((*folder[shared:], archive.name)) for folder, archive in zip(folders, archives, strict=True)]
+    names = list(shown_names(archives).values())
     counts = Counter(map(stem, names))
     return [stem(name) if counts[stem(name)] == 1 else name for name in names]
 

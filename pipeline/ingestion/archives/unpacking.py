@@ -5,7 +5,6 @@ lock on each is the kernel's to free, so that nobody removes what another still 
 """
 
 import bz2
-import fcntl
 import gzip
 import lzma
 import os
@@ -17,12 +16,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import DISK_FULL, InputError
+from pipeline.ingestion.locks import locked
 from pipeline.storage.location import Location
 from pipeline.storage.random_access import open_random
 
 UNPACKED_PREFIX = ".unpacked-"
 LOCK_NAME = "lock"  # of a folder
 PIECE_BYTES = 4 << 20
+MOST_TIMES = 200  # its own size that a compressed tar may unpack to: raw pixels of one colour reach some 100 ...
+SURELY_BYTES = 64 << 20  # ... and this it may whatever its size
+SPARED_BYTES = 1 << 30  # of the disk, for whoever else writes there; of a small one a hundredth
 
 
 class Scratch:
@@ -56,8 +59,8 @@ class Scratch:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
             lock = open(path / LOCK_NAME, "wb")
-            fcntl.flock(lock, fcntl.LOCK_EX)
             self._folder = path, lock
+            locked(lock, self.directory)
         return self._folder[0]
 
     def _begin(self) -> None:
@@ -75,31 +78,45 @@ class Scratch:
         path, file = self._new_file()
         try:
             with open_random(tar) as packed, _opened(tar, packed) as plain:
-                shutil.copyfileobj(plain, file, PIECE_BYTES)
+                self._copy(plain, file, tar, max(SURELY_BYTES, MOST_TIMES * packed.size))
             file.flush()
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise InputError(
-                    f"{self.directory}: no room to unpack {tar} ({error.strerror}); unpack it where there is, and "
-                    "ingest the folder, or the plain tar, which is read in place"
-                ) from None
+                raise self._no_room(tar, error.strerror) from None
             raise _damaged(tar, error) from None
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise _damaged(tar, error) from None
         return path
 
+    def _copy(self, plain: IO[bytes], file: IO[bytes], tar: Location, most_bytes: int) -> None:
+        """InputError before more than `most_bytes` are written, or the last of the disk."""
+        written = 0
+        while piece := plain.read(PIECE_BYTES):
+            written += len(piece)
+            if written > most_bytes:
+                raise InputError(
+                    f"{tar}: unpacks to more than {most_bytes >> 20} MiB, {MOST_TIMES} times its size, as a bomb does; "
+                    "if it is none, unpack it yourself, and ingest the folder, or the plain tar, which is read in place"
+                )
+            disk = shutil.disk_usage(self.directory)
+            if disk.free - len(piece) < min(SPARED_BYTES, disk.total // 100):
+                raise self._no_room(tar, f"{disk.free >> 20} MiB are free")
+            file.write(piece)
+
+    def _no_room(self, tar: Location, why: str | None) -> InputError:
+        return InputError(
+            f"{self.directory}: no room to unpack {tar} ({why}); unpack it where there is, and ingest the folder, or "
+            "the plain tar, which is read in place"
+        )
+
     def _new_file(self) -> tuple[Path, IO[bytes]]:
         while True:
             descriptor, name = tempfile.mkstemp(dir=self.directory, prefix=UNPACKED_PREFIX, suffix=".tar")
             file = open(descriptor, "wb")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.exists(name):
-                    self._files[Path(name)] = file
-                    return Path(name), file
-            except BlockingIOError:
-                pass
-            file.close()  # another ingestion came between the two lines, and took it for left behind
+            self._files[Path(name)] = file
+            if locked(file, self.directory) and os.path.exists(name):
+                return Path(name), file
+            self._files.pop(Path(name)).close()  # another ingestion took it for left behind
 
 
 def remove_unpacked(directory: Path) -> None:
@@ -107,9 +124,9 @@ def remove_unpacked(directory: Path) -> None:
     for path in directory.glob(f"{UNPACKED_PREFIX}*"):
         try:
             with open(path / LOCK_NAME if path.is_dir() else path, "ab") as file:  # NFS locks what may be written
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        except (BlockingIOError, FileNotFoundError):  # in use, or another was quicker
+                if locked(file, directory):  # else it is in use
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except FileNotFoundError:  # another was quicker
             pass
 
 

@@ -1,7 +1,8 @@
 """`certificate.json` and `certificate.html`: what is in a dataset, in a form that a reviewer would sign.
 
 They are written before the index, which holds their SHA-256, so that a dataset that can be read has its certificate.
-The same dataset gives the same bytes: no time, no name of a machine, no destination is in them.
+The same dataset gives the same bytes under the same versions of Python, Pillow and numpy, which are in them: no time,
+no name of a machine, no destination is. A later run keeps the certificate that is there, with the versions it says.
 """
 
 import hashlib

@@ -19,19 +19,13 @@ Facts = dict[str, Any]
 
 
 def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
-    findings, dataset, copies = search.findings, search.dataset, search.copies
+    findings, dataset = search.findings, search.dataset
     examples = _Examples(search, index)
     leaking = np.flatnonzero(findings.leaking)
     leaking = leaking[np.argsort(findings.distance[leaking], kind="stable")].tolist()
-    present_near = [
-        (one, other, apart) for (one, other), apart in zip(copies.near.tolist(), copies.distance.tolist(), strict=True)
-        if not search.removed[[one, other]].any()
-    ]  # fmt: skip
-    own_near = [pair for pair in present_near if dataset.samples.place[list(pair[:2])].max() < OTHERS]
-    inside = [pair for pair in own_near if dataset.samples.place[pair[0]] == dataset.samples.place[pair[1]]]
     further = np.flatnonzero((findings.partner >= 0) & ~findings.leaking).tolist()
     removed = np.flatnonzero(search.removed).tolist()
-    suspicions = [(one, other, float(copies.distance[row])) for one, other, row in findings.suspicions.tolist()]
+    suspicions = [(one, other, float(search.copies.distance[row])) for one, other, row in findings.suspicions.tolist()]
     return {
         "method": {
             "exact": "SHA-256 of the upright decoded pixels and their shape",
@@ -41,7 +35,7 @@ def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
         },
         "policy": "remove" if search.remove else "report",
         "compared_images": len(dataset.samples),
-        "too_small_for_near": copies.small,
+        "too_small_for_near": search.copies.small,
         "leaks": [_leak(leak, search) for leak in findings.leaks],
         "leaking_images": findings.num_leaking,
         "exact_copies": {SPLITS[place]: count for place, count in findings.exact_copies.items()},
@@ -58,9 +52,20 @@ def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
             "contradictory_labels": examples.pairs((*pair, 0.0) for pair in findings.contradictions.tolist()),
             "suspicious_labels": examples.pairs(sorted(suspicions, key=lambda pair: pair[2])),
             "exact_copies": examples.pairs(_with_partners(findings, further)),
-            "near_copies": examples.pairs(sorted(inside, key=lambda pair: pair[2])),
+            "near_copies": examples.pairs(sorted(_near_inside_splits(search), key=lambda pair: pair[2])),
         },
     }  # fmt: skip
+
+
+def _near_inside_splits(search: CopySearch) -> list[tuple[int, int, float]]:
+    """(position, position, distance) of near copies in one split, both of which are in the dataset."""
+    dataset, copies = search.dataset, search.copies
+    present_near = [
+        (one, other, apart) for (one, other), apart in zip(copies.near.tolist(), copies.distance.tolist(), strict=True)
+        if not search.removed[[one, other]].any()
+    ]  # fmt: skip
+    own_near = [pair for pair in present_near if dataset.samples.place[list(pair[:2])].max() < OTHERS]
+    return [pair for pair in own_near if dataset.samples.place[pair[0]] == dataset.samples.place[pair[1]]]
 
 
 def _with_partners(findings: Findings, positions: Iterable[int]) -> Iterable[tuple[int, int, float]]:

@@ -38,10 +38,6 @@ class ComparedSamples:
     def __len__(self) -> int:
         return len(self.place)
 
-    @property
-    def num_own(self) -> int:
-        return int((self.place < OTHERS).sum())
-
 
 class SamplesBuilder:
     """Fills the arrays, shard by shard; `count` is how many images there will be at most."""

@@ -19,7 +19,7 @@ from pipeline.ingestion.sources.objects import ObjectSource
 from pipeline.ingestion.sources.tables.idx import find_idx
 from pipeline.ingestion.sources.tables.names import SaidColumns, find_parquet
 from pipeline.ingestion.sources.tables.opening import parquet_files, tables_within
-from pipeline.storage.location import Location, Url, is_url, joined, location
+from pipeline.storage.location import Location, Url, is_url, is_web, joined, location
 
 KINDS = (
     "a source is a folder of images or tables, a parquet file, a zip, tars ('path/{0..9}.tar'), a URL of any of them, "
@@ -105,8 +105,10 @@ def open_source(source: str) -> Source:
 
 
 def source_name(source: str) -> str:
-    """What identifies the source: an absolute path, or a URL."""
+    """What identifies the source: an absolute path, or a URL; InputError for one that may carry a secret."""
     source = _named_locally(source)
+    if is_url(source):
+        _url(source)
     if source == DIGITS or is_url(source):
         return source
     return os.path.abspath(source)
@@ -117,12 +119,13 @@ def _named_locally(source: str) -> str:
 
 
 def _url(source: str) -> Url:
-    if "?" in source:
+    found = location(source)
+    if "?" in source and (is_web(source) or not names_archives(source)):  # elsewhere a pattern may have it
         raise InputError(
             f"{source.partition('?')[0]}?...: what follows `?` may be a key, and would be kept with the dataset; give "
             "credentials by the environment, or download it"
         )
-    return location(source)
+    return found
 
 
 def _listing_of(source: Source | AdoptedTars) -> Listing:

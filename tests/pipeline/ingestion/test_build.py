@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion import plan
+from pipeline.ingestion import build, plan
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.making import IngestError
 from pipeline.shards.check import check_dataset
@@ -127,7 +127,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from pipeline.config.ingest import IngestConfig
-from pipeline.ingestion import plan
+from pipeline.ingestion import build, plan
 from pipeline.ingestion.build import ingest
 if __name__ == "__main__":
     plan.POOL_FROM_BYTES = 0
@@ -181,6 +181,60 @@ def test_two_ingestions_do_not_write_the_same_directory(tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another ingestion"):
             ingest(str(tmp_path / "source"), directory, IngestConfig(samples_per_shard=7))
+
+
+def test_a_dataset_that_another_ingestion_began_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    other = class_folders(tmp_path / "other")
+    source, directory = class_folders(tmp_path / "source"), tmp_path / "dataset"
+
+    def meanwhile(*_):
+        monkeypatch.undo()
+        ingest(str(other), directory, IngestConfig())
+        return ()
+
+    monkeypatch.setattr(build, "read_others", meanwhile)
+    monkeypatch.setattr(build, "check_destination", lambda *_: None)  # it came after that
+    with pytest.raises(InputError, match="another dataset: source is .*other"):
+        ingest(str(source), directory, IngestConfig())
+    assert read_index(directory).provenance["made_from"]["source"] == str(other)
+
+
+def test_a_damaged_line_of_the_journal_costs_its_shard_and_no_more(tmp_path):
+    directory = small_dataset(tmp_path).directory
+    before, journal = files_of(directory), directory / ".ingest.jsonl"
+    lines = journal.read_bytes().splitlines()
+    summary = json.loads(lines[1])["summary"]
+    damaged = [{"key": "x"}, {"key": "x", "summary": {"name": "a"}}, {"key": "x", "summary": summary | {"totals": 1}}]
+    damaged = [b"\xff", b"[1]", *(json.dumps(line).encode() for line in damaged)]
+    journal.write_bytes(b"\n".join([lines[0], *damaged, *lines[2:], b""]))
+    report = ingest(str(tmp_path / "source"), directory, IngestConfig(samples_per_shard=7))
+    assert (report.shards_written, files_of(directory)) == (1, before)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    import fcntl
+
+    def flock(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=f"{tmp_path}/dataset: its file system has no locks .*name a directory"):
+        small_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("source", [
+    "https://me:hunter2@server/ants.zip", "https://hunter2@server/ants/{0..3}.tar", "https://server/ants?key=hunter2",
+    "https://server/get?key=hunter2&as=ants.zip",
+])  # fmt: skip
+def test_a_secret_in_the_source_is_not_shown_whatever_lies_at_the_destination(tmp_path, source):
+    directory = small_dataset(tmp_path).directory
+    for destination in (directory, "https://me:hunter2@server/dataset"):
+        with pytest.raises(InputError, match="credentials") as caught:
+            ingest(source, destination, IngestConfig())
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(InputError, match="credentials") as caught:
+        ingest(str(tmp_path / "source"), "https://me:hunter2@server/dataset", IngestConfig())
+    assert "hunter2" not in str(caught.value)
 
 
 def test_every_file_is_taken_or_rejected_with_a_reason(tmp_path):

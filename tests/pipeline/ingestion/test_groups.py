@@ -1,10 +1,15 @@
 """Images of one patient, site or video are never in two splits."""
 
+import json
+
 import pytest
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
+from pipeline.ingestion import labels
+from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.build import ingest
+from pipeline.ingestion.plan import plan_ingest
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.test_labels_and_splits import contents, ingested
 from tests.pipeline.pictures import write_pictures
@@ -63,6 +68,28 @@ def test_a_group_that_means_nothing_is_one_line(tmp_path, group, words):
     with pytest.raises(InputError, match=words) as caught:
         ingested(tmp_path, source, split={"group": group})
     assert len(caught.value.problems) == 1 and not (tmp_path / "dataset").exists()
+
+
+def test_two_rows_of_a_file_with_two_groups_are_refused_and_numbers_are_groups(tmp_path):
+    source = write_pictures(tmp_path / "source", ["1.jpg", "2.jpg"])
+    config = {"splits": "hash", "split": {"group": "patient"}, "labels": tmp_path / "labels.jsonl"}
+    rows = [("1.jpg", 0, 0), ("2.jpg", 1, 7), ("1.jpg", 0, 0), ("1.jpg", 0, 8)]
+    lines = [json.dumps({"path": path, "label": label, "patient": patient}) for path, label, patient in rows]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"labels.jsonl:4: 1.jpg: patient '8', but '0' in an earlier row"):
+        ingested(tmp_path, source, **config)
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines[:3]))
+    assert len(contents(ingested(tmp_path, source, **config))) == 2
+
+
+def test_the_labels_file_is_read_once(tmp_path, monkeypatch):
+    source = write_pictures(tmp_path / "source", ["1.jpg", "2.jpg"])
+    (tmp_path / "labels.csv").write_text("path,label,patient\n1.jpg,0,ann\n2.jpg,1,bob\n")
+    config = IngestConfig(splits="hash", split={"group": "patient"}, labels=tmp_path / "labels.csv")
+    read = []
+    monkeypatch.setattr(labels, "_read_text", lambda path, key: read.append(path) or path.read_text())
+    assert plan_ingest(str(source), config, Scratch(tmp_path / "dataset")).num_images == 2
+    assert read == [tmp_path / "labels.csv"]
 
 
 def test_an_image_without_a_group_in_its_row_is_named(tmp_path):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
+from pipeline.ingestion.annotations import _masks_beside
 from pipeline.ingestion.build import ingest
 from pipeline.shards.annotations import decode_mask
 from pipeline.shards.check import check_dataset
@@ -90,6 +92,16 @@ def test_a_folder_of_both_is_refused_with_what_to_type(tmp_path, images, masks):
 def test_classes_are_not_taken_for_masks(tmp_path, names):
     ingest(str(write_pictures(tmp_path / "set", names)), tmp_path / "dataset", IngestConfig())
     assert read_index(tmp_path / "dataset").num_classes == 2
+
+
+def test_masks_beside_are_looked_for_in_one_pass():
+    """It was (folders with such names) x (files): a minute for these."""
+    files = [f"{number}/{folder}/{name}" for number in range(10_000) for folder, name in (
+        ("images", "a.jpg"), ("labels", "b.png"))]  # fmt: skip
+    start = time.process_time()
+    assert _masks_beside(files) is None
+    assert _masks_beside([*files, "9/images/b.jpg"]) == ("9/images", "9/labels")
+    assert time.process_time() - start < 5
 
 
 def test_pascal_voc_as_it_unpacks(tmp_path):

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
+from pipeline.ingestion.archives import unpacking
 from pipeline.ingestion.archives.source import ArchiveSource, archives_at
 from pipeline.ingestion.archives.unpacking import UNPACKED_PREFIX, Scratch
 from pipeline.ingestion.build import ingest
@@ -151,6 +153,28 @@ def test_a_kill_while_a_tar_is_unpacked_leaves_nothing_that_the_next_run_does_no
     assert sum(report.samples.values()) == 2 and not unpacked_in(tmp_path / "dataset")
 
 
+@pytest.mark.parametrize("form", COMPRESSORS)
+def test_a_compressed_tar_that_unpacks_to_hundreds_of_times_its_size_is_refused_early(tmp_path, monkeypatch, form):
+    monkeypatch.setattr(unpacking, "SURELY_BYTES", 1 << 20)
+    monkeypatch.setattr(unpacking, "PIECE_BYTES", 1 << 16)
+    bomb = packed(tmp_path / "bomb", [("ant/1.jpg", bytes(24 << 20))], form)
+    with Scratch(tmp_path / "dataset") as scratch:
+        with pytest.raises(InputError, match=f"bomb.{form}: unpacks to more than .* a bomb does; .*unpack it yourself"):
+            scratch.unpack(bomb)
+        (unpacked,) = unpacked_in(tmp_path / "dataset")
+        assert unpacked.stat().st_size <= max(1 << 20, 200 * bomb.stat().st_size) < 24 << 20
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_the_last_of_a_disk_is_not_filled_with_a_tar(tmp_path, monkeypatch):
+    path = packed(tmp_path / "a", [("ant/1.jpg", b"x")])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=500 << 30, free=1 << 30))
+    with pytest.raises(InputError, match="no room to unpack .*a.tar.gz .1024 MiB are free.; unpack it where there is"):
+        ingest(str(path), tmp_path / "dataset", IngestConfig())
+    assert not (tmp_path / "dataset").exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs")
 def test_a_disk_that_is_full_while_a_tar_is_unpacked_names_the_way_out(tmp_path):
     path = packed(tmp_path / "a", [("ant/1.jpg", os.urandom(3 << 20)), ("bee/1.jpg", b"x")])
@@ -248,8 +272,8 @@ def test_the_output_of_img2dataset_is_taken_as_a_folder(tmp_path):
         write_tar(tmp_path / f"out/{shard:05d}.tar", [m for n in range(3) for m in of(shard * 10000 + n, "a red bird")])
         (tmp_path / f"out/{shard:05d}.parquet").write_bytes(b"PAR1")
         (tmp_path / f"out/{shard:05d}_stats.json").write_text("{}")
-    for tars, name in ((None, "adopted"), ("rewrite", "rewritten")):
-        report = ingest(str(tmp_path / "out"), tmp_path / name, IngestConfig(tars=tars, split_fractions={"train": 1.0}))
+    for tars, name, said in ((None, "adopted", {}), ("rewrite", "rewritten", {"split_fractions": {"train": 1.0}})):
+        report = ingest(str(tmp_path / "out"), tmp_path / name, IngestConfig(tars=tars, **said))
         assert (report.tars, report.samples, report.num_classes) == (tars or "adopt", {"train": 6}, 0)
         assert dict(rejected_of(tmp_path / name)) == {
             f"0000{shard}{end}": "not_an_image" for shard in range(2) for end in (".parquet", "_stats.json")

@@ -60,6 +60,34 @@ def test_tars_are_read_where_they_lie_as_webdataset_reads_them(tmp_path):
     assert check_dataset(tmp_path / "dataset", full=True) == []
 
 
+def test_integer_labels_of_adopted_tars_may_be_named(tmp_path):
+    write_tar(tmp_path / "a.tar", labelled(6))
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
+    index = adopted(tmp_path, tmp_path / "a.tar", class_names=tmp_path / "names.txt")
+    assert index.classes == ("ant", "bee", "cat") and labels_of(index) == [0, 1, 2, 0, 1, 2]
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    with pytest.raises(InputError, match="names.txt: class_names: 2 names, but labels go up to 2"):
+        ingest(str(tmp_path / "a.tar"), tmp_path / "other", IngestConfig(class_names=tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("config", [
+    {"samples_per_shard": 10}, {"seed": 1}, {"split_fractions": {"train": 0.5, "test": 0.5}},
+])  # fmt: skip
+def test_what_adopted_tars_cannot_follow_is_refused(tmp_path, config):
+    write_tar(tmp_path / "a.tar", labelled(3))
+    (key,) = config
+    with pytest.raises(InputError, match=f"a.tar: {key}: .*leave it out, or say --set tars=rewrite"):
+        adopted(tmp_path, tmp_path / "a.tar", **config)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_members_of_tars_with_one_name_can_be_told_apart(tmp_path):
+    for folder in "ab":
+        write_tar(tmp_path / f"{folder}/0.tar", [*labelled(1, ord(folder)), ("0.cls", b"0")])
+    adopted(tmp_path, tmp_path / "{a,b}/0.tar", max_rejected_fraction=0.5)
+    assert rejected_of(tmp_path) == {"a/0.tar/0": "no_image", "b/0.tar/0": "no_image"}
+
+
 def test_workers_and_place_change_neither_tables_nor_fingerprint(tmp_path, monkeypatch):
     for place in ("here", "there"):
         for number in range(3):

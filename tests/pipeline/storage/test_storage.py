@@ -61,10 +61,17 @@ def test_a_shard_lies_in_its_dataset_unless_its_location_is_whole(directory, nam
     assert location(directory).name == "ants"
 
 
-def test_a_url_with_a_password_is_refused_without_repeating_it():
+@pytest.mark.parametrize("who", ["ftp://me:hunter2@", "https://hunter2@", "HTTP://hunter2@", "simplecache::https://hunter2@",
+                                 "zip://a::https://me:hunter2@"])  # fmt: skip
+def test_a_url_with_a_password_or_a_token_is_refused_without_repeating_it(who):
     with pytest.raises(InputError, match="credentials") as caught:
-        location("ftp://me:hunter2@server/ants")
+        location(f"{who}server/ants")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_user_alone_is_no_secret():
+    assert str(location("sftp://me@server/ants@home/")) == "sftp://me@server/ants@home"
+    assert str(location("https://server/@me/ants")) == "https://server/@me/ants"
 
 
 def test_urls_and_network_file_systems_are_remote_and_disks_are_not(tmp_path):
