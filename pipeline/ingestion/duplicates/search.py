@@ -78,6 +78,13 @@ class ExaminedDataset:
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
+    def has_images_of(self, other: "ExaminedDataset") -> bool:
+        """Whether a position of one is the same image of the same file in the other, left out or not."""
+        ours, theirs = self.samples, other.samples
+        return self.basis == other.basis and all(
+            np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("shard", "number", "label")
+        )
+
     def _at(self, position: int) -> tuple[ShardReader | None, int, int]:
         row, shard = int(self.samples.row[position]), int(self.samples.shard[position])
         if self.samples.place[position] >= OTHERS:
@@ -137,6 +144,9 @@ class CopySearch:
         for position in np.flatnonzero(self.removed).tolist():
             by_job.setdefault(int(samples.shard[position]), []).append(int(samples.number[position]))
         return by_job
+
+    def leaves_nothing(self) -> bool:
+        return bool(self.removed[self.dataset.samples.place < OTHERS].all())
 
     def rejected(self) -> list[Rejected]:
         return [

@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion import build
+from pipeline.ingestion import build, examination
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.duplicates.likeness import hashes_of_prepared, likeness
 from pipeline.ingestion.duplicates.sample_hashes import hashed_shards
@@ -112,11 +112,14 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("moment", ["search_copies", "_index", "certify", "write_index"])
+@pytest.mark.parametrize(
+    ("module", "moment"),
+    [(examination, "search_copies"), (examination, "_index"), (build, "certify"), (build, "write_index")],
+)
 def test_what_dies_on_the_way_is_finished_by_the_next_run_with_the_same_bytes(
-    photos, whole, tmp_path, monkeypatch, moment
+    photos, whole, tmp_path, monkeypatch, module, moment
 ):
-    real, calls = getattr(build, moment), []
+    real, calls = getattr(module, moment), []
 
     def dies(*arguments: object, **options: object) -> object:
         calls.append(moment)
@@ -124,7 +127,7 @@ def test_what_dies_on_the_way_is_finished_by_the_next_run_with_the_same_bytes(
             raise Killed
         return real(*arguments, **options)
 
-    monkeypatch.setattr(build, moment, dies)
+    monkeypatch.setattr(module, moment, dies)
     with pytest.raises(Killed):
         made(photos, tmp_path / "dataset", duplicates="remove")
     assert not (tmp_path / "dataset/index.json").exists()
