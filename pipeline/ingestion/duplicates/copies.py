@@ -1,10 +1,8 @@
 """Which images are copies of one another: equal pixels, by sorting; near copies, proposed by hash, then confirmed.
 
 Near: perceptual hashes that differ in at most MOST_BITS of 64 bits, thumbnails that are as near as those of near copies
-can be, and then the decoded pixels of both. MOST_BITS is measured on 976 photos of Caltech-101 and changed copies of
-them: within 6 bits are all that were compressed again (JPEG quality 60 and 30), 99.5 % of those resized (half, double,
-256 x 256), 98.9 % of those a fifth brighter, at 690 proposals among 30 million pairs of different photos. Of images
-below SMALL pixels a side only equal pixels are found, and an image of one colour is nobody's near copy.
+can be, and then the decoded pixels of both; the limits are those of `likeness`. Of images below SMALL pixels a side
+only equal pixels are found, and an image of one colour is nobody's near copy.
 """
 
 from collections import OrderedDict
@@ -16,12 +14,18 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.ingestion.duplicates.hamming import near_hash_pairs
-from pipeline.ingestion.duplicates.likeness import MOST_DISTANCE, SMALL, Likeness, are_near_copies, pixel_distance
+from pipeline.ingestion.duplicates.likeness import (
+    MOST_BITS,
+    SMALL,
+    Likeness,
+    are_near_copies,
+    pixel_distance,
+    root_mean_square,
+    thumbnails_are_alike,
+)
 from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples
 from pipeline.shards.decoding import ImageFault
 
-MOST_BITS = 6
-MOST_THUMBNAIL = 1.33 * MOST_DISTANCE + 1  # grey levels, root mean square: no near copy is further, see `_alike`
 FLAT = 1.0  # grey levels of standard deviation of the thumbnail
 MANY_EQUAL = 512  # images of one perceptual hash, of which each is compared with the first ones only
 PROPOSALS_PER_IMAGE = 64  # and
@@ -57,7 +61,7 @@ def find_copies(samples: ComparedSamples, read: Read) -> Copies:
     group = equal_pixels(samples.pixels)
     firsts = np.flatnonzero(group == np.arange(len(group)))
     small = samples.side[firsts] < SMALL
-    flat = ~small & (samples.thumbnail[firsts].astype(np.float32).std(axis=1) < FLAT)
+    flat = ~small & _is_flat(samples.thumbnail, firsts)
     search = _NearSearch(samples, group, read)
     for block in _proposed(samples, firsts[~small & ~flat], search):
         search.look_at(block)
@@ -80,6 +84,12 @@ def equal_pixels(pixels: np.ndarray) -> np.ndarray:
     group = np.empty(len(pixels), np.int64)
     group[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
     return group
+
+
+def _is_flat(thumbnails: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(P,) bool"""
+    blocks = (positions[start : start + (1 << 16)] for start in range(0, len(positions), 1 << 16))
+    return np.concatenate([np.zeros(0, bool), *(root_mean_square(thumbnails[block]) < FLAT for block in blocks)])
 
 
 def _proposed(samples: ComparedSamples, positions: np.ndarray, search: "_NearSearch") -> Iterator[np.ndarray]:
@@ -128,13 +138,11 @@ def _between(
 
 
 def _alike(thumbnails: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """(P,) bool. A mean over 4 x 4 of 32 x 32 pixels only lessens a difference, and so does taking its own mean off;
-    grey weighs a channel with at most 0.59, not a third, which makes of a distance at most the root of 1.76 times."""
+    """(P,) bool"""
     alike = np.empty(len(block), bool)
     for start in range(0, len(block), 1 << 16):
         pairs = block[start : start + (1 << 16)]
-        difference = thumbnails[pairs[:, 0]].astype(np.float32) - thumbnails[pairs[:, 1]]
-        alike[start : start + len(pairs)] = difference.std(axis=1) <= MOST_THUMBNAIL
+        alike[start : start + len(pairs)] = thumbnails_are_alike(thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]])
     return alike
 
 

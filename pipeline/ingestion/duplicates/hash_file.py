@@ -21,7 +21,7 @@ from pipeline.shards.index import Shard
 from pipeline.storage.location import Location, read_bytes
 
 FOLDER = ".hashes"
-VERSION = 2  # raise it when the same image would have other hashes
+VERSION = 3  # raise it when the same image would have other hashes
 MAGIC = b"VITHASH"
 HEADER = struct.Struct("<8s I I 32s 32s 16s I 28x")  # 128 bytes
 EXAMINED = np.dtype([("hashes", HASHES), ("number", "<u4"), ("label", "<i4"), ("kept", "?")])

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.ingestion.duplicates.copies import MOST_BITS, Copies, Read, equal_pixels, find_copies
+from pipeline.ingestion.duplicates.copies import Copies, Read, equal_pixels, find_copies
 from pipeline.ingestion.duplicates.findings import Findings, find_meaning, leaving
 from pipeline.ingestion.duplicates.hash_file import (
     EXAMINED,
@@ -25,7 +25,7 @@ from pipeline.ingestion.duplicates.hash_file import (
     read_hashes,
     write_hashes,
 )
-from pipeline.ingestion.duplicates.likeness import likeness
+from pipeline.ingestion.duplicates.likeness import MOST_BITS, likeness
 from pipeline.ingestion.duplicates.sample_hashes import hashes_of_shard
 from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples, SamplesBuilder, add_others, num_others
 from pipeline.ingestion.rejected import Rejected
