@@ -67,14 +67,13 @@ class AdoptTar:
         return replace(self, left_out=tuple(left_out))
 
     def path(self, number: int) -> str:
-        return f"{self.tar.name}/{_samples_of(self.tar, stamp_of(self.tar))[number].key}"
+        return f"{self.tar.name}/{_places_in(self.tar, stamp_of(self.tar)).key(number)}"
 
     def stored(self, number: int) -> bytes:
-        sample = _samples_of(self.tar, stamp_of(self.tar))[number]
-        if fault := sample.fault(seen=False):
-            raise ImageFault(*fault)
-        image = sample.images()[0]
-        return read_range(self.tar, image.offset, image.bytes)
+        offset, size = _places_in(self.tar, stamp_of(self.tar)).images[number].tolist()
+        if not size:
+            raise ImageFault("no_image", "no sample of one image")
+        return read_range(self.tar, offset, size)
 
     def _whole_key(self) -> str:
         content = (JOB_VERSION, str(self.tar), size_of(self.tar), stamp_of(self.tar), self.channels, self.rule)
@@ -173,11 +172,33 @@ class _TableOfTar:
         return ShardTable(np.array(self.records, dtype=RECORD), bytes(self._names), tar_bytes, tar_sha256)
 
 
-@lru_cache(maxsize=4)
-def _samples_of(tar: Location, stamp: int) -> list[TarSample]:
-    """By their numbers; kept of a few tars, for whoever asks for one after the other."""
+@dataclass(frozen=True)
+class _Places:
+    """Where the samples of a tar lie, by their numbers: 24 bytes and a key each. `images` is (samples, 2) int64:
+    offset and size, 0 bytes where a sample is not of one image."""
+
+    keys: bytes
+    ends: np.ndarray
+    images: np.ndarray
+
+    def key(self, number: int) -> str:
+        start = int(self.ends[number - 1]) if number else 0
+        return os.fsdecode(self.keys[start : int(self.ends[number])])
+
+
+@lru_cache(maxsize=4096)
+def _places_in(tar: Location, stamp: int) -> _Places:
+    """Kept, for whoever asks for copies asks here and there: a tar is read through once."""
+    keys, ends, images = bytearray(), [], []
     with open_random(tar) as file:
-        return [sample for sample in tar_samples(file, str(tar)) if isinstance(sample, TarSample)]
+        for sample in tar_samples(file, str(tar)):
+            if isinstance(sample, TarMember):
+                continue
+            keys += os.fsencode(sample.key)
+            ends.append(len(keys))
+            image = None if sample.fault(seen=False) else sample.images()[0]
+            images.append((0, 0) if image is None else (image.offset, image.bytes))
+    return _Places(bytes(keys), np.array(ends, np.int64), np.array(images, np.int64).reshape(-1, 2))
 
 
 @contextmanager

@@ -11,9 +11,9 @@ class Joined:
 
     def join(self, one: int, other: int) -> bool:
         """Whether the two were apart."""
-        ours, theirs = self._root(one), self._root(other)
-        self._parents[ours] = theirs
-        return ours != theirs
+        low, high = sorted((self._root(one), self._root(other)))
+        self._parents[high] = low  # the first with each of the others makes no chain
+        return low != high
 
     def are_apart(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """(P,) bool of two (P,) arrays of positions."""
