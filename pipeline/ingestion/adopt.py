@@ -69,6 +69,11 @@ class AdoptTar:
     def path(self, number: int) -> str:
         return f"{self.tar.name}/{_places_in(self.tar, stamp_of(self.tar)).key(number)}"
 
+    def numbers_of(self, keys: Sequence[str]) -> list[int]:
+        places = _places_in(self.tar, stamp_of(self.tar))
+        numbers = {places.key(number): number for number in range(len(places.ends))}
+        return [numbers[key] for key in keys]
+
     def stored(self, number: int) -> bytes:
         offset, size = _places_in(self.tar, stamp_of(self.tar)).images[number].tolist()
         if not size:
@@ -85,7 +90,7 @@ class AdoptTar:
             return self._adopt(file, destination)
 
     def _adopt(self, tar: PathFile, destination: Path) -> ShardSummary:
-        tables = _TableOfTar()
+        tables = _TableOfTar(with_hashes=self.images.examine == "pixels")
         rejected: list[Rejected] = []
         seen: set[str] = set()
         number = -1
@@ -146,7 +151,8 @@ class AdoptTar:
 class _TableOfTar:
     """The samples that were taken so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_hashes: bool) -> None:
+        self._with_hashes = with_hashes
         self.records: list[tuple[int, ...]] = []
         self.digests: list[int] = []
         self.totals, self.counted = ImageTotals(), CountedImages()
@@ -157,7 +163,8 @@ class _TableOfTar:
         self, sample: TarSample, member: TarMember, image: PreparedImage, label: int, number: int, *, kept: bool
     ) -> None:
         sha256 = hashlib.sha256(image.content).digest()
-        self.examined.add(number, label, image, sha256, kept=kept)
+        if self._with_hashes:
+            self.examined.add(number, label, image, sha256, kept=kept)
         if not kept:
             return
         json = sample.members.get("json", TarMember("", 0, 0))

@@ -23,10 +23,9 @@ from pipeline.ingestion.duplicates.hash_file import (
     HashFile,
     hash_path,
     read_hashes,
-    write_hashes,
 )
 from pipeline.ingestion.duplicates.likeness import MOST_BITS, likeness
-from pipeline.ingestion.duplicates.sample_hashes import hashes_of_shard
+from pipeline.ingestion.duplicates.sample_hashes import restore_hashes
 from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples, SamplesBuilder, add_others, num_others
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import ShardJob
@@ -104,27 +103,26 @@ class ExaminedDataset:
     def _gather(self) -> ComparedSamples:
         folder = self.index.directory / FOLDER
         builder = SamplesBuilder(sum(job.num_files for job in self.jobs) + num_others(self.others))
+        self._restore()
         for number, job in enumerate(self.jobs):
-            builder.add_job(SPLITS.index(job.split), number, self._hashes(job))
+            builder.add_job(SPLITS.index(job.split), number, self._hashes(job) or HashFile(b"", np.zeros(0, EXAMINED)))
         add_others(builder, self.others, folder)
         return builder.finished()
 
-    def _hashes(self, job: ShardJob) -> HashFile:
-        """As the job kept them; where they are lost, or of an earlier version, from the shard itself."""
+    def _restore(self) -> None:
+        """Hash files that are lost, or of an earlier version, from the shards themselves."""
+        lost = [job for job in self.jobs if job.name in self._numbers and self._hashes(job) is None]
+        places = [(job.split, self._numbers[job.name]) for job in lost]
+        keys = (self._reader(-1, split).keys(number) for split, number in places)
+        restore_hashes(self.index, [
+            (*place, job.numbers_of(of_shard)) for place, job, of_shard in zip(places, lost, keys, strict=True)
+        ])  # fmt: skip
+
+    def _hashes(self, job: ShardJob) -> HashFile | None:
+        """As the job kept them."""
         number = self._numbers.get(job.name)
         shard = None if number is None else self.index.shards(job.split)[number]
-        path = hash_path(self.index.directory, job.name)
-        hashes = read_hashes(path, shard)
-        if hashes is not None:
-            return hashes
-        rows = np.zeros(0 if shard is None else shard.samples, EXAMINED)
-        if shard is not None:
-            rows["hashes"] = hashes_of_shard(self.index, job.split, number)
-            rows["label"] = self._reader(-1, job.split).labels(number)
-            rows["number"], rows["kept"] = np.arange(len(rows)), True
-        hashes = HashFile(b"", rows)
-        write_hashes(path, hashes, shard)
-        return hashes
+        return read_hashes(hash_path(self.index.directory, job.name), shard)
 
 
 @dataclass(frozen=True)

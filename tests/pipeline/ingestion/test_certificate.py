@@ -261,6 +261,17 @@ def test_hashes_of_what_was_decoded_are_those_of_what_is_stored(kind, channels):
     assert hashes == likeness(prepared.content).hashes
 
 
+def test_lost_hashes_are_computed_again_and_name_the_right_files(tmp_path):
+    for number in range(6):
+        write(tmp_path / f"images/train/{number}.png", scene(0 if number == 4 else number, 80))
+        (tmp_path / f"images/train/broken-{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    _, said = made(tmp_path / "images", tmp_path / "dataset", max_rejected_fraction=0.6)
+    shutil.rmtree(tmp_path / "dataset/.hashes")
+    report, again = made(tmp_path / "images", tmp_path / "dataset", max_rejected_fraction=0.6)
+    assert report.shards_written == 0 and again == said
+    assert sources(again["copies"]["examples"]["exact_copies"]) == {frozenset(("0.png", "4.png"))}
+
+
 def test_small_images_are_searched_for_equal_pixels_alone_and_that_is_said(tmp_path):
     for number in range(4):
         write(tmp_path / f"images/train/{number}.png", scene(number, 32))
