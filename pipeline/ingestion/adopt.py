@@ -72,14 +72,18 @@ class AdoptTar:
         return replace(self, left_out=tuple(left_out))
 
     def path(self, number: int) -> str:
-        return f"{self._shown}/{_samples_of(self.tar, stamp_of(self.tar))[number].key}"
+        return f"{self._shown}/{_places_in(self.tar, stamp_of(self.tar)).key(number)}"
+
+    def numbers_of(self, keys: Sequence[str]) -> list[int]:
+        places = _places_in(self.tar, stamp_of(self.tar))
+        numbers = {places.key(number): number for number in range(len(places.ends))}
+        return [numbers[key] for key in keys]
 
     def stored(self, number: int) -> bytes:
-        sample = _samples_of(self.tar, stamp_of(self.tar))[number]
-        if fault := sample.fault(seen=False):
-            raise ImageFault(*fault)
-        image = sample.images()[0]
-        return read_range(self.tar, image.offset, image.bytes)
+        offset, size = _places_in(self.tar, stamp_of(self.tar)).images[number].tolist()
+        if not size:
+            raise ImageFault("no_image", "no sample of one image")
+        return read_range(self.tar, offset, size)
 
     def _whole_key(self) -> str:
         content = (JOB_VERSION, str(self.tar), size_of(self.tar), stamp_of(self.tar), self.channels, self.rule)
@@ -92,7 +96,7 @@ class AdoptTar:
             return self._adopt(file, destination)
 
     def _adopt(self, tar: PathFile, destination: Path) -> ShardSummary:
-        tables = _TableOfTar()
+        tables = _TableOfTar(with_hashes=self.images.examine == "pixels")
         rejected: list[Rejected] = []
         seen: set[str] = set()
         number = -1
@@ -153,7 +157,8 @@ class AdoptTar:
 class _TableOfTar:
     """The samples that were taken so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_hashes: bool) -> None:
+        self._with_hashes = with_hashes
         self.records: list[tuple[int, ...]] = []
         self.digests: list[int] = []
         self.totals, self.counted = ImageTotals(), CountedImages()
@@ -164,7 +169,8 @@ class _TableOfTar:
         self, sample: TarSample, member: TarMember, image: PreparedImage, label: int, number: int, *, kept: bool
     ) -> None:
         sha256 = hashlib.sha256(image.content).digest()
-        self.examined.add(number, label, image, sha256, kept=kept)
+        if self._with_hashes:
+            self.examined.add(number, label, image, sha256, kept=kept)
         if not kept:
             return
         json = sample.members.get("json", TarMember("", 0, 0))
@@ -179,11 +185,33 @@ class _TableOfTar:
         return ShardTable(np.array(self.records, dtype=RECORD), bytes(self._names), tar_bytes, tar_sha256)
 
 
-@lru_cache(maxsize=4)
-def _samples_of(tar: Location, stamp: int) -> list[TarSample]:
-    """By their numbers; kept of a few tars, for whoever asks for one after the other."""
+@dataclass(frozen=True)
+class _Places:
+    """Where the samples of a tar lie, by their numbers: 24 bytes and a key each. `images` is (samples, 2) int64:
+    offset and size, 0 bytes where a sample is not of one image."""
+
+    keys: bytes
+    ends: np.ndarray
+    images: np.ndarray
+
+    def key(self, number: int) -> str:
+        start = int(self.ends[number - 1]) if number else 0
+        return os.fsdecode(self.keys[start : int(self.ends[number])])
+
+
+@lru_cache(maxsize=4096)
+def _places_in(tar: Location, stamp: int) -> _Places:
+    """Kept, for whoever asks for copies asks here and there: a tar is read through once."""
+    keys, ends, images = bytearray(), [], []
     with open_random(tar) as file:
-        return [sample for sample in tar_samples(file, str(tar)) if isinstance(sample, TarSample)]
+        for sample in tar_samples(file, str(tar)):
+            if isinstance(sample, TarMember):
+                continue
+            keys += os.fsencode(sample.key)
+            ends.append(len(keys))
+            image = None if sample.fault(seen=False) else sample.images()[0]
+            images.append((0, 0) if image is None else (image.offset, image.bytes))
+    return _Places(bytes(keys), np.array(ends, np.int64), np.array(images, np.int64).reshape(-1, 2))
 
 
 @contextmanager

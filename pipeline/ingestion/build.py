@@ -6,31 +6,25 @@ last. So a re-run makes only the shards whose files changed or that are not ther
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import PIL
-
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion.annotations import mask_class_names
 from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.certificate.certify import Evidence, certify
 from pipeline.ingestion.duplicates.hash_file import hash_path
-from pipeline.ingestion.duplicates.search import CopySearch, ExaminedDataset, read_others, search_copies
+from pipeline.ingestion.duplicates.search import read_others
+from pipeline.ingestion.examination import make_dataset
 from pipeline.ingestion.journal import check_destination, open_journal
 from pipeline.ingestion.machines.shard_groups import RunGroups
-from pipeline.ingestion.making import REJECTED_NAME, IngestError, Progress, ShardMaker
-from pipeline.ingestion.plan import IngestPlan, identify, plan_ingest
-from pipeline.ingestion.rejected import Rejected, reasons, rejected_lines
-from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.making import REJECTED_NAME, Progress, ShardMaker
+from pipeline.ingestion.plan import identify, plan_ingest
+from pipeline.ingestion.rejected import reasons, rejected_lines
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.sources.opening import source_name
-from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.atomic import write_file
-from pipeline.shards.fingerprint import dataset_fingerprint
-from pipeline.shards.index import SPLITS, DatasetIndex, table_name, write_index
+from pipeline.shards.index import table_name, write_index
 from pipeline.storage.location import is_url, location
 
 
@@ -83,8 +77,8 @@ def _ingest(
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
         maker = ShardMaker(plan, destination, journal, config, progress or (lambda done, total, rejected: None), engine)
-        index, summaries, search = _examined(maker, others)
-        rejected = [*_rejected(plan, summaries), *(search.rejected() if search else ())]
+        dataset = make_dataset(maker, others)
+        index, summaries, rejected, search = dataset.index, dataset.summaries, dataset.rejected, dataset.search
         write_file(destination / REJECTED_NAME, rejected_lines(rejected))
         certificate = certify(index, config, Evidence(summaries, rejected, search))
         told = {"rejected": reasons(rejected), "certificate": certificate.sha256}
@@ -107,36 +101,6 @@ def _ingest(
     )
 
 
-def _examined(
-    maker: ShardMaker, others: Sequence[DatasetIndex]
-) -> tuple[DatasetIndex, list[ShardSummary], CopySearch | None]:
-    """Every shard made, and the search for copies, which left the dataset where they are removed."""
-    plan, destination, journal = maker.plan, maker.destination, maker.journal
-    remove = maker.config.duplicates == "remove"
-    summaries = maker.make(plan.jobs, journal.examined if remove else journal.finished)
-    rejected = _rejected(plan, summaries)
-    try:
-        maker.check_budget(rejected)
-    except IngestError:
-        write_file(destination / REJECTED_NAME, rejected_lines(rejected))
-        raise
-    index = _index(destination, plan, summaries)
-    if maker.config.examine == "header":
-        return index, summaries, None
-    search = search_copies(ExaminedDataset(index, plan.jobs, others), remove=remove)
-    if not remove:
-        return index, summaries, search
-    left_out = search.left_out()
-    jobs = [job.without(left_out.get(number, ())) for number, job in enumerate(plan.jobs)]
-    summaries = maker.make(jobs, journal.finished)
-    index = _index(destination, plan, summaries)
-    return index, summaries, replace(search, dataset=ExaminedDataset(index, plan.jobs, others))
-
-
-def _rejected(plan: IngestPlan, summaries: Sequence[ShardSummary]) -> list[Rejected]:
-    return [*plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
-
-
 def _local(destination: str | Path) -> Path:
     """InputError for a URL, also one that has passed through a Path and lost a slash."""
     url = re.sub("^([A-Za-z][A-Za-z0-9+.]+):/+", r"\1://", str(destination))
@@ -155,33 +119,6 @@ def _check_apart(source: str, destination: Path) -> None:
         return
     if destination.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(f"{destination}: lies in the source {source}, which would then hold its shards; name another")
-
-
-def _index(destination: Path, plan: IngestPlan, summaries: Sequence[ShardSummary]) -> DatasetIndex:
-    filled = [summary for summary in summaries if summary.shard]
-    by_split = {split: [summary for summary in filled if summary.split == split] for split in SPLITS}
-    splits = {split: tuple(summary.shard for summary in of_split) for split, of_split in by_split.items() if of_split}
-    contents = {
-        split: (sum(int(summary.content, 16) for summary in by_split[split]), sum(shard.samples for shard in shards))
-        for split, shards in splits.items()
-    }
-    annotated = {
-        "mask_classes": mask_class_names(plan.annotations, max(summary.mask_classes for summary in filled)),
-        "box_classes": plan.annotations.box_classes,
-    }
-    totals = ImageTotals()
-    for summary in by_split["train"] or filled:
-        totals.merge(summary.totals)
-    return DatasetIndex(
-        directory=destination,
-        fingerprint=dataset_fingerprint(contents, plan.classes, plan.label_sets, **annotated),
-        splits=splits,
-        classes=plan.classes,
-        statistics=totals.divided(),
-        provenance={"made_from": dict(plan.identity), "pillow": PIL.__version__},
-        **annotated,
-        label_sets=plan.label_sets,
-    )
 
 
 def _remove_leftovers(destination: Path, names: set[str]) -> None:

@@ -77,6 +77,9 @@ class ShardJob(Protocol):
     def path(self, number: int) -> str:
         """What a file is called in rejected.jsonl."""
 
+    def numbers_of(self, keys: Sequence[str]) -> list[int]:
+        """The file of each sample of its shard, by its key."""
+
     def stored(self, number: int) -> bytes:
         """What is or would be stored of one file's image; ImageFault where it cannot be taken."""
 
@@ -191,6 +194,10 @@ class WriteShard:
     def path(self, number: int) -> str:
         return self.candidates[number].path
 
+    def numbers_of(self, keys: Sequence[str]) -> list[int]:
+        numbers = {sample_key(candidate.path): number for number, candidate in enumerate(self.candidates)}
+        return [numbers[key] for key in keys]
+
     def stored(self, number: int) -> bytes:
         return prepare_image(_read(self.source, self.candidates[number].path), self.channels, self.images).content
 
@@ -220,7 +227,8 @@ class WriteShard:
                     image = prepare_image(content, self.channels, self.images)
                     annotations = self._annotations(candidate, content, image)
                     sha256 = hashlib.sha256(image.content)
-                    made.examined.add(number, candidate.label, image, sha256.digest(), kept=kept)
+                    if self.images.examine == "pixels":
+                        made.examined.add(number, candidate.label, image, sha256.digest(), kept=kept)
             except ImageFault as fault:
                 made.rejected.append(Rejected(candidate.path, fault.reason, fault.detail))
                 continue

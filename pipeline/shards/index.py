@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.shards.atomic import write_file
-from pipeline.shards.label_sets import LabelSets, label_matrix, read_label_sets, write_label_sets
+from pipeline.shards.label_sets import LabelSets, classes_of_labels, label_matrix, read_label_sets, write_label_sets
 from pipeline.shards.tombstones import Tombstone, read_tombstones, tombstones_sha256
 from pipeline.storage.location import Location, Url, exists, joined, location, read_bytes, size_of, sizes_in
 
@@ -105,6 +105,10 @@ class DatasetIndex:
     def label_matrix(self) -> np.ndarray:
         """(labels, classes) bool: the classes that each label stands for."""
         return label_matrix(self.label_sets, self.num_classes)
+
+    def classes_of_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same as pairs: (entries,) labels, ascending, and the class of each."""
+        return classes_of_labels(self.label_sets, self.num_classes)
 
     @property
     def labelled(self) -> bool:

@@ -51,6 +51,14 @@ def label_matrix(sets: LabelSets | None, num_classes: int) -> np.ndarray:
     return matrix
 
 
+def classes_of_labels(sets: LabelSets | None, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(entries,) labels, ascending, and the class of each entry: `label_matrix` of as many classes as there may be."""
+    if sets is None:
+        return np.arange(num_classes), np.arange(num_classes)
+    labels = np.repeat(np.arange(len(sets)), [len(one) for one in sets])
+    return labels, np.fromiter((number for one in sets for number in one), np.int64, len(labels))
+
+
 def names_of(label: int, sets: LabelSets, classes: Sequence[str]) -> list[str]:
     """Class names of a label, as a sample's .json lists them."""
     return [classes[number] for number in sets[label]]

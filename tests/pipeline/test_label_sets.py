@@ -60,6 +60,10 @@ def test_every_distinct_set_is_a_label_and_the_samples_list_their_classes(datase
     assert (index.num_labels, index.labelled) == (6, True)
     expected = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]], bool)
     assert (index.label_matrix() == expected).all()
+    labels, classes = index.classes_of_labels()
+    assert list(zip(labels, classes, strict=True)) == list(zip(*np.nonzero(expected), strict=True))
+    said = json.loads((dataset / "certificate.json").read_text())["classes"]
+    assert [sum(one[split] for split in index.splits) for one in said] == [30, 30, 20]
     found = records(dataset)
     assert len(found) == 60
     for record in found:

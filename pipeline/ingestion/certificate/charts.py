@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT, FOOT = 320, 120, 18  # of a histogram, in the SVG's own units
+MOST_COLUMNS = 1000  # of a skyline, which is as many units wide
 
 
 def histogram(title: str, bars: Sequence[Mapping[str, int]], unit: str) -> str:
@@ -35,8 +36,11 @@ def histogram(title: str, bars: Sequence[Mapping[str, int]], unit: str) -> str:
 
 
 def class_skyline(classes: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> str:
-    """A column per class, the largest first, stacked by split."""
+    """A column per class, the largest first, stacked by split; of more than MOST_COLUMNS classes, one of every few."""
     ordered = sorted(classes, key=lambda one: -sum(one[split] for split in splits))
+    total = len(ordered)
+    if total > MOST_COLUMNS:
+        ordered = [ordered[number * (total - 1) // (MOST_COLUMNS - 1)] for number in range(MOST_COLUMNS)]
     most = max(1, sum(ordered[0][split] for split in splits))
     width, height = 1000.0, 160.0
     step = width / len(ordered)
@@ -52,7 +56,7 @@ def class_skyline(classes: Sequence[Mapping[str, Any]], splits: Sequence[str]) -
                 f'<rect class="{split}" x="{number * step:.2f}" y="{y:.2f}" width="{step - gap:.2f}" '
                 f'height="{tall:.2f}"><title>{escape(words)}</title></rect>'
             )
-    label = f"Images per class, {len(ordered)} classes, the largest first"
+    label = f"Images per class, {total} classes, the largest first"
     return (
         f'<svg class="skyline" viewBox="0 0 {width:.0f} {height:.0f}" preserveAspectRatio="none" role="img" '
         f'aria-label="{label}">{"".join(shapes)}</svg>'

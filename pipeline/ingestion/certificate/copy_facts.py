@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ingestion.duplicates.copies import MOST_BITS
 from pipeline.ingestion.duplicates.findings import Findings, Leak
-from pipeline.ingestion.duplicates.likeness import MOST_DISTANCE, SMALL
+from pipeline.ingestion.duplicates.likeness import MOST_BITS, MOST_DISTANCE, SMALL
 from pipeline.ingestion.duplicates.samples import OTHERS
 from pipeline.ingestion.duplicates.search import CopySearch
 from pipeline.shards.index import SPLITS, DatasetIndex

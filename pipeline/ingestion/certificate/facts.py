@@ -65,14 +65,16 @@ def _class_facts(index: DatasetIndex) -> list[Facts] | None:
     """By class: its name, and its images in each split. None without classes."""
     if not index.classes:
         return None
-    matrix = index.label_matrix().astype(np.int64)  # (labels, classes)
+    labels_of, classes_of = index.classes_of_labels()
     by_split = {}
     for split in index.splits:
-        reader, of_labels = node_reader(index, split), np.zeros(len(matrix), np.int64)
+        reader, of_labels = node_reader(index, split), np.zeros(index.num_labels, np.int64)
         for shard in range(len(reader.shard_sizes)):
             labels = reader.labels(shard)
-            of_labels += np.bincount(labels[labels >= 0], minlength=len(matrix))
-        by_split[split] = (of_labels @ matrix).tolist()
+            of_labels += np.bincount(labels[labels >= 0], minlength=index.num_labels)
+        of_classes = np.zeros(index.num_classes, np.int64)
+        np.add.at(of_classes, classes_of, of_labels[labels_of])
+        by_split[split] = of_classes.tolist()
     return [
         {"name": name, **{split: counts[number] for split, counts in by_split.items()}}
         for number, name in enumerate(index.classes)

@@ -21,7 +21,6 @@ from pipeline.ingestion.duplicates.search import CopySearch
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import node_reader
-from pipeline.shards.table import NO_LABEL
 
 MOST_SHEETS = 1000
 PAIRS_SHOWN = 12  # of a kind
@@ -83,18 +82,20 @@ Chosen = tuple[str, int, int, tuple[int, ...]]  # split, shard, row, sheets that
 
 
 def _first_of_classes(index: DatasetIndex, num_classes: int, num_cells: int) -> Iterator[Chosen]:
-    matrix, missing = index.label_matrix()[:, :num_classes], np.full(num_classes, num_cells)
+    labels_of, classes_of = index.classes_of_labels()
+    starts = np.searchsorted(labels_of, np.arange(index.num_labels + 1)).tolist()
+    missing = np.where(np.arange(index.num_classes) < num_classes, num_cells, 0)
     for split in index.splits:
         reader = node_reader(index, split)
         for shard in range(len(reader.shard_sizes)):
             if not missing.any():
                 return
             labels = reader.labels(shard)
-            wanted = np.concatenate([matrix[:, missing > 0].any(axis=1), [False]])  # the last: of NO_LABEL, -1
+            wanted = np.zeros(index.num_labels + 1, bool)  # the last: of NO_LABEL, -1
+            wanted[labels_of[missing[classes_of] > 0]] = True
             for row in np.flatnonzero(wanted[labels]).tolist():
-                if labels[row] == NO_LABEL:
-                    continue
-                sheets = np.flatnonzero(matrix[labels[row]] & (missing > 0))
+                classes = classes_of[starts[labels[row]] : starts[labels[row] + 1]]
+                sheets = classes[missing[classes] > 0]
                 if len(sheets):
                     missing[sheets] -= 1
                     yield split, shard, row, tuple(sheets.tolist())

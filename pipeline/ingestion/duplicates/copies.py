@@ -1,10 +1,8 @@
 """Which images are copies of one another: equal pixels, by sorting; near copies, proposed by hash, then confirmed.
 
 Near: perceptual hashes that differ in at most MOST_BITS of 64 bits, thumbnails that are as near as those of near copies
-can be, and then the decoded pixels of both. MOST_BITS is measured on 976 photos of Caltech-101 and changed copies of
-them: within 6 bits are all that were compressed again (JPEG quality 60 and 30), 99.5 % of those resized (half, double,
-256 x 256), 98.9 % of those a fifth brighter, at 690 proposals among 30 million pairs of different photos. Of images
-below SMALL pixels a side only equal pixels are found, and an image of one colour is nobody's near copy.
+can be, and then the decoded pixels of both; the limits are those of `likeness`. Of images below SMALL pixels a side
+only equal pixels are found, and an image of one colour is nobody's near copy.
 """
 
 from collections import OrderedDict
@@ -16,18 +14,26 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.ingestion.duplicates.hamming import near_hash_pairs
-from pipeline.ingestion.duplicates.likeness import MOST_DISTANCE, SMALL, Likeness, are_near_copies, pixel_distance
+from pipeline.ingestion.duplicates.joined import Joined
+from pipeline.ingestion.duplicates.likeness import (
+    MOST_BITS,
+    SMALL,
+    Likeness,
+    are_near_copies,
+    pixel_distance,
+    root_mean_square,
+    thumbnails_are_alike,
+)
 from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples
 from pipeline.shards.decoding import ImageFault
 
-MOST_BITS = 6
-MOST_THUMBNAIL = 1.33 * MOST_DISTANCE + 1  # grey levels, root mean square: no near copy is further, see `_alike`
 FLAT = 1.0  # grey levels of standard deviation of the thumbnail
 MANY_EQUAL = 512  # images of one perceptual hash, of which each is compared with the first ones only
 PROPOSALS_PER_IMAGE = 64  # and
 PROPOSALS = 10_000_000  # of near hashes, beyond which no more are looked at
 LOOKS_PER_IMAGE = 2  # and
 LOOKS = 200_000  # at pairs of decoded images
+SIFTED = 1024  # proposals at a time of which those that tell nothing new are dropped
 REMEMBERED = 20_000  # small decoded images, 12 kB each
 
 Read = Callable[[int], Likeness]  # by position; DataError or ImageFault where the image cannot be read
@@ -57,7 +63,7 @@ def find_copies(samples: ComparedSamples, read: Read) -> Copies:
     group = equal_pixels(samples.pixels)
     firsts = np.flatnonzero(group == np.arange(len(group)))
     small = samples.side[firsts] < SMALL
-    flat = ~small & (samples.thumbnail[firsts].astype(np.float32).std(axis=1) < FLAT)
+    flat = ~small & _is_flat(samples.thumbnail, firsts)
     search = _NearSearch(samples, group, read)
     for block in _proposed(samples, firsts[~small & ~flat], search):
         search.look_at(block)
@@ -80,6 +86,21 @@ def equal_pixels(pixels: np.ndarray) -> np.ndarray:
     group = np.empty(len(pixels), np.int64)
     group[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
     return group
+
+
+def places_of_groups(place: np.ndarray, group: np.ndarray, present: np.ndarray | None = None) -> np.ndarray:
+    """(N,) uint64: at the first position of each group the bits of the places where it has an image (that is
+    `present`), 0 elsewhere."""
+    bits = np.uint64(1) << place.astype(np.uint64)
+    places = np.zeros(len(place), np.uint64)
+    np.bitwise_or.at(places, group, bits if present is None else np.where(present, bits, np.uint64(0)))
+    return places
+
+
+def _is_flat(thumbnails: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(P,) bool"""
+    blocks = (positions[start : start + (1 << 16)] for start in range(0, len(positions), 1 << 16))
+    return np.concatenate([np.zeros(0, bool), *(root_mean_square(thumbnails[block]) < FLAT for block in blocks)])
 
 
 def _proposed(samples: ComparedSamples, positions: np.ndarray, search: "_NearSearch") -> Iterator[np.ndarray]:
@@ -128,13 +149,11 @@ def _between(
 
 
 def _alike(thumbnails: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """(P,) bool. A mean over 4 x 4 of 32 x 32 pixels only lessens a difference, and so does taking its own mean off;
-    grey weighs a channel with at most 0.59, not a third, which makes of a distance at most the root of 1.76 times."""
+    """(P,) bool"""
     alike = np.empty(len(block), bool)
     for start in range(0, len(block), 1 << 16):
         pairs = block[start : start + (1 << 16)]
-        difference = thumbnails[pairs[:, 0]].astype(np.float32) - thumbnails[pairs[:, 1]]
-        alike[start : start + len(pairs)] = difference.std(axis=1) <= MOST_THUMBNAIL
+        alike[start : start + len(pairs)] = thumbnails_are_alike(thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]])
     return alike
 
 
@@ -145,13 +164,9 @@ class _NearSearch:
     def __init__(self, samples: ComparedSamples, group: np.ndarray, read: Read):
         self._read = read
         self._samples = samples
-        self._places: dict[int, set[int]] = {}  # of groups of several images
-        several = np.flatnonzero(group != np.arange(len(group)))
-        for position in several.tolist():
-            first = int(group[position])
-            self._places.setdefault(first, {int(samples.place[first])}).add(int(samples.place[position]))
-        self._joined: dict[tuple[int, int], int] = {}  # (place, position) -> position: union-find inside each place
-        self._known: set[tuple[int, int]] = set()  # (position, place of a copy of it elsewhere)
+        self._places = places_of_groups(samples.place, group)
+        self._known = np.zeros(len(samples), np.uint64)  # bits of the places that a copy of a position is known in
+        self._joined = [Joined(len(samples)) for _ in range(OTHERS)]  # inside each split
         self._shown: OrderedDict[int, Likeness | None] = OrderedDict()
         self.most_looks = LOOKS + LOOKS_PER_IMAGE * len(samples)
         self.near: list[tuple[int, int]] = []
@@ -161,21 +176,25 @@ class _NearSearch:
         self.unread: set[int] = set()
 
     def look_at(self, block: np.ndarray) -> None:
-        for one, other in block.tolist():
-            if self.looks >= self.most_looks:
-                self.cut_short = True
-                return
-            if self._tells_something(one, other):
-                self._compare(one, other)
+        for start in range(0, len(block), SIFTED):
+            pairs = block[start : start + SIFTED]
+            for pair in pairs[self._tell_something(pairs)]:
+                if self.looks >= self.most_looks:
+                    self.cut_short = True
+                    return
+                if self._tell_something(pair[None])[0]:  # still, after those before it
+                    self._compare(*pair.tolist())
 
-    def _tells_something(self, one: int, other: int) -> bool:
-        ours, theirs = self._places_of(one), self._places_of(other)
-        if min(ours | theirs) >= OTHERS:
-            return False  # both of other datasets
-        if any(self._root(place, one) != self._root(place, other) for place in ours & theirs if place < OTHERS):
-            return True
-        unknown = any((one, place) not in self._known for place in theirs - ours)
-        return unknown or any((other, place) not in self._known for place in ours - theirs)
+    def _tell_something(self, pairs: np.ndarray) -> np.ndarray:
+        """(P,) bool of (P, 2) positions."""
+        one, other = pairs.T
+        ours, theirs = self._places[one], self._places[other]
+        unknown = (theirs & ~ours & ~self._known[one]) | (ours & ~theirs & ~self._known[other])
+        telling = unknown != 0
+        for place, joined in enumerate(self._joined):
+            both = np.flatnonzero(ours & theirs & np.uint64(1 << place))
+            telling[both] |= joined.are_apart(one[both], other[both])
+        return telling & (((ours | theirs) & np.uint64((1 << OTHERS) - 1)) != 0)  # else both of other datasets
 
     def _compare(self, one: int, other: int) -> None:
         first, second = self._likeness(one), self._likeness(other)
@@ -186,18 +205,11 @@ class _NearSearch:
             return
         self.near.append((min(one, other), max(one, other)))
         self.distances.append(pixel_distance(first.shown, second.shown))
-        ours, theirs = self._places_of(one), self._places_of(other)
-        for place in ours & theirs:
-            self._joined[place, self._root(place, one)] = self._root(place, other)
-        self._known |= {(one, place) for place in theirs} | {(other, place) for place in ours}
-
-    def _places_of(self, position: int) -> set[int]:
-        return self._places.get(position) or {int(self._samples.place[position])}
-
-    def _root(self, place: int, position: int) -> int:
-        while (parent := self._joined.get((place, position), position)) != position:
-            position = parent
-        return position
+        for place, joined in enumerate(self._joined):
+            if int(self._places[one] & self._places[other]) >> place & 1:
+                joined.join(one, other)
+        self._known[one] |= self._places[other]
+        self._known[other] |= self._places[one]
 
     def _likeness(self, position: int) -> Likeness | None:
         if position in self._shown:

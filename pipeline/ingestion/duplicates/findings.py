@@ -6,13 +6,15 @@ it leaks to; inside a split all but the first of equal pixels and label. Equal p
 which label is right is not ours to say.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from pipeline.ingestion.duplicates.copies import Copies
+from pipeline.ingestion.duplicates.copies import Copies, places_of_groups
+from pipeline.ingestion.duplicates.joined import Joined
 from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples
 from pipeline.shards.index import SPLITS
 from pipeline.shards.table import NO_LABEL
@@ -52,10 +54,7 @@ class Findings:
 
 def find_meaning(samples: ComparedSamples, copies: Copies, present: np.ndarray) -> Findings:
     """Of the images that are `present`, (N,) bool."""
-    place = samples.place.astype(np.uint64)
-    bit = np.where(present, np.uint64(1) << place, np.uint64(0))
-    exact_places = np.zeros(len(samples), np.uint64)  # of groups, at the position of their first
-    np.bitwise_or.at(exact_places, copies.group, bit)
+    exact_places = places_of_groups(samples.place, copies.group, present)
     near_places = np.zeros(len(samples), np.uint64)
     for one, other in (copies.near.T, copies.near.T[::-1]):
         np.bitwise_or.at(near_places, one, exact_places[other])
@@ -114,29 +113,30 @@ def _partners(
     for (one, other), apart in zip(copies.near.tolist(), copies.distance.tolist(), strict=True):
         near_to.setdefault(one, []).append((apart, other))
         near_to.setdefault(other, []).append((apart, one))
-    members = _Members(copies.group, present)
-    higher = _higher(samples)
+    neighbours = {group: [(0.0, group), *sorted(near)] for group, near in near_to.items()}
+    firsts, higher = _firsts(samples.place, copies.group, present), _higher(samples).tolist()
+    found: dict[tuple[int, int], tuple[int, float]] = {}  # by group and place: all of its images have the same
     for position in np.flatnonzero(leaking).tolist():
-        group, wanted = int(copies.group[position]), int(higher[samples.place[position]])
-        for apart, other in [(0.0, group), *sorted(near_to.get(group, []))]:
-            there = [one for one in members.of(other) if wanted >> int(samples.place[one]) & 1]
-            if there:
-                partner[position], distance[position] = there[0], apart
-                break
+        group, place = int(copies.group[position]), int(samples.place[position])
+        if (group, place) not in found:
+            near = neighbours.get(group, [(0.0, group)])
+            found[group, place] = next(
+                (min(there), apart)
+                for apart, other in near
+                if (there := [first for at, first in firsts[other] if higher[place] >> at & 1])
+            )
+        partner[position], distance[position] = found[group, place]
     return partner, distance
 
 
-class _Members:
-    """The present images of a group."""
-
-    def __init__(self, group: np.ndarray, present: np.ndarray):
-        self._present = np.flatnonzero(present)
-        self._order = self._present[np.argsort(group[self._present], kind="stable")]
-        self._groups = group[self._order]
-
-    def of(self, group: int) -> list[int]:
-        start, stop = np.searchsorted(self._groups, [group, group + 1])
-        return self._order[start:stop].tolist()
+def _firsts(place: np.ndarray, group: np.ndarray, present: np.ndarray) -> defaultdict[int, list[tuple[int, int]]]:
+    """By group: each place where it has an image, and the first position there."""
+    positions = np.flatnonzero(present)
+    _, first = np.unique(group[positions] * 64 + place[positions], return_index=True)
+    firsts: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for position in positions[first].tolist():
+        firsts[int(group[position])].append((int(place[position]), position))
+    return firsts
 
 
 def _further_copies(group: np.ndarray, place: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -155,20 +155,11 @@ def _near_copies(copies: Copies, exact_places: np.ndarray) -> dict[int, int]:
     counts = {}
     for place in range(OTHERS):
         there = (exact_places[copies.near] & np.uint64(1 << place)) != 0
-        parents: dict[int, int] = {}
-        for one, other in copies.near[there.all(axis=1)].tolist():
-            ours, theirs = _root(parents, one), _root(parents, other)
-            if ours != theirs:
-                parents[ours] = theirs
-        if parents:
-            counts[place] = len(parents)
+        pairs = copies.near[there.all(axis=1)].tolist()
+        joined = Joined(len(exact_places))
+        if count := sum(joined.join(one, other) for one, other in pairs):
+            counts[place] = count
     return counts
-
-
-def _root(parents: dict[int, int], position: int) -> int:
-    while position in parents:
-        position = parents[position]
-    return position
 
 
 def _contradictions(samples: ComparedSamples, group: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from pipeline.shards.index import Shard
 from pipeline.storage.location import Location, read_bytes
 
 FOLDER = ".hashes"
-VERSION = 2  # raise it when the same image would have other hashes
+VERSION = 3  # raise it when the same image would have other hashes
 MAGIC = b"VITHASH"
 HEADER = struct.Struct("<8s I I 32s 32s 16s I 28x")  # 128 bytes
 EXAMINED = np.dtype([("hashes", HASHES), ("number", "<u4"), ("label", "<i4"), ("kept", "?")])
@@ -42,15 +42,13 @@ class HashFile:
 
 
 class ExaminedImages:
-    """Collects the hashes of one shard job; without pixels (`examine: header`) there is nothing to collect."""
+    """Collects the hashes of one shard job that examines pixels."""
 
     def __init__(self) -> None:
         self._full: list[np.ndarray] = []
         self._rows, self._used = np.zeros(_CHUNK, EXAMINED), 0
 
     def add(self, number: int, label: int, image: PreparedImage, sha256: bytes, *, kept: bool) -> None:
-        if image.pixels is None:
-            return
         if self._used == _CHUNK:
             self._full.append(self._rows)
             self._rows, self._used = np.zeros(_CHUNK, EXAMINED), 0

@@ -6,7 +6,7 @@ What is finished stays when the work is interrupted; a shard that changed is has
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import PIL
 
 from pipeline.errors import DataError
-from pipeline.ingestion.duplicates.hash_file import VERSION, hash_path, read_hashes
+from pipeline.ingestion.duplicates.hash_file import EXAMINED, VERSION, HashFile, hash_path, read_hashes, write_hashes
 from pipeline.ingestion.duplicates.likeness import HASHES, likeness
 from pipeline.shards.atomic import write_file
 from pipeline.shards.index import DatasetIndex, Shard
@@ -40,6 +40,14 @@ class _Task(NamedTuple):
     index: DatasetIndex
     split: str
     path: Path
+
+
+class _Lost(NamedTuple):
+    """`index` has this shard alone; `files` (samples,) uint32."""
+
+    index: DatasetIndex
+    split: str
+    files: np.ndarray
 
 
 def hashed_shards(index: DatasetIndex, cache: Path, progress: Progress | None = None) -> Iterator[HashedShard]:
@@ -80,6 +88,20 @@ def _hash_missing(
             progress(done, total)
 
 
+def restore_hashes(index: DatasetIndex, lost: Sequence[tuple[str, int, Sequence[int]]]) -> None:
+    """Write the hash files of shards, each (split, number of the shard, for each sample the file of the job that it is
+    of): lost, or of an earlier version."""
+    shards = [index.shards(split)[number] for split, number, _ in lost]
+    tasks = [
+        _Lost(replace(index, splits={split: (shard,)}), split, np.asarray(files, np.uint32))
+        for (split, _, files), shard in zip(lost, shards, strict=True)
+    ]
+    pays = len(tasks) > 1 and sum(shard.bytes for shard in shards) >= POOL_FROM_BYTES
+    with closing(in_processes(_restore, tasks, available_cores() if pays else 1)) as finished:
+        for _ in finished:
+            pass
+
+
 def _path(folder: Path, split: str, shard: Shard) -> Path:
     """Of a tar that stands in several places, its table decides which samples there are: so by all that names it."""
     name = hashlib.sha256(f"{split} {shard.name} {shard.sha256} {shard.samples}".encode()).hexdigest()
@@ -110,3 +132,11 @@ def _hash_shard(task: _Task) -> int:
     np.save(buffer, hashes)
     write_file(task.path, buffer.getvalue())
     return len(hashes)
+
+
+def _restore(task: _Lost) -> None:
+    (shard,) = task.index.shards(task.split)
+    rows = np.zeros(shard.samples, EXAMINED)
+    rows["hashes"], rows["number"] = hashes_of_shard(task.index, task.split, 0), task.files
+    rows["label"], rows["kept"] = node_reader(task.index, task.split).labels(0), True
+    write_hashes(hash_path(task.index.directory, shard.name), HashFile(b"", rows), shard)

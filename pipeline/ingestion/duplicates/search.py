@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.ingestion.duplicates.copies import MOST_BITS, Copies, Read, equal_pixels, find_copies
+from pipeline.ingestion.duplicates.copies import Copies, Read, equal_pixels, find_copies
 from pipeline.ingestion.duplicates.findings import Findings, find_meaning, leaving
 from pipeline.ingestion.duplicates.hash_file import (
     EXAMINED,
@@ -23,10 +23,9 @@ from pipeline.ingestion.duplicates.hash_file import (
     HashFile,
     hash_path,
     read_hashes,
-    write_hashes,
 )
-from pipeline.ingestion.duplicates.likeness import likeness
-from pipeline.ingestion.duplicates.sample_hashes import hashes_of_shard
+from pipeline.ingestion.duplicates.likeness import MOST_BITS, likeness
+from pipeline.ingestion.duplicates.sample_hashes import restore_hashes
 from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples, SamplesBuilder, add_others, num_others
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import ShardJob
@@ -78,6 +77,13 @@ class ExaminedDataset:
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
+    def has_images_of(self, other: "ExaminedDataset") -> bool:
+        """Whether a position of one is the same image of the same file in the other, left out or not."""
+        ours, theirs = self.samples, other.samples
+        return self.basis == other.basis and all(
+            np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("shard", "number", "label")
+        )
+
     def _at(self, position: int) -> tuple[ShardReader | None, int, int]:
         row, shard = int(self.samples.row[position]), int(self.samples.shard[position])
         if self.samples.place[position] >= OTHERS:
@@ -97,27 +103,26 @@ class ExaminedDataset:
     def _gather(self) -> ComparedSamples:
         folder = self.index.directory / FOLDER
         builder = SamplesBuilder(sum(job.num_files for job in self.jobs) + num_others(self.others))
+        self._restore()
         for number, job in enumerate(self.jobs):
-            builder.add_job(SPLITS.index(job.split), number, self._hashes(job))
+            builder.add_job(SPLITS.index(job.split), number, self._hashes(job) or HashFile(b"", np.zeros(0, EXAMINED)))
         add_others(builder, self.others, folder)
         return builder.finished()
 
-    def _hashes(self, job: ShardJob) -> HashFile:
-        """As the job kept them; where they are lost, or of an earlier version, from the shard itself."""
+    def _restore(self) -> None:
+        """Hash files that are lost, or of an earlier version, from the shards themselves."""
+        lost = [job for job in self.jobs if job.name in self._numbers and self._hashes(job) is None]
+        places = [(job.split, self._numbers[job.name]) for job in lost]
+        keys = (self._reader(-1, split).keys(number) for split, number in places)
+        restore_hashes(self.index, [
+            (*place, job.numbers_of(of_shard)) for place, job, of_shard in zip(places, lost, keys, strict=True)
+        ])  # fmt: skip
+
+    def _hashes(self, job: ShardJob) -> HashFile | None:
+        """As the job kept them."""
         number = self._numbers.get(job.name)
         shard = None if number is None else self.index.shards(job.split)[number]
-        path = hash_path(self.index.directory, job.name)
-        hashes = read_hashes(path, shard)
-        if hashes is not None:
-            return hashes
-        rows = np.zeros(0 if shard is None else shard.samples, EXAMINED)
-        if shard is not None:
-            rows["hashes"] = hashes_of_shard(self.index, job.split, number)
-            rows["label"] = self._reader(-1, job.split).labels(number)
-            rows["number"], rows["kept"] = np.arange(len(rows)), True
-        hashes = HashFile(b"", rows)
-        write_hashes(path, hashes, shard)
-        return hashes
+        return read_hashes(hash_path(self.index.directory, job.name), shard)
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,9 @@ class CopySearch:
         for position in np.flatnonzero(self.removed).tolist():
             by_job.setdefault(int(samples.shard[position]), []).append(int(samples.number[position]))
         return by_job
+
+    def leaves_nothing(self) -> bool:
+        return bool(self.removed[self.dataset.samples.place < OTHERS].all())
 
     def rejected(self) -> list[Rejected]:
         return [

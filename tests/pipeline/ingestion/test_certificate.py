@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image, ImageEnhance
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion import build
+from pipeline.ingestion import adopt, build, examination
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.duplicates.likeness import hashes_of_prepared, likeness
 from pipeline.ingestion.duplicates.sample_hashes import hashed_shards
@@ -112,11 +114,14 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("moment", ["search_copies", "_index", "certify", "write_index"])
+@pytest.mark.parametrize(
+    ("module", "moment"),
+    [(examination, "search_copies"), (examination, "_index"), (build, "certify"), (build, "write_index")],
+)
 def test_what_dies_on_the_way_is_finished_by_the_next_run_with_the_same_bytes(
-    photos, whole, tmp_path, monkeypatch, moment
+    photos, whole, tmp_path, monkeypatch, module, moment
 ):
-    real, calls = getattr(build, moment), []
+    real, calls = getattr(module, moment), []
 
     def dies(*arguments: object, **options: object) -> object:
         calls.append(moment)
@@ -124,7 +129,7 @@ def test_what_dies_on_the_way_is_finished_by_the_next_run_with_the_same_bytes(
             raise Killed
         return real(*arguments, **options)
 
-    monkeypatch.setattr(build, moment, dies)
+    monkeypatch.setattr(module, moment, dies)
     with pytest.raises(Killed):
         made(photos, tmp_path / "dataset", duplicates="remove")
     assert not (tmp_path / "dataset/index.json").exists()
@@ -200,6 +205,26 @@ def test_copies_in_adopted_tars_leave_the_table_and_not_the_tar(tmp_path):
     assert check_dataset(tmp_path / "dataset", full=True) == []
 
 
+def test_each_adopted_tar_is_read_through_once_however_many_copies_leave_it(tmp_path, monkeypatch):
+    copied = [scene(number, 80) for number in range(3)]
+    for tar in range(6):
+        members = [(f"t{tar}-{number}.png", encoded(image, "PNG")) for number, image in enumerate(copied)]
+        write_tar(tmp_path / f"train-{tar}.tar", [*members, (f"own-{tar}.png", encoded(scene(50 + tar, 80), "PNG"))])
+    real, read = adopt.tar_samples, []
+
+    def counted(file: object, shown: str) -> object:
+        read.append(shown)
+        return real(file, shown)
+
+    monkeypatch.setattr(adopt, "tar_samples", counted)
+    config = IngestConfig(duplicates="remove", workers=1)
+    report = ingest(str(tmp_path / "train-{0..5}.tar"), tmp_path / "dataset", config)
+    assert report.samples == {"train": 9} and report.rejected == {"duplicate": 15}
+    left = [json.loads(line) for line in open(tmp_path / "dataset/rejected.jsonl")]
+    assert left[0]["path"] == "train-1.tar/t1-0" and left[0]["detail"] == "has the pixels of train: train-0.tar/t0-0"
+    assert Counter(read).most_common(1)[0][1] <= 3  # made, made again, and asked for
+
+
 def test_workers_and_places_change_no_byte(photos, tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
         made(photos, tmp_path / name, workers=workers)
@@ -236,6 +261,17 @@ def test_hashes_of_what_was_decoded_are_those_of_what_is_stored(kind, channels):
     assert hashes == likeness(prepared.content).hashes
 
 
+def test_lost_hashes_are_computed_again_and_name_the_right_files(tmp_path):
+    for number in range(6):
+        write(tmp_path / f"images/train/{number}.png", scene(0 if number == 4 else number, 80))
+        (tmp_path / f"images/train/broken-{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    _, said = made(tmp_path / "images", tmp_path / "dataset", max_rejected_fraction=0.6)
+    shutil.rmtree(tmp_path / "dataset/.hashes")
+    report, again = made(tmp_path / "images", tmp_path / "dataset", max_rejected_fraction=0.6)
+    assert report.shards_written == 0 and again == said
+    assert sources(again["copies"]["examples"]["exact_copies"]) == {frozenset(("0.png", "4.png"))}
+
+
 def test_small_images_are_searched_for_equal_pixels_alone_and_that_is_said(tmp_path):
     for number in range(4):
         write(tmp_path / f"images/train/{number}.png", scene(number, 32))
@@ -247,6 +283,25 @@ def test_small_images_are_searched_for_equal_pixels_alone_and_that_is_said(tmp_p
     (tmp_path / "images/test/equal.png").unlink()
     report, said = made(tmp_path / "images", tmp_path / "without")
     assert said["verdict"]["sound"] and "as far as it was examined: near copies of 5 images" in report.verdict
+
+
+def test_memory_and_page_do_not_grow_with_the_square_of_the_classes(tmp_path):
+    rows = ["path,label"]
+    for number in range(4):
+        write(tmp_path / f"images/train/{number}.png", scene(number, 80))
+        rows.append(f"train/{number}.png,{number * 9_999}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    tracemalloc.start()
+    try:
+        _, said = made(tmp_path / "images", tmp_path / "dataset", labels=tmp_path / "labels.csv")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 150 << 20  # a matrix of all classes by all is 900 MB, in bytes
+    counted = {number: one["train"] for number, one in enumerate(said["classes"]) if one["train"]}
+    assert len(said["classes"]) == 29_998 and counted == {0: 1, 9_999: 1, 19_998: 1, 29_997: 1}
+    page = tmp_path / "dataset/certificate.html"
+    assert page.stat().st_size < 2 << 20 and "29998 classes" in page.read_text()
 
 
 def test_images_of_one_colour_are_nobodys_near_copies(tmp_path):

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from pipeline.ingestion.duplicates.copies import MOST_BITS
 from pipeline.ingestion.duplicates.hamming import choose_bands, near_hash_pairs, num_bits
-from pipeline.ingestion.duplicates.likeness import are_near_copies, likeness
+from pipeline.ingestion.duplicates.likeness import MOST_BITS, are_near_copies, likeness
 from tests.pipeline.pictures import encoded
 
 
