@@ -6,6 +6,7 @@ Where its task runner is prefect-dask's, shards are made by the workers of a Das
 import pickle
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from prefect import flow, task
@@ -21,8 +22,9 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import InputError
 from pipeline.ingestion.build import ingest as build_dataset
-from pipeline.ingestion.machines.dask_cluster import require_distributed, run_by_client
-from pipeline.ingestion.machines.shard_groups import RunGroups, ShardGroup
+from pipeline.ingestion.isolation import TooManyFaults
+from pipeline.ingestion.machines.dask_cluster import require_distributed, run_by_client, started_cluster
+from pipeline.ingestion.machines.shard_groups import NotWanted, RunGroups, WantedGroups
 from pipeline.ingestion.making import IngestError
 from pipeline.ingestion.shard_jobs import ShardSummary
 
@@ -45,8 +47,10 @@ def ingest(
     try:
         config = validate(IngestConfig, apply_overrides({}, parse_overrides(set)), "set")
         engine = _engine_of_this_run()
-        if engine is None and (runner := _dask_runner(config, dask_cluster, dask_options)):
-            ended = ingest.with_options(task_runner=runner)(source, dest, set, return_state=True)
+        if engine is None and (dask_cluster or isinstance(config.workers, str)):
+            with ExitStack() as stack:
+                runner = _dask_runner(config, dask_cluster, dask_options, stack)
+                ended = ingest.with_options(task_runner=runner)(source, dest, set, return_state=True)
             return State(type=ended.type, name=ended.name, message=ended.message, data=dest)
         report = build_dataset(source, dest, config, progress=ingest_progress(reporter()), engine=engine)
     except InputError as error:
@@ -57,23 +61,23 @@ def ingest(
     return Completed(message=f"{ingest_words(report)}; {certificate_words(report)}", data=dest)
 
 
-def _dask_runner(config: IngestConfig, cluster: str | None, options: dict[str, Any]) -> Any:
-    """The task runner for what was asked, None for this machine; InputError where prefect-dask is not installed."""
+def _dask_runner(config: IngestConfig, cluster: str | None, options: dict[str, Any], stack: ExitStack) -> Any:
+    """The task runner for what was asked; a cluster that it needs ends with `stack`. InputError where prefect-dask is
+    not installed, or there is no such cluster."""
     address = config.workers if isinstance(config.workers, str) else None
-    if address is None and cluster is None:
-        return None
     if address is not None and cluster is not None:
         raise InputError(f"dask_cluster: {cluster}: and workers is {address}; give one of them")
     require_distributed()
     try:
         from prefect_dask import DaskTaskRunner
-
-        return DaskTaskRunner(address=address, cluster_class=cluster, cluster_kwargs=options or None)
     except ModuleNotFoundError as error:
-        extra = "pip install 'vit-pretraining[dask]'" if error.name == "prefect_dask" else f"install {error.name}"
+        extra = "pip install 'vit-pretraining[dask]'"
         raise InputError(f"dask_cluster: {cluster or address}: needs {error.name}; {extra}") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"dask_cluster: {cluster}: no class of Dask clusters with these options ({error})") from None
+    if cluster is None:
+        return DaskTaskRunner(address=address)
+    # Not by the task runner, whose end waits for the cluster's without a bound.
+    started = stack.enter_context(started_cluster(cluster, options))
+    return DaskTaskRunner(address=started.scheduler_address, client_kwargs={"security": started.security})
 
 
 def _engine_of_this_run() -> RunGroups | None:
@@ -83,7 +87,7 @@ def _engine_of_this_run() -> RunGroups | None:
         return None
     client = context.task_runner.client
 
-    def run(groups: Iterator[ShardGroup]) -> Iterator[list[ShardSummary]]:
+    def run(groups: WantedGroups) -> Iterator[list[ShardSummary]]:
         states = run_by_client(client, lambda group: make_shards.submit(pickle.dumps(group)).wrapped_future, groups)
         try:
             for state in states:
@@ -95,8 +99,8 @@ def _engine_of_this_run() -> RunGroups | None:
 
 
 def _may_pass(_: Any, run: TaskRun, state: State) -> bool:
-    """Wrong input stays wrong; what a machine did may go better on another."""
-    return not isinstance(state.result(raise_on_failure=False), InputError)
+    """Wrong input and bad images stay what they are; what a machine did may go better on another."""
+    return not isinstance(state.result(raise_on_failure=False), (InputError, TooManyFaults, NotWanted))
 
 
 @task(name="make shards", retries=GROUP_RETRIES, retry_delay_seconds=5, retry_condition_fn=_may_pass,

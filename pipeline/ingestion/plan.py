@@ -126,10 +126,12 @@ def image_rule(config: IngestConfig) -> ImageRule:
 
 
 def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
-    """One where starting more would not pay."""
+    """As many as the config says, else one where starting more would not pay."""
+    if config.processes is not None:
+        return config.processes
     if len(jobs) < 2 or sum(job.num_bytes for job in jobs) < POOL_FROM_BYTES:
         return 1
-    return config.processes or available_cores()
+    return available_cores()
 
 
 def _labels(config: IngestConfig, table: Table, listing: Listing, source: str) -> Labels:

@@ -4,26 +4,32 @@ Dask gives the tasks of a lost worker to another. A few groups more than there a
 here, however many there are.
 """
 
+import logging
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from pipeline.ingestion.machines.shard_groups import EngineLost, ShardGroup
+from pipeline.ingestion.machines.shard_groups import EngineLost, ShardGroup, WantedGroups
 from pipeline.ingestion.shard_jobs import ShardSummary
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+    from distributed.deploy import Cluster
 
 CONNECT_SECONDS = 10
 LOOK_SECONDS = 5.0
 ALONE_SECONDS = 600.0  # without a single worker; a cluster may start them when it has something to do
 END_SECONDS = 120.0  # for the shard that each worker is at when the ingestion ends early
+CLOSE_SECONDS = 60.0  # for a cluster to end; its close may wait for a worker that never answers
 LEAST_UNDER_WAY = 16  # what a cluster without workers sees, so that it starts some
 
 
-def run_in_dask(address: str, groups: Iterator[ShardGroup]) -> Iterator[list[ShardSummary]]:
+def run_in_dask(address: str, groups: WantedGroups) -> Iterator[list[ShardSummary]]:
     """InputError where nobody answers at `address`; EngineLost."""
     distributed = require_distributed()
     try:
@@ -37,11 +43,9 @@ def run_in_dask(address: str, groups: Iterator[ShardGroup]) -> Iterator[list[Sha
         yield from run_by_client(client, lambda group: client.submit(ShardGroup.run, group, pure=False), groups)
 
 
-def run_by_client(
-    client: "Client", submit: "Callable[[ShardGroup], Future]", groups: Iterator[ShardGroup]
-) -> Iterator[Any]:
-    """The result of every future that `submit` gives, as they are ready. Closed early, it cancels what has not begun
-    and waits for what has."""
+def run_by_client(client: "Client", submit: "Callable[[ShardGroup], Future]", groups: WantedGroups) -> Iterator[Any]:
+    """The result of every future that `submit` gives, as they are ready. Ended early, it withdraws the groups and
+    waits for the shard that each worker is at."""
     distributed = require_distributed()
     under_way: set[Future] = set()
     seen_at = time.monotonic()
@@ -63,7 +67,41 @@ def run_by_client(
             for future in ready:
                 yield _result(client, future)
     finally:
-        _end(client, under_way)
+        if under_way:
+            groups.withdraw()
+            _end(client, under_way)
+
+
+@contextmanager
+def started_cluster(name: str, options: Mapping[str, Any]) -> "Iterator[Cluster]":
+    """A cluster of the class of this name, for a while; InputError where there is none, or it cannot be made so."""
+    require_distributed()
+    module, _, class_name = name.rpartition(".")
+    try:
+        cluster = getattr(import_module(module), class_name)(**options)
+    except ModuleNotFoundError as error:
+        raise InputError(f"dask_cluster: {name}: needs {error.name}; install {error.name}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"dask_cluster: {name}: no class of Dask clusters with these options ({error})") from None
+    try:
+        yield cluster
+    finally:
+        _close(cluster)
+
+
+def _close(cluster: "Cluster") -> None:
+    closed = threading.Event()
+
+    def close() -> None:
+        try:
+            cluster.close()
+        except Exception:
+            logging.getLogger(__name__).warning("the Dask cluster ended with an error", exc_info=True)
+        closed.set()
+
+    threading.Thread(target=close, daemon=True).start()
+    if not closed.wait(CLOSE_SECONDS):
+        logging.getLogger(__name__).warning("the Dask cluster has not ended within %g seconds; left", CLOSE_SECONDS)
 
 
 def require_distributed() -> Any:
@@ -90,13 +128,15 @@ def _result(client: "Client", future: "Future") -> Any:
 
 
 def _end(client: "Client", under_way: "set[Future]") -> None:
-    """Whoever has begun a shard ends with it: the ingestion's sign is gone."""
+    """Wait for futures that are withdrawn while there is somebody to end them."""
     distributed = require_distributed()
-    if not under_way or client.status != "running":
-        return
+    deadline = time.monotonic() + END_SECONDS
     try:
-        with client.as_current():
-            distributed.wait(under_way, END_SECONDS)
-    except (TimeoutError, OSError, distributed.CancelledError):
+        while client.status == "running" and client.nthreads() and time.monotonic() < deadline:
+            with suppress(TimeoutError), client.as_current():
+                distributed.wait(under_way, LOOK_SECONDS)
+                break
+        if client.status == "running":
+            client.cancel(list(under_way))
+    except (OSError, distributed.CancelledError):  # the scheduler is gone
         pass
-    client.cancel(list(under_way))

@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 from distributed import Client, LocalCluster
@@ -11,10 +12,14 @@ from distributed import Client, LocalCluster
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingestion.build import ingest
-from pipeline.ingestion.isolation import Limits
-from pipeline.ingestion.machines import shard_groups
-from pipeline.ingestion.machines.shard_groups import ShardGroup
+from pipeline.ingestion.isolation import Limits, TooManyFaults
+from pipeline.ingestion.machines import dask_cluster, shard_groups
+from pipeline.ingestion.machines.dask_cluster import run_in_dask
+from pipeline.ingestion.machines.shard_groups import ShardGroup, in_groups
 from pipeline.ingestion.making import IngestError
+from pipeline.ingestion.rejected import Rejected
+from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.statistics import ImageTotals
 from tests.pipeline.pictures import class_folders, files_of
 
 
@@ -70,10 +75,61 @@ def test_what_ends_early_leaves_nobody_at_work(tmp_path, cluster):
         (source / "ant" / f"broken{number}.jpg").write_text("not a picture")
     with pytest.raises(IngestError, match="of the images were rejected"):
         ingest(str(source), tmp_path / "dataset", IngestConfig(samples_per_shard=12, workers=cluster.scheduler_address))
-    left = set(files_of(tmp_path / "dataset"))
-    assert not any(name.startswith(".tmp-") for name in left)
-    time.sleep(1)
-    assert set(files_of(tmp_path / "dataset")) == left
+    assert not list((tmp_path / "dataset").glob(".tmp-*"))
+    with Client(cluster, set_as_default=False) as client:
+        assert not any(client.processing().values())
+
+
+@dataclass(frozen=True)
+class Deed:
+    """A shard job that says by an empty file when it began."""
+
+    name: str
+    faults: int | None = 0  # None: it fails
+    num_files: int = 1
+
+    def run(self, destination):
+        (destination / self.name).touch()
+        if self.faults is None:
+            raise ValueError("a fault of the program")
+        time.sleep(0.5)
+        rejected = [Rejected(f"{self.name}.jpg", "too_slow", "not decoded")] * self.faults
+        return ShardSummary(self.name, "train", 1, None, "0" * 64, ImageTotals(), rejected=rejected)
+
+
+def run_deeds(cluster, directory, deeds, allowed_faults=0):
+    engine = partial(run_in_dask, cluster.scheduler_address)
+    return [summary.name for summary in in_groups(engine, directory, deeds, Limits(60, 1 << 30), allowed_faults)]
+
+
+@pytest.mark.slow
+def test_where_one_group_fails_no_other_begins(tmp_path, cluster):
+    deeds = [Deed("first", faults=None), *(Deed(f"other{number}") for number in range(20))]
+    with pytest.raises(ValueError, match="a fault of the program"):
+        run_deeds(cluster, tmp_path, deeds)
+    assert 1 <= len(list(tmp_path.iterdir())) <= 5  # of the 16 that were with the cluster; and no sign is left
+
+
+@pytest.mark.slow
+def test_faults_are_counted_over_all_groups(tmp_path, cluster):
+    with pytest.raises(TooManyFaults, match="2 too_slow; the last: not decoded"):
+        run_deeds(cluster, tmp_path, [Deed("one", faults=1), Deed("two", faults=1)], allowed_faults=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+class EndlessCluster:
+    def close(self):
+        time.sleep(30)
+
+
+def test_a_cluster_that_does_not_end_is_left(monkeypatch, caplog):
+    monkeypatch.setattr(dask_cluster, "CLOSE_SECONDS", 0.1)
+    with dask_cluster.started_cluster(f"{__name__}.EndlessCluster", {}):
+        pass
+    assert "the Dask cluster has not ended within 0.1 seconds; left" in caplog.text
+    with pytest.raises(InputError, match="no class of Dask clusters with these options"):
+        with dask_cluster.started_cluster("distributed.NoCluster", {}):
+            pass
 
 
 def test_an_address_without_a_scheduler_is_an_input_error(tmp_path, monkeypatch):

@@ -59,6 +59,7 @@ def test_the_journal_of_very_many_shards_is_read_in_seconds(tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(7200)
 def test_a_million_files_take_less_than_two_gibibytes(tmp_path):
     command = [sys.executable, "-m", "tests.pipeline.ingestion.many_files", "1000000", tmp_path / "dataset"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
