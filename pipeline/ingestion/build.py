@@ -4,6 +4,7 @@ Every shard is made from its own fixed list of files by one job; the journal rem
 last. So a re-run makes only the shards whose files changed or that are not there, and gives the same bytes.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -21,16 +22,17 @@ from pipeline.ingestion.duplicates.hash_file import hash_path
 from pipeline.ingestion.duplicates.search import CopySearch, ExaminedDataset, read_others, search_copies
 from pipeline.ingestion.journal import check_destination, open_journal
 from pipeline.ingestion.machines.shard_groups import RunGroups
-from pipeline.ingestion.making import REJECTED_NAME, IngestError, Progress, ShardMaker
+from pipeline.ingestion.making import IngestError, Progress, ShardMaker
 from pipeline.ingestion.plan import IngestPlan, identify, plan_ingest
 from pipeline.ingestion.rejected import Rejected, reasons, rejected_lines
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.sources.opening import source_name
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.shards.atomic import write_file
+from pipeline.shards.atomic import sync_directory, write_file
+from pipeline.shards.certificate import REJECTED_NAME, REJECTED_SHA256
 from pipeline.shards.fingerprint import dataset_fingerprint
-from pipeline.shards.index import SPLITS, DatasetIndex, table_name, write_index
+from pipeline.shards.index import INDEX_NAME, SPLITS, DatasetIndex, table_name, write_index
 from pipeline.storage.location import is_url, location
 
 
@@ -84,9 +86,9 @@ def _ingest(
         maker = ShardMaker(plan, destination, journal, config, progress or (lambda done, total, rejected: None), engine)
         index, summaries, search = _examined(maker, others)
         rejected = [*_rejected(plan, summaries), *(search.rejected() if search else ())]
-        write_file(destination / REJECTED_NAME, rejected_lines(rejected))
+        sha256 = _write_rejected(destination, rejected)
         certificate = certify(index, config, Evidence(summaries, rejected, search))
-        told = {"rejected": reasons(rejected), "certificate": certificate.sha256}
+        told = {"rejected": reasons(rejected), REJECTED_SHA256: sha256, "certificate": certificate.sha256}
         write_index(replace(index, provenance={**index.provenance, **told}))
         _remove_leftovers(destination, journal.names() - {summary.name for summary in summaries if summary.shard})
     return IngestReport(
@@ -117,7 +119,7 @@ def _examined(
     try:
         maker.check_budget(rejected)
     except IngestError:
-        write_file(destination / REJECTED_NAME, rejected_lines(rejected))
+        _write_rejected(destination, rejected)
         raise
     index = _index(destination, plan, summaries)
     if maker.config.examine == "header":
@@ -134,6 +136,16 @@ def _examined(
 
 def _rejected(plan: IngestPlan, summaries: Sequence[ShardSummary]) -> list[Rejected]:
     return [*plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
+
+
+def _write_rejected(destination: Path, rejected: Sequence[Rejected]) -> str:
+    """Its SHA-256. Where it becomes another one, the index that is there, which vouches for it, is removed first."""
+    path, content = destination / REJECTED_NAME, rejected_lines(rejected)
+    if not path.is_file() or path.read_bytes() != content:
+        (destination / INDEX_NAME).unlink(missing_ok=True)
+        sync_directory(destination)
+        write_file(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _local(destination: str | Path) -> Path:

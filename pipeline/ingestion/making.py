@@ -17,10 +17,10 @@ from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reason
 from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.shards.atomic import remove_temporaries, sync_directory
+from pipeline.shards.certificate import REJECTED_NAME
 from pipeline.shards.index import INDEX_NAME
 
 FAULTS_BEYOND_BUDGET = 20
-REJECTED_NAME = "rejected.jsonl"
 
 Progress = Callable[[int, int, int], None]  # (files done, files in all, images rejected)
 

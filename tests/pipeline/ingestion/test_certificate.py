@@ -275,6 +275,46 @@ def test_check_names_a_certificate_that_is_missing_or_edited(photos, tmp_path):
     assert report.shards_written == 0 and check_dataset(tmp_path / "dataset", full=False) == []
 
 
+def test_an_edited_index_is_found_whatever_becomes_of_its_checksum(photos, tmp_path):
+    made(photos, tmp_path / "dataset")
+    path = tmp_path / "dataset/index.json"
+    written = path.read_text()
+    edits = {
+        "statistics: not what": lambda index: index["statistics"].update(mean=[0.1, 0.2, 0.3]),
+        "classes: not what": lambda index: index["classes"].reverse(),
+        "fingerprint: not what": lambda index: index.update(fingerprint="0" * 64),
+        "names no certificate": lambda index: index["provenance"].pop("certificate"),
+    }
+    for said, edit in edits.items():
+        content = json.loads(written)
+        edit(content)
+        del content["checksum"]
+        path.write_text(json.dumps(content))
+        assert check_dataset(tmp_path / "dataset", full=False)
+        content["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps(content))
+        assert said in check_dataset(tmp_path / "dataset", full=False)[0]
+    content = json.loads(written)
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    assert "not its checksum" in check_dataset(tmp_path / "dataset", full=False)[0]
+
+
+def test_check_names_a_list_of_rejected_files_that_was_touched_and_a_tar_that_is_not_of_the_dataset(photos, tmp_path):
+    made(photos, tmp_path / "dataset")
+    rejected = tmp_path / "dataset/rejected.jsonl"
+    rejected.write_text('{"path": "x.png", "reason": "broken_image", "detail": ""}\n')
+    shutil.copy(tmp_path / "dataset/train-000000.tar", tmp_path / "dataset/train-000009.tar")
+    edited, surplus = check_dataset(tmp_path / "dataset", full=False)
+    assert "rejected.jsonl: edited" in edited and "train-000009.tar: lies here" in surplus
+    rejected.unlink()
+    (tmp_path / "dataset/train-000009.tar").unlink()
+    (missing,) = check_dataset(tmp_path / "dataset", full=False)
+    assert "rejected.jsonl: missing" in missing
+    report, _ = made(photos, tmp_path / "dataset")
+    assert report.shards_written == 0 and check_dataset(tmp_path / "dataset", full=True) == []
+
+
 def test_a_dataset_of_before_there_were_certificates_is_sound_and_gets_one_without_being_rewritten(photos, tmp_path):
     made(photos, tmp_path / "dataset")
     journal = tmp_path / "dataset/.ingest.jsonl"
