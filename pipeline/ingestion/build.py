@@ -4,7 +4,6 @@ Every shard is made from its own fixed list of files by one job; the journal rem
 last. So a re-run makes only the shards whose files changed or that are not there, and gives the same bytes.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -24,15 +23,14 @@ from pipeline.ingestion.journal import check_destination, open_journal
 from pipeline.ingestion.machines.shard_groups import RunGroups
 from pipeline.ingestion.making import IngestError, Progress, ShardMaker
 from pipeline.ingestion.plan import IngestPlan, identify, plan_ingest
-from pipeline.ingestion.rejected import Rejected, reasons, rejected_lines
+from pipeline.ingestion.rejected import Rejected, reasons, write_rejected
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.sources.opening import source_name
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.shards.atomic import sync_directory, write_file
-from pipeline.shards.certificate import REJECTED_NAME, REJECTED_SHA256
+from pipeline.shards.certificate import REJECTED_SHA256
 from pipeline.shards.fingerprint import dataset_fingerprint
-from pipeline.shards.index import INDEX_NAME, SPLITS, DatasetIndex, table_name, write_index
+from pipeline.shards.index import SPLITS, DatasetIndex, table_name, write_index
 from pipeline.storage.location import is_url, location
 
 
@@ -63,6 +61,7 @@ def ingest(
 
     InputError: wrong source, labels, splits or destination; nothing was written. IngestError: see there; what was
     finished stays, so a later run goes on from it. FaultError: a store behind a URL does not answer; run it again.
+    IngestStopped where Ctrl-C comes while shards are made.
     """
     directory = _local(destination)
     _check_apart(source, directory)
@@ -84,12 +83,13 @@ def _ingest(
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
         maker = ShardMaker(plan, destination, journal, config, progress or (lambda done, total, rejected: None), engine)
-        index, summaries, search = _examined(maker, others)
-        rejected = [*_rejected(plan, summaries), *(search.rejected() if search else ())]
-        sha256 = _write_rejected(destination, rejected)
-        certificate = certify(index, config, Evidence(summaries, rejected, search))
-        told = {"rejected": reasons(rejected), REJECTED_SHA256: sha256, "certificate": certificate.sha256}
-        write_index(replace(index, provenance={**index.provenance, **told}))
+        with maker.telling_what_stays():
+            index, summaries, search = _examined(maker, others)
+            rejected = [*_rejected(plan, summaries), *(search.rejected() if search else ())]
+            sha256 = write_rejected(destination, rejected)
+            certificate = certify(index, config, Evidence(summaries, rejected, search))
+            told = {"rejected": reasons(rejected), REJECTED_SHA256: sha256, "certificate": certificate.sha256}
+            write_index(replace(index, provenance={**index.provenance, **told}))
         _remove_leftovers(destination, journal.names() - {summary.name for summary in summaries if summary.shard})
     return IngestReport(
         directory=destination,
@@ -119,7 +119,7 @@ def _examined(
     try:
         maker.check_budget(rejected)
     except IngestError:
-        _write_rejected(destination, rejected)
+        write_rejected(destination, rejected)
         raise
     index = _index(destination, plan, summaries)
     if maker.config.examine == "header":
@@ -136,16 +136,6 @@ def _examined(
 
 def _rejected(plan: IngestPlan, summaries: Sequence[ShardSummary]) -> list[Rejected]:
     return [*plan.rejected, *(entry for summary in summaries for entry in summary.rejected)]
-
-
-def _write_rejected(destination: Path, rejected: Sequence[Rejected]) -> str:
-    """Its SHA-256. Where it becomes another one, the index that is there, which vouches for it, is removed first."""
-    path, content = destination / REJECTED_NAME, rejected_lines(rejected)
-    if not path.is_file() or path.read_bytes() != content:
-        (destination / INDEX_NAME).unlink(missing_ok=True)
-        sync_directory(destination)
-        write_file(path, content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def _local(destination: str | Path) -> Path:
