@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from flows.command_line.progress_bar import ingest_display
 from flows.command_line.runs import carried_out, controlled, finished, interrupts
 from flows.control.jobs import control
-from flows.control.progress import certificate_words, ingest_words
+from flows.control.progress import certificate_lines, ingest_words
 from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
 from flows.planning import measured, plan_lines
@@ -52,7 +52,8 @@ def ingest_command(source: str, dest: str, overrides: list[str], say: Say) -> in
         say(f"{stopped if str(stopped) else 'stopped'}; the same command goes on", error=True)
         return EXIT_STOPPED
     say(ingest_words(report))
-    say(certificate_words(report))
+    for line in certificate_lines(report):
+        say(line)
     return EXIT_DONE
 
 

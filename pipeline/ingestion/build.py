@@ -50,6 +50,8 @@ class IngestReport:
     tars: str | None = None  # adopt, rewrite or archive: what was done with them
     certificate: Path | None = None  # the page
     verdict: str = ""  # of the certificate, in a few words
+    findings: tuple[str, ...] = ()  # of the verdict
+    num_unlabelled: int = 0
     num_leaking: int = 0  # images with a copy where models are judged, that are still in the dataset
 
 
@@ -87,7 +89,7 @@ def _ingest(
             index, summaries, search = _examined(maker, others)
             rejected = [*_rejected(plan, summaries), *(search.rejected() if search else ())]
             sha256 = write_rejected(destination, rejected)
-            certificate = certify(index, config, Evidence(summaries, rejected, search))
+            certificate = certify(index, config, Evidence(summaries, rejected, search, plan.notes))
             told = {"rejected": reasons(rejected), REJECTED_SHA256: sha256, "certificate": certificate.sha256}
             write_index(replace(index, provenance={**index.provenance, **told}))
         _remove_leftovers(destination, journal.names() - {summary.name for summary in summaries if summary.shard})
@@ -104,6 +106,8 @@ def _ingest(
         tars=plan.tars,
         certificate=certificate.page,
         verdict=certificate.verdict,
+        findings=certificate.findings,
+        num_unlabelled=sum(map(index.num_unlabelled, index.splits)) if index.classes else 0,
         num_leaking=search.findings.num_leaking if search else 0,
     )
 

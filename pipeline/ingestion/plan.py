@@ -28,6 +28,7 @@ from pipeline.ingestion.labels import (
     read_labels,
     read_split_lists,
 )
+from pipeline.ingestion.plan_notes import shares_of_splits, unread_labels
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
 from pipeline.ingestion.sources.listing import Listing, Source, SourceFiles
@@ -62,6 +63,7 @@ class IngestPlan:
     annotations: FoundAnnotations = FoundAnnotations()
     tars: str | None = None  # adopt, rewrite or archive, where the source is tars
     lay_out: Callable[[], None] | None = None  # what jobs read from is made by it, before the first of them runs
+    notes: Sequence[str] = ()  # for the certificate
 
     @cached_property
     def num_files(self) -> int:
@@ -110,6 +112,9 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
         for name, split, candidates in ranges
     ]
     rejected = [*listing.rejected, *outside]
+    notes = [*listing.notes, *unread_labels(listing.rejected, paths, chosen.tars)]
+    if config.splits == "hash" or (config.splits == "folders" and not (listing.splits or folder_splits(paths, root))):
+        notes += shares_of_splits(splits, config.split_fractions, len(set(groups.values())))
     return IngestPlan(
         identify(source, config),
         jobs,
@@ -119,6 +124,7 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
         annotations,
         chosen.tars,
         getattr(opened, "lay_out", None),
+        notes,
     )
 
 

@@ -13,6 +13,7 @@ from pipeline.ingestion.duplicates.samples import OTHERS
 from pipeline.ingestion.duplicates.search import CopySearch
 from pipeline.shards.index import SPLITS, DatasetIndex
 from pipeline.shards.label_sets import names_of
+from pipeline.shards.table import NO_LABEL
 
 LISTED = 200  # examples of a kind
 Facts = dict[str, Any]
@@ -46,7 +47,7 @@ def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
         "leaking_images": findings.num_leaking,
         "exact_copies": {SPLITS[place]: count for place, count in findings.exact_copies.items()},
         "near_copies": {SPLITS[place]: count for place, count in findings.near_copies.items()},
-        "contradictory_labels": len(findings.contradictions),
+        "contradictory_labels": _contradictions(search),
         "suspicious_labels": len(findings.suspicions),
         "removed": {
             "images": len(removed),
@@ -61,6 +62,15 @@ def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
             "near_copies": examples.pairs(sorted(inside, key=lambda pair: pair[2])),
         },
     }  # fmt: skip
+
+
+def _contradictions(search: CopySearch) -> Facts:
+    """Images with a label whose pixels are also there under another one, and the groups of equal pixels they are in."""
+    samples, group = search.dataset.samples, search.copies.group
+    first = search.findings.contradictions[:, 0]
+    labelled = ~search.removed & (samples.place < OTHERS) & (samples.label != NO_LABEL)
+    groups = np.unique(group[first])
+    return {"images": int((labelled & np.isin(group, groups)).sum()), "groups": len(groups)}
 
 
 def _with_partners(findings: Findings, positions: Iterable[int]) -> Iterable[tuple[int, int, float]]:
@@ -101,6 +111,11 @@ class _Examples:
             label = int(samples.label[position])
             if label >= 0 and self._index.classes:
                 said["class"] = self._class(label)
+        elif record := dataset.record(position):
+            named = {"source": record.get("source"), "class": record.get("class")}
+            if isinstance(record.get("classes"), list):
+                named["class"] = ", ".join(map(str, record["classes"])) or "none"
+            said |= {key: str(value) for key, value in named.items() if value is not None}
         return said
 
     def _class(self, label: int) -> str:

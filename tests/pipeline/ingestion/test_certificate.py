@@ -71,7 +71,9 @@ def test_copies_leaks_and_contradictions_are_found_and_counted(photos, tmp_path)
     assert copies["exact_copies"] == {"train": 2} and copies["near_copies"] == {"train": 1}
     assert sources(copies["examples"]["near_copies"]) == {frozenset(("06.png", "near.jpg"))}
     assert sources(copies["examples"]["contradictory_labels"]) == {frozenset(("04.png", "other-label.png"))}
-    assert not said["verdict"]["sound"] and "1 pair of equal pixels with different labels" in report.verdict
+    assert (
+        not said["verdict"]["sound"] and "2 images in 1 group of equal pixels have different labels" in report.verdict
+    )
     assert said["splits"]["test"]["images"] == 9
     assert said["classes"] == [
         {"name": "ant", "train": 13, "validation": 6, "test": 2},
@@ -93,7 +95,10 @@ def test_what_leaves_is_the_image_that_leaks_and_the_second_of_equal_ones(photos
     assert "a near copy, " in left["train/ant/01.png"]["detail"]
     assert report.samples == {"train": 24, "validation": 5, "test": 9} and report.num_leaking == 0
     assert said["copies"]["leaks"] == [] and said["copies"]["removed"]["images"] == 4
-    assert said["copies"]["contradictory_labels"] == 1  # which label is right is not ours to say
+    assert said["copies"]["contradictory_labels"] == {
+        "images": 2,
+        "groups": 1,
+    }  # which label is right is not ours to say
     assert check_dataset(tmp_path / "dataset", full=True) == []
     before = files_of(tmp_path / "dataset")
     again, _ = made(photos, tmp_path / "dataset", duplicates="remove", max_rejected_fraction=0.0)
@@ -165,6 +170,8 @@ def test_images_of_a_named_evaluation_dataset_are_leaks_of_train_and_never_leave
         2,
     )
     assert report.num_leaking == 1 and str(tmp_path / "evaluation") in report.verdict
+    theirs = said["copies"]["examples"]["leaks"][0]["images"][1]
+    assert (theirs["source"], theirs["class"]) == ("test/x/a.jpg", "x")
     without, _ = made(train, tmp_path / "without", duplicates="remove", **one_split)
     left = [json.loads(line)["path"] for line in open(tmp_path / "without/rejected.jsonl")]
     assert "bee/08.png" in left and without.num_leaking == 0
