@@ -1,13 +1,17 @@
 """What `vit ingest` says, and its exit codes."""
 
 import os
+import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from flows.cli import ingest
 from flows.command_line.commands import ingest_command
+from pipeline.config.ingest import IngestConfig
 from pipeline.shards.check import check_dataset
 from tests.pipeline.pictures import write_pictures
 
@@ -51,3 +55,11 @@ def test_past_the_budget_it_says_that_nothing_is_published_and_what_stays(tmp_pa
     (source / "ant/broken.jpg").write_bytes(b"\xff\xd8\xff")
     assert ingest_command(str(source), str(dest), ["split_fractions={train: 1.0}"], said) == 1
     assert f"nothing is published ({dest} has no index.json); 1 of 1 shards are finished" in said[-1]
+
+
+def test_help_and_readme_name_every_key():
+    keys = [key for key in IngestConfig.model_fields if key != "split"] + ["split.group"]
+    help_text, readme = ingest.__doc__, Path("README.md").read_text()
+    table = readme[readme.index("| `--set` |") :].partition("\n\n")[0]
+    assert not [key for key in keys if not re.search(rf"\b{re.escape(key)}\b", help_text)]
+    assert not [key for key in keys if not re.search(rf"[`']{re.escape(key)}=", table)]

@@ -22,7 +22,10 @@ def test_images_without_a_label_and_images_not_taken_are_findings_a_line_each(tm
     (tmp_path / "labels.csv").write_text("\n".join(["file,class", *rows]))
     config = IngestConfig(labels=tmp_path / "labels.csv", split_fractions={"train": 1.0}, max_rejected_fraction=0.9)
     made = ingest(str(source), tmp_path / "dataset", config)
-    unlabelled, lost = "8 of the 20 images of train have no label", "3 of 23 images could not be taken (3 unknown_format)"
+    unlabelled, lost = (
+        "8 of the 20 images of train have no label",
+        "3 of 23 images could not be taken (3 unknown_format)",
+    )
     assert set(made.findings) == {unlabelled, lost}
     lines = certificate_lines(made)
     assert lines[0].endswith("2 findings") and {line.strip() for line in lines[1:]} == {unlabelled, lost}
