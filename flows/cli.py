@@ -61,10 +61,15 @@ def say(line: str, *, error: bool = False) -> None:
 
 @app.command
 def ingest(source: str, dest: str, *, set: Set = []) -> int:
-    """Raw images to a checked dataset directory.
+    """Raw images to a checked dataset directory. Ctrl-C says how far it is (exit 75); the same command goes on.
 
     SOURCE: a folder of images (or of archives); a .zip; tars, plain or compressed, also '{000..099}.tar' and globs; a
     URL of any of these (s3://, gs://, file://); or sklearn:digits. DEST: a local directory.
+
+    Keys of --set, which the README has in a table. Labels: labels, class_names, image_column, label_column, masks,
+    mask_classes, boxes. Splits: splits, split_fractions, split.group, seed. Images: channels, colour, max_side,
+    quality, format, max_pixels, max_image_seconds, max_rejected_fraction, examine. Copies: duplicates,
+    leakage_against. Shards: samples_per_shard, tars, workers.
     """
     from flows.command_line.commands import ingest_command
 

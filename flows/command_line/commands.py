@@ -1,13 +1,15 @@
 """The bodies of the command line's commands; each returns an exit code and reports through `say`."""
 
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from flows.command_line.progress_bar import ingest_display
 from flows.command_line.runs import carried_out, controlled, finished, interrupts
 from flows.control.jobs import control
-from flows.control.progress import certificate_words, ingest_words
+from flows.control.progress import certificate_lines, ingest_words
 from flows.control.submission import launcher_of, request_of
 from flows.home import home_directory
 from flows.planning import measured, plan_lines
@@ -26,7 +28,7 @@ from pipeline.config.recipe import (
     split_profile_overrides,
     validate,
 )
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, InputError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, InputError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.ingestion.making import IngestError
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
@@ -41,14 +43,28 @@ Say = Callable[..., None]
 def ingest_command(source: str, dest: str, overrides: list[str], say: Say) -> int:
     config = validate(IngestConfig, apply_overrides({}, parse_overrides(overrides)), "--set")
     try:
-        with ingest_display(say) as progress:
+        with _terminated_like_interrupted(), ingest_display(say) as progress:
             report = build_dataset(source, dest, config, progress=progress)
     except IngestError as error:
         say(str(error), error=True)
         return EXIT_FAILED
+    except KeyboardInterrupt as stopped:
+        say(f"{stopped if str(stopped) else 'stopped'}; the same command goes on", error=True)
+        return EXIT_STOPPED
     say(ingest_words(report))
-    say(certificate_words(report))
+    for line in certificate_lines(report):
+        say(line)
     return EXIT_DONE
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def check_command(dataset: str, full: bool, say: Say) -> int:

@@ -150,15 +150,29 @@ def ingest_words(made: IngestReport) -> str:
         f", {count} of {what}" for what, count in (("masks", made.num_mask_classes), ("boxes", made.num_box_classes))
         if count is not None
     )  # fmt: skip
+    unlabelled = f", {made.num_unlabelled:,} without a label" if made.num_unlabelled else ""
     return (
-        f"{made.directory}: {splits}; {made.num_classes} classes{annotated}; not taken: {rejected}; "
+        f"{made.directory}: {splits}; {made.num_classes} class{'es' * (made.num_classes != 1)}"
+        f"{unlabelled}{annotated}; not taken: {rejected}; "
         f"{made.shards_written} shards written, {made.shards_kept} kept{tars}; fingerprint {made.fingerprint[:12]}"
     )
 
 
 def certificate_words(made: IngestReport) -> str:
     """The verdict on a dataset and where its certificate is, in one line; leaks, where there are any, come first."""
-    leaks = ""
-    if made.num_leaking:
-        leaks = f"{made.num_leaking:,} images leak, into splits or datasets that models are judged on; "
-    return f"{leaks}certificate {made.certificate}: {made.verdict}"
+    return f"{_leak_words(made)}certificate {made.certificate}: {made.verdict}"
+
+
+def certificate_lines(made: IngestReport) -> list[str]:
+    """The same for a terminal: where there are several findings, a line each."""
+    if len(made.findings) < 2:
+        return [certificate_words(made)]
+    head = f"{_leak_words(made)}certificate {made.certificate}: {len(made.findings)} findings"
+    return [head, *(f"  {finding}" for finding in made.findings)]
+
+
+def _leak_words(made: IngestReport) -> str:
+    if not made.num_leaking:
+        return ""
+    images = "1 image leaks" if made.num_leaking == 1 else f"{made.num_leaking:,} images leak"
+    return f"{images}, into splits or datasets that models are judged on; "

@@ -113,7 +113,9 @@ def _what_is_wrong(place: Place, problem: Mapping[str, Any], value: Any) -> tupl
         case "value_error":
             return key, problem["msg"].removeprefix("Value error, ")
         case "extra_forbidden":
-            hint = near_matches(str(place.key[-1]), {name for one in place.classes for name in one.model_fields})
+            hint = _inner_keys(str(place.key[-1]), place.classes) or near_matches(
+                str(place.key[-1]), {name for one in place.classes for name in one.model_fields}
+            )
             kind = None if hint.startswith("did you mean") else kind_of(place.classes[0])
             return key, "no such key" + (f" of kind {kind}" if kind else "") + (f"; {hint}" if hint else "")
         case "missing" if place.whole and place.field:
@@ -121,9 +123,34 @@ def _what_is_wrong(place: Place, problem: Mapping[str, Any], value: Any) -> tupl
         case "union_tag_invalid" | "union_tag_not_found" if isinstance(value, Mapping):
             kinds, kind = [kind_of(one) for one in place.classes], value.get("kind")
             return f"{key}.kind", f"expected {expected(Literal[tuple(kinds)])}" + _shown(kind) + _nearest(kind, kinds)
+    if isinstance(value, Mapping) and place.field and (wrong := _wrong_keys(value, place.field.annotation)):
+        return key, wrong
     if isinstance(value, str) and "text" in _expected_at(place) and (meaning := _meaning(place)):
         return key, f"not understood{_shown(value)}; expected: {meaning}"  # text it is, but not such text
     return key, f"expected {_expected_at(place)}" + _shown(value) + _how_to_write(place, value)
+
+
+def _inner_keys(key: str, classes: Sequence[type[BaseModel]]) -> str:
+    """A hint for `split_group` and `group`, where `split.group` is meant; empty where nothing inside is called so."""
+    inside = (
+        (name, inner)
+        for one in classes
+        for name, field in one.model_fields.items()
+        for config_class in config_classes(field.annotation)
+        for inner in config_class.model_fields
+        if inner != "kind"
+    )
+    meant = dict.fromkeys(f"`{name}.{inner}`" for name, inner in inside if key in (inner, f"{name}_{inner}"))
+    return f"did you mean {' or '.join(meant)}?" if meant else ""
+
+
+def _wrong_keys(value: Mapping[str, Any], annotation: Any) -> str:
+    """What is wrong with the keys of a mapping whose keys are chosen among words; empty where they are right."""
+    if get_origin(annotation) is not dict:
+        return next((wrong for inner in get_args(annotation) if (wrong := _wrong_keys(value, inner))), "")
+    known = _choices(get_args(annotation)[0])
+    wrong = [str(name) for name in value if known and name not in known]
+    return f"no such key `{wrong[0]}`; expected {expected(Literal[tuple(known)])}" if wrong else ""
 
 
 def _meaning(place: Place) -> str:

@@ -52,8 +52,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         try:
             parsed[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+            raise InputError(f"--set {override}: {_how_to_quote(key.strip(), value, error)}") from None
     return parsed
+
+
+def _how_to_quote(key: str, value: str, error: yaml.YAMLError) -> str:
+    """What is wrong, and how the value is given where it is meant as text: a pattern, a path in brackets."""
+    why = f"the value is not valid YAML: {' '.join(str(error).split())}"
+    if "'" in value:
+        return why
+    quoted = f"\"{key}='{value}'\"" if "\\" in value or '"' in value else f"'{key}=\"{value}\"'"
+    return f"{why}; if it is text, quote it: --set {quoted}"
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from pipeline.ingestion.duplicates.search import read_others
 from pipeline.ingestion.examination import make_dataset
 from pipeline.ingestion.journal import check_destination, open_journal
 from pipeline.ingestion.machines.shard_groups import RunGroups
-from pipeline.ingestion.making import REJECTED_NAME, Progress, ShardMaker
+from pipeline.ingestion.making import Progress, ShardMaker
 from pipeline.ingestion.plan import identify, plan_ingest
-from pipeline.ingestion.rejected import reasons, rejected_lines
+from pipeline.ingestion.rejected import reasons, write_rejected
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.ingestion.sources.opening import source_name
-from pipeline.shards.atomic import write_file
+from pipeline.shards.certificate import REJECTED_SHA256
 from pipeline.shards.index import table_name, write_index
 from pipeline.storage.location import is_url, location
 
@@ -44,6 +44,8 @@ class IngestReport:
     tars: str | None = None  # adopt, rewrite or archive: what was done with them
     certificate: Path | None = None  # the page
     verdict: str = ""  # of the certificate, in a few words
+    findings: tuple[str, ...] = ()  # of the verdict
+    num_unlabelled: int = 0
     num_leaking: int = 0  # images with a copy where models are judged, that are still in the dataset
 
 
@@ -55,6 +57,7 @@ def ingest(
 
     InputError: wrong source, labels, splits or destination; nothing was written. IngestError: see there; what was
     finished stays, so a later run goes on from it. FaultError: a store behind a URL does not answer; run it again.
+    IngestStopped where Ctrl-C comes while shards are made.
     """
     identity = identify(source, config)  # first, for no message may show a URL that carries a secret
     directory = _local(destination)
@@ -77,12 +80,13 @@ def _ingest(
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
         maker = ShardMaker(plan, destination, journal, config, progress or (lambda done, total, rejected: None), engine)
-        dataset = make_dataset(maker, others)
-        index, summaries, rejected, search = dataset.index, dataset.summaries, dataset.rejected, dataset.search
-        write_file(destination / REJECTED_NAME, rejected_lines(rejected))
-        certificate = certify(index, config, Evidence(summaries, rejected, search))
-        told = {"rejected": reasons(rejected), "certificate": certificate.sha256}
-        write_index(replace(index, provenance={**index.provenance, **told}))
+        with maker.telling_what_stays():
+            dataset = make_dataset(maker, others)
+            index, summaries, rejected, search = dataset.index, dataset.summaries, dataset.rejected, dataset.search
+            sha256 = write_rejected(destination, rejected)
+            certificate = certify(index, config, Evidence(summaries, rejected, search, plan.notes))
+            told = {"rejected": reasons(rejected), REJECTED_SHA256: sha256, "certificate": certificate.sha256}
+            write_index(replace(index, provenance={**index.provenance, **told}))
         _remove_leftovers(destination, journal.names() - {summary.name for summary in summaries if summary.shard})
     return IngestReport(
         directory=destination,
@@ -97,6 +101,8 @@ def _ingest(
         tars=plan.tars,
         certificate=certificate.page,
         verdict=certificate.verdict,
+        findings=certificate.findings,
+        num_unlabelled=sum(map(index.num_unlabelled, index.splits)) if index.classes else 0,
         num_leaking=search.findings.num_leaking if search else 0,
     )
 

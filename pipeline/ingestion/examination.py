@@ -14,10 +14,9 @@ from pipeline.ingestion.annotations import mask_class_names
 from pipeline.ingestion.duplicates.search import CopySearch, ExaminedDataset, search_copies
 from pipeline.ingestion.making import REJECTED_NAME, IngestError, ShardMaker
 from pipeline.ingestion.plan import IngestPlan
-from pipeline.ingestion.rejected import Rejected, rejected_lines
+from pipeline.ingestion.rejected import Rejected, write_rejected
 from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.shards.atomic import write_file
 from pipeline.shards.fingerprint import dataset_fingerprint
 from pipeline.shards.index import SPLITS, DatasetIndex
 
@@ -55,7 +54,7 @@ def _without_copies(
     for _ in range(ROUNDS):
         if search.leaves_nothing():
             entries = search.rejected()
-            write_file(maker.destination / REJECTED_NAME, rejected_lines([*plan.rejected, *entries]))
+            write_rejected(maker.destination, [*plan.rejected, *entries])
             raise IngestError(
                 f"duplicates: remove: nothing is left: all {len(entries):,} images are copies, most of them of images "
                 f"that models are judged by; see {maker.destination / REJECTED_NAME}; say report, or name other images"
@@ -86,7 +85,7 @@ def _make(
         if not any(summary.shard for summary in summaries):
             raise IngestError(f"nothing is left to make a dataset of; see {maker.destination / REJECTED_NAME}")
     except IngestError:
-        write_file(maker.destination / REJECTED_NAME, rejected_lines(rejected))
+        write_rejected(maker.destination, rejected)
         raise
     if len(summaries) != len(jobs):
         raise AssertionError(f"{len(jobs) - len(summaries)} shards were not made, within the budget")

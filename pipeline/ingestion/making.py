@@ -1,7 +1,7 @@
 """Makes the shards of a plan: those that the journal does not know, on this machine's processes or an engine's."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,22 @@ from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reason
 from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.shards.atomic import remove_temporaries, sync_directory
+from pipeline.shards.certificate import REJECTED_NAME
 from pipeline.shards.index import INDEX_NAME
 
 FAULTS_BEYOND_BUDGET = 20
-REJECTED_NAME = "rejected.jsonl"
 
 Progress = Callable[[int, int, int], None]  # (files done, files in all, images rejected)
 
 
 class IngestError(Exception):
-    """The images themselves are the trouble: too many were rejected, or a worker died of one. Nothing was published."""
+    """The images themselves are the trouble: too many were rejected, or a worker died of one. Nothing was published.
+
+    The message is one line."""
+
+
+class IngestStopped(KeyboardInterrupt):
+    """Ctrl-C, with one line on what stays."""
 
 
 @dataclass
@@ -40,6 +46,23 @@ class ShardMaker:
     progress: Progress
     engine: RunGroups | None
     made: set[str] = field(default_factory=set)
+    num_done: int = 0  # shards that are finished
+
+    @contextmanager
+    def telling_what_stays(self) -> Iterator[None]:
+        """IngestError and Ctrl-C say what of it is published, and what the next run goes on from."""
+        try:
+            yield
+        except IngestError as error:
+            raise IngestError(f"{error}; {self._what_stays()}") from None
+        except KeyboardInterrupt:
+            raise IngestStopped(f"stopped: {self._what_stays()}") from None
+
+    def _what_stays(self) -> str:
+        if (self.destination / INDEX_NAME).exists():
+            return "the dataset that was there stands as it was"
+        shards = f"{self.num_done} of {len(self.plan.jobs)} shards are finished and stay for the next run"
+        return f"nothing is published ({self.destination} has no {INDEX_NAME}); {shards}"
 
     def make(self, jobs: Sequence[ShardJob], known: Callable[[str, str], ShardSummary | None]) -> list[ShardSummary]:
         """The summary of every shard, in the order of the jobs; those that are not known, by name and key, are made.
@@ -50,6 +73,7 @@ class ShardMaker:
         done = {job.name: kept for job in jobs if (kept := known(job.name, keys[job.name]))}
         todo = [job for job in jobs if job.name not in done]
         self.made |= {job.name for job in todo}
+        self.num_done = len(done)
         if todo:
             if self.plan.lay_out is not None:
                 self.plan.lay_out()
@@ -84,6 +108,7 @@ class ShardMaker:
             for summary in summaries:
                 self.journal.add(keys[summary.name], summary)
                 done[summary.name] = summary
+                self.num_done = len(done)
                 num_files += summary.files
                 num_rejected += num_counted(summary.rejected)
                 self.progress(num_files, self.plan.num_files, num_rejected)

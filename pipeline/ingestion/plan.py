@@ -31,6 +31,7 @@ from pipeline.ingestion.labels import (
     read_split_lists,
     table_rows,
 )
+from pipeline.ingestion.plan_notes import shares_of_splits, unread_labels
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
 from pipeline.ingestion.sources.listing import Listing, SourceFiles
@@ -66,6 +67,7 @@ class IngestPlan:
     annotations: FoundAnnotations = FoundAnnotations()
     tars: str | None = None  # adopt, rewrite or archive, where the source is tars
     lay_out: Callable[[], None] | None = None  # what jobs read from is made by it, before the first of them runs
+    notes: Sequence[str] = ()  # for the certificate
 
     @cached_property
     def num_files(self) -> int:
@@ -118,7 +120,17 @@ def _plan_files(source: str, chosen: Opened, config: IngestConfig) -> IngestPlan
         annotations,
         chosen.tars,
         getattr(opened, "lay_out", None),
+        _notes(config, chosen, splits, groups),
     )
+
+
+def _notes(config: IngestConfig, chosen: Opened, splits: Mapping[str, str], groups: Mapping[str, str]) -> list[str]:
+    listing, paths = chosen.listing, chosen.listing.images.paths
+    notes = [*listing.notes, *unread_labels(listing.rejected, paths, chosen.tars)]
+    said = isinstance(config.splits, dict) or listing.splits or folder_splits(paths, root_folder(paths))
+    if config.splits == "hash" or not said:
+        notes += shares_of_splits(splits, config.split_fractions, len(set(groups.values())))
+    return notes
 
 
 def image_rule(config: IngestConfig) -> ImageRule:

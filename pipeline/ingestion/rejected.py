@@ -1,10 +1,16 @@
 """Why a file of a source is not in the dataset. The list of reasons is closed: other programs count them."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, get_args
+
+from pipeline.shards.atomic import sync_directory, write_file
+from pipeline.shards.certificate import REJECTED_NAME
+from pipeline.shards.index import INDEX_NAME
 
 Reason = Literal[
     "not_an_image",  # neither its name nor its first bytes say image; a README, a labels file, Thumbs.db
@@ -58,3 +64,13 @@ def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
     """The content of rejected.jsonl, sorted by path."""
     ordered = sorted(rejected, key=lambda entry: (entry.path, entry.reason))
     return b"".join(json.dumps(asdict(entry)).encode() + b"\n" for entry in ordered)
+
+
+def write_rejected(directory: Path, rejected: Iterable[Rejected]) -> str:
+    """Its SHA-256. Where it becomes another one, the index that is there, which vouches for it, is removed first."""
+    path, content = directory / REJECTED_NAME, rejected_lines(rejected)
+    if not path.is_file() or path.read_bytes() != content:
+        (directory / INDEX_NAME).unlink(missing_ok=True)
+        sync_directory(directory)
+        write_file(path, content)
+    return hashlib.sha256(content).hexdigest()

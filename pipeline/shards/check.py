@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.errors import DataError, InputError
 from pipeline.shards.annotations import MASK_EXTENSION, annotation_bytes, boxes_fault, decode_mask, mask_fault
-from pipeline.shards.certificate import certificate_faults
+from pipeline.shards.certificate import certificate_faults, surplus_shards
 from pipeline.shards.decoding import ImageFault, open_all_channels, open_array
 from pipeline.shards.fingerprint import content_sum, dataset_fingerprint, sample_digest
 from pipeline.shards.index import INDEX_NAME, DatasetIndex, Shard, read_index, size_problems, was_edited
@@ -49,7 +49,7 @@ def check_dataset(directory: str | Path | Url, full: bool) -> list[str]:
         return [f"{directory / INDEX_NAME}: edited since it was written: not its checksum; ingest the dataset again"]
     if faults := size_problems(index):
         return faults
-    if faults := [*_lost_tombstones(index), *certificate_faults(index)]:
+    if faults := [*_lost_tombstones(index), *certificate_faults(index), *surplus_shards(index)]:
         return faults
     if not full:
         return [fault for shards in index.splits.values() for shard in shards for fault in _quick_faults(index, shard)]

@@ -156,9 +156,14 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def was_edited(directory: Location) -> bool:
-    """Whether `index.json`, which can be read, was changed since it was written; an older one cannot tell: False."""
+    """Whether `index.json`, which can be read, was changed since it was written.
+
+    One of before there were checksums cannot tell: False. One that names a certificate was written with a checksum.
+    """
     content = json.loads(read_bytes(directory / INDEX_NAME))
-    return content.get("checksum", checksum := _checksum(content)) != checksum
+    if "checksum" not in content:
+        return "certificate" in content["provenance"]
+    return content["checksum"] != _checksum(content)
 
 
 def _shard_content(shard: Shard) -> dict[str, Any]:

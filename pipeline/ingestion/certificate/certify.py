@@ -24,7 +24,7 @@ from pipeline.shards.atomic import sync_directory, write_file
 from pipeline.shards.certificate import CERTIFICATE_NAME, PAGE_NAME
 from pipeline.shards.index import INDEX_NAME, DatasetIndex, read_index
 
-VERSION = 1  # raise it when the same dataset would have another certificate
+VERSION = 2  # raise it when the same dataset would have another certificate
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ class Evidence:
     summaries: Sequence[ShardSummary]
     rejected: Sequence[Rejected]
     search: CopySearch | None
+    notes: Sequence[str] = ()  # of the plan: what is good to know of the source
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """`sha256` of each file and of what they rest on, as the index says them; `verdict` in one line."""
+    """`sha256` of each file and of what they rest on, as the index says them; `verdict` in one line; its findings."""
 
     page: Path
     sha256: Mapping[str, str]
     verdict: str
+    findings: tuple[str, ...]
 
 
 def certify(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> Certificate:
@@ -54,7 +56,7 @@ def certify(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> Ce
     basis = _basis(index, config, evidence)
     if (known := _known_certificate(index.directory)) and known[0]["basis"] == basis:
         return Certificate(page, *known)
-    facts = certificate_facts(index, config, evidence.summaries, evidence.rejected, evidence.search)
+    facts = certificate_facts(index, config, evidence.summaries, evidence.rejected, evidence.search, evidence.notes)
     sheets = [] if evidence.search is None else contact_sheets(index)
     pictures = pair_pictures(facts, evidence.search)
     content = json.dumps(_public(facts), indent=1).encode() + b"\n"
@@ -64,7 +66,7 @@ def certify(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> Ce
     write_file(index.directory / CERTIFICATE_NAME, content)
     write_file(page, html)
     sha256 = {"basis": basis, CERTIFICATE_NAME: _sha256(content), PAGE_NAME: _sha256(html)}
-    return Certificate(page, sha256, facts["verdict"]["words"])
+    return Certificate(page, sha256, facts["verdict"]["words"], tuple(facts["verdict"]["findings"]))
 
 
 def _basis(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> str:
@@ -73,6 +75,7 @@ def _basis(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> str
     content = [
         VERSION, index.fingerprint, repr(replace(index, directory=Path())), config.model_dump_json(exclude={"workers"}),
         _sha256(rejected_lines(evidence.rejected)), repr([summary.counts for summary in evidence.summaries]),
+        *evidence.notes,
     ]  # fmt: skip
     if search is not None:
         others = [(str(other.directory), other.fingerprint) for other in search.dataset.others]
@@ -80,8 +83,8 @@ def _basis(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> str
     return _sha256(repr(content).encode(errors="surrogateescape"))
 
 
-def _known_certificate(directory: Path) -> tuple[Mapping[str, str], str] | None:
-    """What the index that is there says of its certificate, and the verdict, if both files are as it says."""
+def _known_certificate(directory: Path) -> tuple[Mapping[str, str], str, tuple[str, ...]] | None:
+    """What the index that is there says of its certificate, verdict and findings, if both files are as it says."""
     try:
         said: Any = read_index(directory).provenance.get("certificate")
         files = {name: (directory / name).read_bytes() for name in (CERTIFICATE_NAME, PAGE_NAME)}
@@ -91,7 +94,8 @@ def _known_certificate(directory: Path) -> tuple[Mapping[str, str], str] | None:
         return None
     if any(said.get(name) != _sha256(content) for name, content in files.items()):
         return None
-    return said, json.loads(files[CERTIFICATE_NAME])["verdict"]["words"]
+    verdict = json.loads(files[CERTIFICATE_NAME])["verdict"]
+    return said, verdict["words"], tuple(verdict["findings"])
 
 
 def _public(facts: Any) -> Any:

@@ -8,27 +8,32 @@ WIDTH, HEIGHT, FOOT = 320, 120, 18  # of a histogram, in the SVG's own units
 MOST_COLUMNS = 1000  # of a skyline, which is as many units wide
 
 
-def histogram(title: str, bars: Sequence[Mapping[str, int]], unit: str) -> str:
-    """Bars of `from`, `to`, `count`; labelled at both ends and under the highest bar."""
+def histogram(title: str, bars: Sequence[Mapping[str, int]], unit: str, ends: Sequence[int] | None = None) -> str:
+    """Bars of `from`, `to`, `count`; labelled at both ends: with `ends`, the least and greatest value, where known."""
     if not bars:
         return ""
     most, total = max(bar["count"] for bar in bars), sum(bar["count"] for bar in bars)
+    least, greatest = ends or (bars[0]["from"], bars[-1]["to"] - 1)
     step = WIDTH / len(bars)
     width = min(step, 48.0)
     shapes = []
     for number, bar in enumerate(bars):
         height = max(bar["count"] / most * (HEIGHT - FOOT - 6), 1.5 if bar["count"] else 0)
         x, y = number * step + (step - width) / 2 + 0.5, HEIGHT - FOOT - height
-        words = f"{_size(bar['from'], unit)} to {_size(bar['to'] - 1, unit)}: {bar['count']:,}"
+        words = f"{_size(max(bar['from'], least), unit)} to {_size(min(bar['to'] - 1, greatest), unit)}"
+        words = f"{_size(least, unit) if least == greatest else words}: {bar['count']:,}"
         shapes.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width - 1:.1f}" height="{height:.1f}" rx="1.5">'
             f"<title>{escape(words)}</title></rect>"
         )
-    ends = _size(bars[0]["from"], unit), _size(bars[-1]["to"] - 1, unit)
+    first, last = _size(least, unit), _size(greatest, unit)
     axis = f'<line x1="0" y1="{HEIGHT - FOOT}" x2="{WIDTH}" y2="{HEIGHT - FOOT}"/>'
-    axis += f'<text x="0" y="{HEIGHT - 4}">{ends[0]}</text>'
-    axis += f'<text x="{WIDTH}" y="{HEIGHT - 4}" text-anchor="end">{ends[1]}</text>'
-    label = f"{title}: {total:,} images from {ends[0]} to {ends[1]}"
+    if least == greatest:
+        axis += f'<text x="{WIDTH / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{first}</text>'
+    else:
+        axis += f'<text x="0" y="{HEIGHT - 4}">{first}</text>'
+        axis += f'<text x="{WIDTH}" y="{HEIGHT - 4}" text-anchor="end">{last}</text>'
+    label = f"{title}: {total:,} images {f'of {first}' if least == greatest else f'from {first} to {last}'}"
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(label)}">{"".join(shapes)}{axis}</svg></figure>'
@@ -102,7 +107,9 @@ def colour_statistics(mean: Sequence[float] | None, std: Sequence[float] | None)
             f'<tr><td>{name}</td><td><svg class="spread" viewBox="-6 0 212 16" aria-hidden="true">{drawn}</svg></td>'
             f"<td class=number>{centre:.4f} ± {spread:.4f}</td></tr>"
         )
-    return f'<div class="shares"><h3>Mean and deviation of pixels, 0 to 1</h3><table>{"".join(rows)}</table></div>'
+    title = "<h3>Mean and deviation of pixels, 0 to 1</h3>"
+    weighting = '<p class="quiet">Over images: each counts the same, whatever its size.</p>'
+    return f'<div class="shares">{title}{weighting}<table>{"".join(rows)}</table></div>'
 
 
 def _size(value: int, unit: str) -> str:

@@ -12,6 +12,7 @@ from pipeline.ingestion.duplicates.samples import OTHERS
 from pipeline.ingestion.duplicates.search import CopySearch
 from pipeline.shards.index import SPLITS, DatasetIndex
 from pipeline.shards.label_sets import names_of
+from pipeline.shards.table import NO_LABEL
 
 LISTED = 200  # examples of a kind
 Facts = dict[str, Any]
@@ -39,7 +40,7 @@ def copy_facts(search: CopySearch, index: DatasetIndex) -> Facts:
         "leaking_images": findings.num_leaking,
         "exact_copies": {SPLITS[place]: count for place, count in findings.exact_copies.items()},
         "near_copies": {SPLITS[place]: count for place, count in findings.near_copies.items()},
-        "contradictory_labels": len(findings.contradictions),
+        "contradictory_labels": _contradictions(search),
         "suspicious_labels": len(findings.suspicions),
         "removed": {
             "images": len(removed),
@@ -65,6 +66,15 @@ def _near_inside_splits(search: CopySearch) -> list[tuple[int, int, float]]:
     ]  # fmt: skip
     own_near = [pair for pair in present_near if dataset.samples.place[list(pair[:2])].max() < OTHERS]
     return [pair for pair in own_near if dataset.samples.place[pair[0]] == dataset.samples.place[pair[1]]]
+
+
+def _contradictions(search: CopySearch) -> Facts:
+    """Images with a label whose pixels are also there under another one, and the groups of equal pixels they are in."""
+    samples, group = search.dataset.samples, search.copies.group
+    first = search.findings.contradictions[:, 0]
+    labelled = ~search.removed & (samples.place < OTHERS) & (samples.label != NO_LABEL)
+    groups = np.unique(group[first])
+    return {"images": int((labelled & np.isin(group, groups)).sum()), "groups": len(groups)}
 
 
 def _with_partners(findings: Findings, positions: Iterable[int]) -> Iterable[tuple[int, int, float]]:
@@ -105,6 +115,11 @@ class _Examples:
             label = int(samples.label[position])
             if label >= 0 and self._index.classes:
                 said["class"] = self._class(label)
+        elif record := dataset.record(position):
+            named = {"source": record.get("source"), "class": record.get("class")}
+            if isinstance(record.get("classes"), list):
+                named["class"] = ", ".join(map(str, record["classes"])) or "none"
+            said |= {key: str(value) for key, value in named.items() if value is not None}
         return said
 
     def _class(self, label: int) -> str:

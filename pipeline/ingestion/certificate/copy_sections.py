@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from pipeline.ingestion.certificate.pictures import PAIRS_SHOWN
+from pipeline.ingestion.certificate.verdict import number
 from pipeline.shards.index import SPLITS
 
 Facts = Mapping[str, Any]
@@ -26,6 +27,8 @@ def copy_sections(copies: Facts | None, pictures: Mapping[int, str]) -> str:
     parts.append(_leaks(copies["leaks"]))
     for kind, (title, counted) in KINDS.items():
         count = copies[counted]
+        if kind == "contradictory_labels":
+            count = f"{number(count['images'], 'image')} in {number(count['groups'], 'group')}"
         count = sum(count.values()) if isinstance(count, Mapping) else count
         parts.append(_pairs(title, copies["examples"][kind], count, pictures))
     removed = copies["removed"]
@@ -46,13 +49,14 @@ def _leaks(leaks: Sequence[Facts]) -> str:
     return f"<table>{head}<th class=number>images known there</th></tr>{rows}</table>"
 
 
-def _pairs(title: str, pairs: Sequence[Facts], count: int, pictures: Mapping[int, str]) -> str:
+def _pairs(title: str, pairs: Sequence[Facts], count: int | str, pictures: Mapping[int, str]) -> str:
     if not pairs:
         return ""
     shown = "".join(_pair(pair, pictures) for pair in pairs[:PAIRS_SHOWN])
     more = len(pairs) - PAIRS_SHOWN
     rest = f'<p class="quiet">and {more:,} more pairs in certificate.json</p>' if more > 0 else ""
-    return f'<h3>{title}: {count:,}</h3><div class="pairs">{shown}</div>{rest}'
+    count = count if isinstance(count, str) else f"{count:,}"
+    return f'<h3>{title}: {count}</h3><div class="pairs">{shown}</div>{rest}'
 
 
 def _pair(pair: Facts, pictures: Mapping[int, str]) -> str:

@@ -30,6 +30,7 @@ def certificate_facts(
     summaries: Sequence[ShardSummary],
     rejected: Sequence[Rejected],
     search: CopySearch | None,
+    notes: Sequence[str] = (),
 ) -> Facts:
     counts, uncounted = _image_counts(summaries)
     facts: Facts = {
@@ -38,12 +39,13 @@ def certificate_facts(
         "fingerprint": index.fingerprint,
         "splits": _split_facts(index),
         "classes": _class_facts(index),
-        "images": _image_facts(counts),
+        "images": {**_image_facts(counts), "sides": _sides(summaries)},
         "statistics": _statistics(index),
         "copies": None if search is None else copy_facts(search, index),
         "rejected": _rejected_facts(rejected),
         "not_examined": _not_examined(search, uncounted),
         "provenance": _provenance(index, config, search),
+        "_notes": list(notes),
     }
     facts["verdict"] = verdict(facts)
     return facts
@@ -100,6 +102,17 @@ def _image_facts(counts: ImageCounts) -> Facts:
     return {"counted": counts.images, **named, **sized}
 
 
+def _sides(summaries: Sequence[ShardSummary]) -> Facts:
+    """Least and greatest width and height, in pixels, of all images."""
+    totals = [summary.totals for summary in summaries if summary.totals.images]
+    sides = {"width": [total.width for total in totals], "height": [total.height for total in totals]}
+    return {
+        side: [min(least for least, _, _ in values), max(most for _, _, most in values)]
+        for side, values in sides.items()
+        if values
+    }
+
+
 def _most_first(counts: dict[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
@@ -125,6 +138,7 @@ def _statistics(index: DatasetIndex) -> Facts | None:
     named = index.statistics
     return {
         "of_split": "train" if "train" in index.splits else "all",
+        "weighting": "image",  # a mean over images of the mean of each: all weigh the same, whatever their sizes
         "mean": named.mean and list(named.mean), "std": named.std and list(named.std),
         "mean_encoded_bytes": named.mean_encoded_bytes, "width": list(named.width), "height": list(named.height),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 Every name in it comes from somebody's files, so every one is escaped; pictures are data URIs.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -80,7 +81,7 @@ def _splits(splits: Facts) -> str:
     most = max(split["images"] for split in splits.values())
     rows = "".join(
         f"<tr><td>{name}</td><td class=number>{said['images']:,}</td><td class=number>{said['unlabelled']:,}</td>"
-        f"<td class=number>{said['shards']:,}</td><td class=number>{bytes_in_words(said['bytes'])}</td>"
+        f"<td class=number>{said['shards']:,}</td><td class=number>{_unbroken(said['bytes'])}</td>"
         f"<td class=share>{split_bar({name: said['images']}, most)}</td></tr>"
         for name, said in splits.items()
     )
@@ -159,7 +160,7 @@ def _rejected(rejected: Facts) -> str:
 
 def _images(facts: Facts) -> str:
     images, statistics = facts["images"], facts["statistics"] or {}
-    charts = [histogram(title, images[key], unit) for title, key, unit in (
+    charts = [histogram(title, images[key], unit, images["sides"].get(key)) for title, key, unit in (
         ("Width", "width", "px"), ("Height", "height", "px"), ("Bytes of a file", "bytes", "bytes"))]  # fmt: skip
     total = images["counted"]
     tables = [
@@ -185,15 +186,25 @@ def _provenance(facts: Facts) -> str:
         ("held against", f"{other['dataset']} (fingerprint {other['fingerprint'][:12]})")
         for other in said["leakage_against"]
     ]
-    config = [(key, value) for key, value in said["config"].items() if value not in (None, [], ())]
+    config = [(key, _written(value)) for key, value in said["config"].items() if value not in (None, [], ())]
     lines, settings = (
-        "".join(f"<tr><th>{escape(key)}</th><td><code>{escape(str(value))}</code></td></tr>" for key, value in table)
+        "".join(f"<tr><th>{escape(key)}</th><td><code>{escape(value)}</code></td></tr>" for key, value in table)
         for table in (rows, config)
     )
     return (
         f"<h2>Where it comes from</h2><table>{lines}</table>"
         f"<details><summary>Settings of the ingestion</summary><table>{settings}</table></details>"
     )
+
+
+def _unbroken(num_bytes: int) -> str:
+    """Number and unit stay on one line."""
+    return bytes_in_words(num_bytes).replace(" ", "&nbsp;")
+
+
+def _written(value: Any) -> str:
+    """As --set takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _how_to_read(facts: Facts) -> str:

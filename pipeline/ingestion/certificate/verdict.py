@@ -3,14 +3,18 @@
 from typing import Any
 
 Facts = dict[str, Any]
+TOLD_SHARE = 0.01  # of images without a label, or not taken: above it is a finding, below a note
 
 
 def verdict(facts: Facts) -> Facts:
     """`sound` where there are no findings; `words` in one line."""
-    findings = [*_copy_findings(facts["copies"] or {}), *_class_findings(facts)]
+    findings = [*_copy_findings(facts["copies"] or {}), *_class_findings(facts), *_unlabelled_findings(facts)]
+    lost, lost_share = _lost(facts)
+    findings += lost if lost_share > TOLD_SHARE else []
     if facts["copies"] is None:
         findings.append("pixels were not looked at, so neither leaks nor copies would have been found")
-    notes = [*_copy_notes(facts["copies"] or {}), *_rejected_notes(facts["rejected"]), *_label_notes(facts)]
+    notes = [*_copy_notes(facts["copies"] or {}), *_label_notes(facts), *facts["_notes"]]
+    notes += lost if lost_share <= TOLD_SHARE else []
     words = "sound, nothing found that speaks against training on it"
     if small := (facts["copies"] or {}).get("too_small_for_near"):
         words = f"sound as far as it was examined: near copies of {number(small, 'image')} were not looked for"
@@ -29,8 +33,9 @@ def _copy_findings(copies: Facts) -> list[str]:
             f"{number(leak['images'], 'image')} of {leak['from']} leak{'s' * (leak['images'] == 1)} to {leak['to']} "
             f"({', '.join(kinds)}; {known} are not new to the model)"
         )
-    if count := copies.get("contradictory_labels"):
-        findings.append(f"{number(count, 'pair')} of equal pixels with different labels")
+    if (said := copies.get("contradictory_labels", {})).get("groups"):
+        groups = number(said["groups"], "group")
+        findings.append(f"{number(said['images'], 'image')} in {groups} of equal pixels have different labels")
     if count := copies.get("suspicious_labels"):
         findings.append(f"{number(count, 'pair')} of near copies with different labels")
     return findings
@@ -64,12 +69,24 @@ def _copy_notes(copies: Facts) -> list[str]:
     return notes
 
 
-def _rejected_notes(rejected: Facts) -> list[str]:
-    lost = {reason: said["count"] for reason, said in rejected.items() if said["lost_image"]}
+def _lost(facts: Facts) -> tuple[list[str], float]:
+    """What could not be taken, in words, and its share of the images."""
+    lost = {reason: said["count"] for reason, said in facts["rejected"].items() if said["lost_image"]}
     if not lost:
-        return []
+        return [], 0.0
+    count = sum(lost.values())
+    total = count + sum(said["images"] for said in facts["splits"].values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
-    return [f"{number(sum(lost.values()), 'image')} could not be taken ({reasons})"]
+    return [f"{count:,} of {number(total, 'image')} could not be taken ({reasons})"], count / total
+
+
+def _unlabelled_findings(facts: Facts) -> list[str]:
+    """Of splits that are labelled in part: one without any label was meant so."""
+    return [
+        f"{said['unlabelled']:,} of the {said['images']:,} images of {split} have no label"
+        for split, said in facts["splits"].items()
+        if said["unlabelled"] < said["images"] and said["unlabelled"] > TOLD_SHARE * said["images"]
+    ]
 
 
 def _label_notes(facts: Facts) -> list[str]:

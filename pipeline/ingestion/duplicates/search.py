@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import DataError, InputError
 from pipeline.ingestion.duplicates.copies import Copies, Read, equal_pixels, find_copies
 from pipeline.ingestion.duplicates.findings import Findings, find_meaning, leaving
 from pipeline.ingestion.duplicates.hash_file import (
@@ -61,6 +62,14 @@ class ExaminedDataset:
     def path(self, position: int) -> str:
         """Of an image of the dataset, in its source."""
         return self.jobs[int(self.samples.shard[position])].path(int(self.samples.number[position]))
+
+    def record(self, position: int) -> dict[str, Any]:
+        """The .json of its sample; empty where it has none, or was left out."""
+        reader, shard, row = self._at(position)
+        try:
+            return {} if row < 0 else reader.record(shard, row)
+        except DataError:
+            return {}
 
     def place_name(self, position: int) -> str:
         place = int(self.samples.place[position])

@@ -99,6 +99,7 @@ class Listing:
     classes: tuple[str, ...] | None = None
     folders_are_classes: bool = True  # where there are no labels; the folders of tables and archives say nothing
     stamps_are_hashes: bool = False  # of the content: images of equal sizes and stamps are equal
+    notes: list[str] = field(default_factory=list)  # for the certificate: what the source holds and was not read
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, SourceFiles):

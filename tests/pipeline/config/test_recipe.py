@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from pipeline.config.ingest import IngestConfig
 from pipeline.config.plan import plan_batches, plan_steps
 from pipeline.config.recipe import (
     apply_overrides,
@@ -12,6 +13,7 @@ from pipeline.config.recipe import (
     recipe_path,
     resolve,
     split_profile_overrides,
+    validate,
 )
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import InputError
@@ -171,3 +173,25 @@ def test_what_would_never_come_into_effect_is_refused(settings, line):
 @pytest.mark.parametrize("settings", [["optimizer.warmup=19"], ["optimizer.warmup=20", "optimizer.schedule=constant"]])
 def test_a_peak_that_is_reached_at_all_is_planned(settings):
     assert plan_steps(load_recipe(PretrainConfig, "pretrain_mae_debug", settings), 160).steps == 20
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("splits={train: a.txt, tst: b.txt}", "--set splits: no such key `tst`; expected train, validation or test"),
+        ("split_fractions={train: 0.5, tst: 0.5}", "--set split_fractions: no such key `tst`"),
+        ("split_group=x", "--set split_group: no such key; did you mean `split.group`?"),
+        ("split.group=[a-z]+", """if it is text, quote it: --set 'split.group="[a-z]+"'"""),
+        ("split.group=[\\d]+", "if it is text, quote it: --set \"split.group='[\\d]+'\""),
+    ],
+)
+def test_what_an_ingestion_is_told_wrongly_is_answered_with_what_was_meant(override, said):
+    with pytest.raises(InputError) as error:
+        validate(IngestConfig, apply_overrides({}, parse_overrides([override])), "--set")
+    assert said in str(error.value)
+
+
+def test_the_quoted_pattern_is_understood():
+    assert parse_overrides(['split.group="[a-z]+"', r"split.group2='[\d]+'"]) == {
+        "split.group": "[a-z]+", "split.group2": r"[\d]+",
+    }  # fmt: skip

@@ -73,7 +73,9 @@ def test_copies_leaks_and_contradictions_are_found_and_counted(photos, tmp_path)
     assert copies["exact_copies"] == {"train": 2} and copies["near_copies"] == {"train": 1}
     assert sources(copies["examples"]["near_copies"]) == {frozenset(("06.png", "near.jpg"))}
     assert sources(copies["examples"]["contradictory_labels"]) == {frozenset(("04.png", "other-label.png"))}
-    assert not said["verdict"]["sound"] and "1 pair of equal pixels with different labels" in report.verdict
+    assert (
+        not said["verdict"]["sound"] and "2 images in 1 group of equal pixels have different labels" in report.verdict
+    )
     assert said["splits"]["test"]["images"] == 9
     assert said["classes"] == [
         {"name": "ant", "train": 13, "validation": 6, "test": 2},
@@ -95,7 +97,10 @@ def test_what_leaves_is_the_image_that_leaks_and_the_second_of_equal_ones(photos
     assert "a near copy, " in left["train/ant/01.png"]["detail"]
     assert report.samples == {"train": 24, "validation": 5, "test": 9} and report.num_leaking == 0
     assert said["copies"]["leaks"] == [] and said["copies"]["removed"]["images"] == 4
-    assert said["copies"]["contradictory_labels"] == 1  # which label is right is not ours to say
+    assert said["copies"]["contradictory_labels"] == {
+        "images": 2,
+        "groups": 1,
+    }  # which label is right is not ours to say
     assert check_dataset(tmp_path / "dataset", full=True) == []
     before = files_of(tmp_path / "dataset")
     again, _ = made(photos, tmp_path / "dataset", duplicates="remove", max_rejected_fraction=0.0)
@@ -170,6 +175,8 @@ def test_images_of_a_named_evaluation_dataset_are_leaks_of_train_and_never_leave
         2,
     )
     assert report.num_leaking == 1 and str(tmp_path / "evaluation") in report.verdict
+    theirs = said["copies"]["examples"]["leaks"][0]["images"][1]
+    assert (theirs["source"], theirs["class"]) == ("test/x/a.jpg", "x")
     without, _ = made(train, tmp_path / "without", duplicates="remove", **one_split)
     left = [json.loads(line)["path"] for line in open(tmp_path / "without/rejected.jsonl")]
     assert "bee/08.png" in left and without.num_leaking == 0
@@ -328,6 +335,46 @@ def test_check_names_a_certificate_that_is_missing_or_edited(photos, tmp_path):
     assert "certificate.json: missing" in missing and "certificate.html: edited" in edited
     report, _ = made(photos, tmp_path / "dataset")
     assert report.shards_written == 0 and check_dataset(tmp_path / "dataset", full=False) == []
+
+
+def test_an_edited_index_is_found_whatever_becomes_of_its_checksum(photos, tmp_path):
+    made(photos, tmp_path / "dataset")
+    path = tmp_path / "dataset/index.json"
+    written = path.read_text()
+    edits = {
+        "statistics: not what": lambda index: index["statistics"].update(mean=[0.1, 0.2, 0.3]),
+        "classes: not what": lambda index: index["classes"].reverse(),
+        "fingerprint: not what": lambda index: index.update(fingerprint="0" * 64),
+        "names no certificate": lambda index: index["provenance"].pop("certificate"),
+    }
+    for said, edit in edits.items():
+        content = json.loads(written)
+        edit(content)
+        del content["checksum"]
+        path.write_text(json.dumps(content))
+        assert check_dataset(tmp_path / "dataset", full=False)
+        content["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps(content))
+        assert said in check_dataset(tmp_path / "dataset", full=False)[0]
+    content = json.loads(written)
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    assert "not its checksum" in check_dataset(tmp_path / "dataset", full=False)[0]
+
+
+def test_check_names_a_list_of_rejected_files_that_was_touched_and_a_tar_that_is_not_of_the_dataset(photos, tmp_path):
+    made(photos, tmp_path / "dataset")
+    rejected = tmp_path / "dataset/rejected.jsonl"
+    rejected.write_text('{"path": "x.png", "reason": "broken_image", "detail": ""}\n')
+    shutil.copy(tmp_path / "dataset/train-000000.tar", tmp_path / "dataset/train-000009.tar")
+    edited, surplus = check_dataset(tmp_path / "dataset", full=False)
+    assert "rejected.jsonl: edited" in edited and "train-000009.tar: lies here" in surplus
+    rejected.unlink()
+    (tmp_path / "dataset/train-000009.tar").unlink()
+    (missing,) = check_dataset(tmp_path / "dataset", full=False)
+    assert "rejected.jsonl: missing" in missing
+    report, _ = made(photos, tmp_path / "dataset")
+    assert report.shards_written == 0 and check_dataset(tmp_path / "dataset", full=True) == []
 
 
 def test_a_dataset_of_before_there_were_certificates_is_sound_and_gets_one_without_being_rewritten(photos, tmp_path):

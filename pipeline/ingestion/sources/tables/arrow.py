@@ -22,7 +22,7 @@ import xxhash
 from pipeline.errors import InputError
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.columns import Columns, choose_columns, image_bytes
+from pipeline.ingestion.sources.tables.columns import Columns, choose_columns, image_bytes, unread_columns
 from pipeline.ingestion.sources.tables.listing import HASH_BITS, MOST_LABEL, add_row, numbered_classes, row_path
 from pipeline.ingestion.sources.tables.names import SaidColumns, saved_folders
 from pipeline.ingestion.sources.tables.rows import Rows, spooled
@@ -50,6 +50,8 @@ def list_arrow(root: Path, tables: Sequence[str], listing: Listing, said: SaidCo
     for table in tables:
         with _opened(root / table) as opened:
             columns = choose_columns(opened.schema, said, root / table)
+            if chosen is None:
+                listing.notes += unread_columns(opened.schema, columns)
             first, agreed = chosen = chosen or (table, columns)
             if columns != agreed:
                 difference = f"columns {_in_words(columns)}, but {_in_words(agreed)} in {first}"

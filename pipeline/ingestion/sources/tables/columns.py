@@ -44,6 +44,13 @@ def choose_columns(schema: pa.Schema, said: SaidColumns, table: object) -> Colum
     return Columns(image, label, tuple(map(str, names)))
 
 
+def unread_columns(schema: pa.Schema, columns: Columns) -> list[str]:
+    """A note on the columns that nothing is read of, [] where there are none."""
+    unread = [name for name in schema.names if name not in columns.read]
+    hint = "" if columns.label else "; no column is the label: label_column=NAME says which"
+    return [f"columns that were not read: {_listed(unread)}{hint}"] if unread else []
+
+
 def image_bytes(column: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     """(bytes, names) of an image column: null where an image has no bytes; names are None where there are none."""
     names = None

@@ -362,3 +362,10 @@ def test_a_labels_file_overrules_the_table(tmp_path):
     (tmp_path / "labels.csv").write_text("id,class\np0,x\np1,y\np2,x\np3,y\n")
     index = ingested(tmp_path, labels=tmp_path / "labels.csv", split_fractions={"train": 1.0})
     assert index.classes == ("x", "y") and index.labelled
+
+
+def test_columns_that_were_not_read_are_noted(tmp_path):
+    write_parquet(tmp_path / "set/train.parquet", {"image": contents(4), "species": list("abab"), "taken": [1] * 4})
+    ingested(tmp_path)
+    notes = json.loads((tmp_path / "dataset/certificate.json").read_text())["verdict"]["notes"]
+    assert any("not read: species, taken" in note and "label_column=NAME" in note for note in notes)
