@@ -85,7 +85,7 @@ def _ingest(
         index, summaries, search = _examined(maker, others)
         rejected = [*_rejected(plan, summaries), *(search.rejected() if search else ())]
         write_file(destination / REJECTED_NAME, rejected_lines(rejected))
-        certificate = certify(index, config, Evidence(summaries, rejected, search))
+        certificate = certify(index, config, Evidence(summaries, rejected, search, plan.layout))
         told = {"rejected": reasons(rejected), "certificate": certificate.sha256}
         write_index(replace(index, provenance={**index.provenance, **told}))
         _remove_leftovers(destination, journal.names() - {summary.name for summary in summaries if summary.shard})

@@ -28,6 +28,7 @@ from pipeline.ingestion.labels import (
     read_labels,
     read_split_lists,
 )
+from pipeline.ingestion.layout import Layout, read_layout, require_no_hidden_splits
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
 from pipeline.ingestion.sources.listing import Listing, Source, SourceFiles
@@ -61,6 +62,7 @@ class IngestPlan:
     label_sets: LabelSets | None = None
     annotations: FoundAnnotations = FoundAnnotations()
     tars: str | None = None  # adopt, rewrite or archive, where the source is tars
+    layout: Layout = Layout()
     lay_out: Callable[[], None] | None = None  # what jobs read from is made by it, before the first of them runs
 
     @cached_property
@@ -98,7 +100,7 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, others, source)
     else:
-        splits = _splits_without_lists(opened, listing, root, groups, config)
+        splits = _splits_without_lists(opened, listing, root, groups, config, source)
     if groups:
         require_whole_groups(groups, splits)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
@@ -110,6 +112,7 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
         for name, split, candidates in ranges
     ]
     rejected = [*listing.rejected, *outside]
+    by_folders = config.splits == "folders" and not listing.splits and listing.folders_are_classes
     return IngestPlan(
         identify(source, config),
         jobs,
@@ -118,6 +121,7 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
         labels.label_sets,
         annotations,
         chosen.tars,
+        read_layout(paths, root, splits) if by_folders else Layout(),
         getattr(opened, "lay_out", None),
     )
 
@@ -157,7 +161,7 @@ def _with_folders(labels: Labels, paths: Sequence[str], root: str) -> Labels:
 
 
 def _splits_without_lists(
-    source: Source, listing: Listing, root: str, groups: Mapping[str, str], config: IngestConfig
+    opened: Source, listing: Listing, root: str, groups: Mapping[str, str], config: IngestConfig, source: str
 ) -> Mapping[str, str]:
     """Path -> split; an image outside all splits is missing."""
     said: Mapping[str, str] = {}
@@ -165,10 +169,12 @@ def _splits_without_lists(
         said = listing.splits or folder_splits(listing.images.paths, root)
     if said:
         return said
+    if config.splits == "folders" and listing.folders_are_classes:
+        require_no_hidden_splits(source, listing.images.paths, root)
     if groups:
         return hash_group_splits(groups, config.split_fractions, config.seed)
     hashed = listing.stamps_are_hashes
-    return hash_splits(source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
+    return hash_splits(opened, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
 
 
 def _ranges_of_shards(

@@ -8,9 +8,11 @@ Facts = dict[str, Any]
 def verdict(facts: Facts) -> Facts:
     """`sound` where there are no findings; `words` in one line."""
     findings = [*_copy_findings(facts["copies"] or {}), *_class_findings(facts)]
+    findings += facts["layout"]["findings"]
     if facts["copies"] is None:
         findings.append("pixels were not looked at, so neither leaks nor copies would have been found")
     notes = [*_copy_notes(facts["copies"] or {}), *_rejected_notes(facts["rejected"]), *_label_notes(facts)]
+    notes += [*facts["layout"]["notes"], *_split_notes(facts["splits"])]
     words = "sound, nothing found that speaks against training on it"
     if small := (facts["copies"] or {}).get("too_small_for_near"):
         words = f"sound as far as it was examined: near copies of {number(small, 'image')} were not looked for"
@@ -70,6 +72,10 @@ def _rejected_notes(rejected: Facts) -> list[str]:
         return []
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
     return [f"{number(sum(lost.values()), 'image')} could not be taken ({reasons})"]
+
+
+def _split_notes(splits: Facts) -> list[str]:
+    return [] if splits.keys() != {"train"} else ["no validation and no test split: nothing to judge a model on"]
 
 
 def _label_notes(facts: Facts) -> list[str]:
