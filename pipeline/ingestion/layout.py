@@ -48,7 +48,8 @@ def read_layout(paths: Sequence[str], root: str, splits: Mapping[str, str]) -> L
     for folder, count in sorted(outside.items()):
         what = f"the folder {folder}" if folder else "no folder"
         findings.append(f"{count:,} image{'s' * (count > 1)} in {what} beside the split folders left out")
-    if splits_below_classes(paths, root) and not any(split_of_folder(path[len(root) :].split("/")[0]) for path in paths):
+    on_top = any(split_of_folder(path[len(root) :].split("/")[0]) for path in paths)
+    if not on_top and splits_below_classes(paths, root):
         notes.append("the splits are the folders below the classes, such as " + paths[0].rpartition("/")[0])
     return Layout(tuple(findings), tuple(notes))
 

@@ -31,7 +31,7 @@ def certificate_facts(
     summaries: Sequence[ShardSummary],
     rejected: Sequence[Rejected],
     search: CopySearch | None,
-    layout: Layout = Layout(),
+    layout: Layout,
 ) -> Facts:
     counts, uncounted = _image_counts(summaries)
     facts: Facts = {
