@@ -262,6 +262,8 @@ def _why_no_images(listing: Listing) -> str:
         return "is empty; a source holds images"
     suffixes = Counter(os.path.splitext(entry.path)[1].lower() or "no extension" for entry in listing.rejected)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
+    if hidden := sum(entry.reason == "hidden" for entry in listing.rejected):
+        return f"holds no images but {hidden} in hidden folders, whose names begin with a dot; rename them"
     mixed = {".tar", ".zip"} <= suffixes.keys()
     hint = "; zips and tars are ingested one after the other: 'FOLDER/*.zip', 'FOLDER/*.tar'" if mixed else ""
     return f"holds no images among its {len(listing.rejected)} files ({kinds}){hint}"

@@ -8,6 +8,9 @@ from typing import Literal, get_args
 
 Reason = Literal[
     "not_an_image",  # neither its name nor its first bytes say image; a README, a labels file, Thumbs.db
+    "read_as_labels",  # a table's labels or names of classes, which are in the dataset
+    "hidden",  # an image in a folder whose name begins with a dot: .git, .cache
+    "repeated_link",  # a link to a folder that holds it, so that all below it is there already
     "duplicate",  # a copy of another image, left out because the config says `duplicates: remove`
     "outside_splits",  # an image in no split folder or list
     "unreadable_file",  # the file system refuses it, or it is no regular file; of an archive: encrypted, a link ...
@@ -30,7 +33,10 @@ Reason = Literal[
     "split_sample",  # a key that comes back after other samples: one half of it
     "needs_rewriting",  # plain decoding would show it wrong (rotated, transparent, 16 bit), and tars are not rewritten
 ]
-UNCOUNTED = ("not_an_image", "duplicate", "outside_splits")  # nobody meant these to be training images
+UNCOUNTED = (  # nobody meant these to be training images
+    *("not_an_image", "read_as_labels", "hidden", "repeated_link"),
+    *("duplicate", "outside_splits"),
+)
 
 
 @dataclass(frozen=True, slots=True)
