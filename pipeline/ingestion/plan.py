@@ -111,7 +111,7 @@ def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPl
         WriteShard(name, split, opened, candidates, config.channels, annotations.rule, image_rule(config))
         for name, split, candidates in ranges
     ]
-    rejected = [*listing.rejected, *outside]
+    rejected = [*listing.rejected, *outside, *annotations.surplus]
     by_folders = config.splits == "folders" and not listing.splits and listing.folders_are_classes
     return IngestPlan(
         identify(source, config),

@@ -26,6 +26,7 @@ Reason = Literal[
     "decoder_crashed",  # the process that decoded it ended: a fault in the decoder that this file meets
     "unsupported_mode",  # pixels without an agreed meaning as RGB (float, Lab), or that .png cannot hold
     "no_mask",  # `masks` has none of its name
+    "mask_without_image",
     "bad_mask",  # no .png of class numbers, of another size than the image, or with classes that have no name
     "bad_box",  # outside of the image, or without an area
     "no_image",  # adopted tars, from here on: a sample without an image
