@@ -74,7 +74,7 @@ def class_folders(paths: Sequence[str], root: str) -> dict[str, str]:
         top, _, rest = path[len(root) :].partition("/")
         split = split_of_folder(top) or ""
         folder, slash, _ = (rest if split else path[len(root) :]).partition("/")
-        if slash:
+        if slash and folder != "..":
             folders.setdefault(split, {})[path] = names.setdefault(folder, folder)
     trained = set(folders.get("train", {}).values())
     trained = trained if len(trained) > 1 else set()
