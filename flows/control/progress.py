@@ -145,7 +145,8 @@ def ingest_words(made: IngestReport) -> str:
     """What an ingestion did, in one line."""
     tars = f"; {TARS_IN_WORDS[made.tars]} (tars={made.tars})" if made.tars else ""
     splits = ", ".join(f"{count:,} {split}" for split, count in made.samples.items())
-    rejected = ", ".join(f"{count:,} {reason}" for reason, count in made.rejected.items()) or "none"
+    lost = {reason: count for reason, count in made.rejected.items() if reason != "read_as_labels"}
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in lost.items()) or "none"
     annotated = "".join(
         f", {count} of {what}" for what, count in (("masks", made.num_mask_classes), ("boxes", made.num_box_classes))
         if count is not None

@@ -62,8 +62,9 @@ class IngestConfig(Config):
     no objects; one with a box that lies outside of it by more than a pixel is rejected."""
 
     splits: Literal["folders", "hash"] | dict[Split, Path] = "folders"
-    """`folders`: the top-level folders train, validation (or val, valid) and test are the splits; a source without any
-    is split by `hash`. `hash`: by content, with `split_fractions`, so that equal files are never in two splits.
+    """`folders`: the top-level folders train (or training), validation (val, valid, dev, eval) and test (testing), in
+    any case, are the splits, or folders of these names below every class; a source without any is split by `hash`.
+    `hash`: by content, with `split_fractions`, so that equal files are never in two splits.
     A mapping: split name -> file with one path per line, as in `labels`; images in no list are left out."""
 
     split_fractions: dict[Split, Fraction] = Field(default={"train": 0.9, "validation": 0.05, "test": 0.05})

@@ -12,7 +12,16 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.ingestion.images import UPRIGHT, file_orientation
-from pipeline.ingestion.labels import FILE_COLUMNS, LABEL_COLUMNS, NO_CLASS, match_files, number_classes, table_rows
+from pipeline.ingestion.labels import (
+    FILE_COLUMNS,
+    LABEL_COLUMNS,
+    NO_CLASS,
+    match_files,
+    number_classes,
+    possible_names,
+    table_rows,
+)
+from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import named_like_image
 from pipeline.shards.annotations import (
@@ -71,6 +80,7 @@ class FoundAnnotations:
     boxes: Mapping[str, tuple[Box, ...]] = field(default_factory=dict)
     mask_classes: tuple[str, ...] | None = None
     box_classes: tuple[str, ...] | None = None
+    surplus: tuple[Rejected, ...] = ()  # masks without an image
 
 
 class PreparedAnnotations(NamedTuple):
@@ -89,13 +99,13 @@ def find_annotations(
     config: "IngestConfig", files: Sequence[str], others: Sequence[str] = (), source: str = ""
 ) -> FoundAnnotations:
     """InputError where a mask or a row names no image of `files`, nor one of `others`, or is none."""
-    masks = _find_masks(config.masks, files) if config.masks else {}
+    masks, surplus = _find_masks(config.masks, files, others) if config.masks else ({}, ())
     boxes, box_classes = _read_boxes(config.boxes, files, others, source) if config.boxes else ({}, None)
     names = config.mask_classes
     rule = AnnotationRule(
         config.masks, len(names) if names else None, None if box_classes is None else len(box_classes)
     )
-    return FoundAnnotations(rule, masks, boxes, names, box_classes)
+    return FoundAnnotations(rule, masks, boxes, names, box_classes, surplus)
 
 
 def require_no_masks(source: str, files: Sequence[str], masks: Path | None) -> None:
@@ -218,8 +228,11 @@ def _read(path: Path) -> bytes:
         raise ImageFault("bad_mask", f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _find_masks(folder: Path, files: Sequence[str]) -> dict[str, MaskFile]:
-    """Image -> its mask: the .png of its path, or of its name, whatever the image's extension."""
+def _find_masks(
+    folder: Path, files: Sequence[str], others: Sequence[str]
+) -> tuple[dict[str, MaskFile], tuple[Rejected, ...]]:
+    """Image -> its mask: the .png of its path, or of its name, whatever the image's extension; and the masks that are
+    nobody's, which count as lost images."""
     if not folder.is_dir():
         raise InputError(f"{folder}: masks: no such folder; the path is relative to the working directory")
     listing = FolderSource(folder).list_files()
@@ -231,7 +244,17 @@ def _find_masks(folder: Path, files: Sequence[str]) -> dict[str, MaskFile]:
     rows = {os.path.splitext(file.path)[0]: MaskFile(*file) for file in listing.images}
     if not rows:
         raise InputError(f"{folder}: masks: holds no .png")
-    return match_files(rows, files, folder, hint="a mask has the path or the name of its image")
+    known = {name for file in (*files, *others) for name in possible_names(file)}
+    surplus = [row for row in rows if row not in known]
+    rejected = tuple(
+        Rejected(f"masks/{rows[row].path}", "mask_without_image", f"in {folder}, and no image has its name")
+        for row in surplus
+    )
+    if len(surplus) == len(rows):
+        raise InputError(f"{folder}: masks: {surplus[0]}.png: a mask without an image, as are all; masks and images "
+                         "have the same paths or names")  # fmt: skip
+    named = {row: mask for row, mask in rows.items() if row in known}
+    return match_files(named, files, folder, others), rejected
 
 
 def _read_boxes(

@@ -84,7 +84,7 @@ def _ingest(
             dataset = make_dataset(maker, others)
             index, summaries, rejected, search = dataset.index, dataset.summaries, dataset.rejected, dataset.search
             sha256 = write_rejected(destination, rejected)
-            certificate = certify(index, config, Evidence(summaries, rejected, search, plan.notes))
+            certificate = certify(index, config, Evidence(summaries, rejected, search, plan.notes, plan.layout))
             told = {"rejected": reasons(rejected), REJECTED_SHA256: sha256, "certificate": certificate.sha256}
             write_index(replace(index, provenance={**index.provenance, **told}))
         _remove_leftovers(destination, journal.names() - {summary.name for summary in summaries if summary.shard})

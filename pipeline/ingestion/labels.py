@@ -19,6 +19,7 @@ SET_COLUMNS = ("classes", "labels")
 SET_SEPARATOR = ";"  # of a cell; a .jsonl has lists
 MAX_INTEGER_LABEL = 100_000  # a larger integer is an identifier that serves as a name
 NO_CLASS = re.compile(r"-\d+|-?\d+\.\d*")  # a mark for "none", or what a spreadsheet makes of integers and empty cells
+ABSOLUTE = re.compile(r"/|\\|[A-Za-z]:[\\/]")
 
 Value = TypeVar("Value")
 Table = Sequence[tuple[int, Mapping[str, object]]]  # (line, row), as `table_rows` reads it
@@ -120,15 +121,19 @@ def match_files(
     """File -> value, where a row names a file by its path, the end of its path, or its name.
 
     Extensions may be left out; the most exact name wins. A name that is no file's is read once more as a path of
-    Windows, an absolute one below `source`, or one relative to the folder of `listed_in`. A row may also name one of
+    Windows, an absolute one below `source` (or below one folder of another machine, the same for all such names, where
+    the rest is a whole path), or one relative to the folder of `listed_in`. A row may also name one of
     `others`, files of the source that are no images. A row that names no file, or several, is an InputError.
     """
     named = _files_by_name(rows, files)
     if unknown := [name for name in rows if name not in named]:
         named |= _files_by_other_names(unknown, files, listed_in, source)
-        known = {name for file in others for name in _possible_names(file)}
+        named |= _files_of_another_machine([name for name in unknown if name not in named], files)
+        known = {name for file in others for name in possible_names(file)}
         unknown = [name for name in unknown if name not in named and name not in known]
-    problems = [f"{listed_in}: {name}: no such file in the source; {hint}" for name in unknown]
+    here = "; absolute paths are below the source, or all below one folder of another machine; else write them relative"
+    hints = {name: hint + here * bool(ABSOLUTE.match(name)) for name in unknown}
+    problems = [f"{listed_in}: {name}: no such file in the source; {hints[name]}" for name in unknown]
     found: dict[str, Value] = {}
     for name, same in named.items():
         if len(same) > 1:
@@ -143,7 +148,7 @@ def match_files(
 def _files_by_name(names: Container[str], files: Iterable[str]) -> dict[str, list[str]]:
     named: dict[str, list[str]] = {}
     for file in files:
-        name = next((name for name in _possible_names(file) if name in names), None)
+        name = next((name for name in possible_names(file) if name in names), None)
         if name is not None:
             named.setdefault(name, []).append(file)
     return named
@@ -168,7 +173,28 @@ def _files_by_other_names(
     return found
 
 
-def _possible_names(file: str) -> Iterable[str]:
+def _files_of_another_machine(names: Sequence[str], files: Iterable[str]) -> dict[str, list[str]]:
+    """Name -> its file, for absolute paths that end in a file's whole path, all below the same folder.
+
+    Some of these must have a folder in them: by names alone, a row of train could label an image of val.
+    """
+    absolute = {name: name.replace("\\", "/") for name in names if ABSOLUTE.match(name)}
+    if not absolute:
+        return {}
+    whole = {known: file for file in files for known in (os.path.splitext(file)[0], file)}
+    found: dict[str, list[str]] = {}
+    above = set()
+    for name, slashed in absolute.items():
+        starts = (at for at, character in enumerate(slashed, 1) if character == "/")
+        start = next((start for start in starts if slashed[start:] in whole), None)
+        if start is not None:
+            found[name] = [whole[slashed[start:]]]
+            above.add(slashed[:start])
+    in_folders = any("/" in file for files in found.values() for file in files)
+    return found if len(above) == 1 and in_folders else {}
+
+
+def possible_names(file: str) -> Iterable[str]:
     parts = file.split("/")
     for start in range(len(parts)):
         tail = "/".join(parts[start:])

@@ -31,6 +31,7 @@ from pipeline.ingestion.labels import (
     read_split_lists,
     table_rows,
 )
+from pipeline.ingestion.layout import Layout, read_layout, require_no_hidden_splits
 from pipeline.ingestion.plan_notes import shares_of_splits, unread_labels
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
@@ -66,6 +67,7 @@ class IngestPlan:
     label_sets: LabelSets | None = None
     annotations: FoundAnnotations = FoundAnnotations()
     tars: str | None = None  # adopt, rewrite or archive, where the source is tars
+    layout: Layout = Layout()
     lay_out: Callable[[], None] | None = None  # what jobs read from is made by it, before the first of them runs
     notes: Sequence[str] = ()  # for the certificate
 
@@ -114,14 +116,21 @@ def _plan_files(source: str, chosen: Opened, config: IngestConfig) -> IngestPlan
     return IngestPlan(
         identify(source, config),
         jobs,
-        [*listing.rejected, *outside],
+        [*listing.rejected, *outside, *annotations.surplus],
         labels.classes,
         labels.label_sets,
         annotations,
         chosen.tars,
+        _layout(config, listing, splits),
         getattr(opened, "lay_out", None),
         _notes(config, chosen, splits, groups),
     )
+
+
+def _layout(config: IngestConfig, listing: Listing, splits: Mapping[str, str]) -> Layout:
+    by_folders = config.splits == "folders" and not listing.splits and listing.folders_are_classes
+    paths = listing.images.paths
+    return read_layout(paths, root_folder(paths), splits) if by_folders else Layout()
 
 
 def _notes(config: IngestConfig, chosen: Opened, splits: Mapping[str, str], groups: Mapping[str, str]) -> list[str]:
@@ -182,7 +191,7 @@ def _splits(source: str, chosen: Opened, groups: Mapping[str, str], config: Inge
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, [entry.path for entry in listing.rejected], source)
     else:
-        splits = _splits_without_lists(chosen, groups, config)
+        splits = _splits_without_lists(source, chosen, groups, config)
     if groups:
         require_whole_groups(groups, splits)
     if not splits:
@@ -190,13 +199,17 @@ def _splits(source: str, chosen: Opened, groups: Mapping[str, str], config: Inge
     return splits
 
 
-def _splits_without_lists(chosen: Opened, groups: Mapping[str, str], config: IngestConfig) -> Mapping[str, str]:
+def _splits_without_lists(
+    source: str, chosen: Opened, groups: Mapping[str, str], config: IngestConfig
+) -> Mapping[str, str]:
     listing, said = chosen.listing, {}
     paths = listing.images.paths
     if config.splits == "folders":
         said = listing.splits or folder_splits(paths, root_folder(paths))
     if said:
         return said
+    if config.splits == "folders" and listing.folders_are_classes:
+        require_no_hidden_splits(source, paths, root_folder(paths))
     if groups:
         return hash_group_splits(groups, config.split_fractions, config.seed)
     hashed = listing.stamps_are_hashes
@@ -298,6 +311,8 @@ def _why_no_images(listing: Listing) -> str:
         return "is empty; a source holds images"
     suffixes = Counter(os.path.splitext(entry.path)[1].lower() or "no extension" for entry in listing.rejected)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(4))
+    if hidden := sum(entry.reason == "hidden" for entry in listing.rejected):
+        return f"holds no images but {hidden} in hidden folders, whose names begin with a dot; rename them"
     mixed = {".tar", ".zip"} <= suffixes.keys()
     hint = "; zips and tars are ingested one after the other: 'FOLDER/*.zip', 'FOLDER/*.tar'" if mixed else ""
     return f"holds no images among its {len(listing.rejected)} files ({kinds}){hint}"

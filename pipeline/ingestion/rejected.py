@@ -14,6 +14,9 @@ from pipeline.shards.index import INDEX_NAME
 
 Reason = Literal[
     "not_an_image",  # neither its name nor its first bytes say image; a README, a labels file, Thumbs.db
+    "read_as_labels",  # a table's labels or names of classes, which are in the dataset
+    "hidden",  # an image in a folder whose name begins with a dot: .git, .cache
+    "repeated_link",  # a link to a folder that holds it, so that all below it is there already
     "duplicate",  # a copy of another image, left out because the config says `duplicates: remove`
     "outside_splits",  # an image in no split folder or list
     "unreadable_file",  # the file system refuses it, or it is no regular file; of an archive: encrypted, a link ...
@@ -29,6 +32,7 @@ Reason = Literal[
     "decoder_crashed",  # the process that decoded it ended: a fault in the decoder that this file meets
     "unsupported_mode",  # pixels without an agreed meaning as RGB (float, Lab), or that .png cannot hold
     "no_mask",  # `masks` has none of its name
+    "mask_without_image",
     "bad_mask",  # no .png of class numbers, of another size than the image, or with classes that have no name
     "bad_box",  # outside of the image, or without an area
     "no_image",  # adopted tars, from here on: a sample without an image
@@ -36,7 +40,10 @@ Reason = Literal[
     "split_sample",  # a key that comes back after other samples: one half of it
     "needs_rewriting",  # plain decoding would show it wrong (rotated, transparent, 16 bit), and tars are not rewritten
 ]
-UNCOUNTED = ("not_an_image", "duplicate", "outside_splits")  # nobody meant these to be training images
+UNCOUNTED = (  # nobody meant these to be training images
+    *("not_an_image", "read_as_labels", "hidden", "repeated_link"),
+    *("duplicate", "outside_splits"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,6 +218,7 @@ class WriteShard:
 
     def _samples(self, made: "_Made") -> Iterator[NewSample]:
         """One file at a time, so a worker holds one image; `made` is filled on the way."""
+        raw = getattr(self.source, "raw_form", None)
         for number, candidate in enumerate(self.candidates):
             kept = number not in self.left_out
             try:
@@ -236,7 +237,7 @@ class WriteShard:
                 continue
             made.digests.append(sample_digest(sha256.digest(), candidate.label, annotations.digested))
             made.totals.add(image)
-            made.counted.add(image)
+            made.counted.add(image if raw is None else as_of_raw(image, raw))
             made.mask_classes = max(made.mask_classes, annotations.classes)
             record = _record(candidate, image, sha256.hexdigest(), annotations)
             key = sample_key(candidate.path)
@@ -246,6 +247,11 @@ class WriteShard:
         size = image.width, image.height
         sizes = (size,) if image.upright_size is None else (image.upright_size, size)
         return prepare_annotations(self.rule, candidate.mask, candidate.boxes, content, *sizes)
+
+
+def as_of_raw(image: PreparedImage, form: str) -> PreparedImage:
+    """For the counts: the source holds pixels in this form, and no file of its own."""
+    return image._replace(format=form, changes=("raw pixels encoded", *image.changes))
 
 
 @dataclass

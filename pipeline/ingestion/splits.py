@@ -7,14 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pipeline.ingestion.sources.listing import Source, SourceFile
 from pipeline.shards.decoding import ImageFault
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    **dict.fromkeys(("validation", "val", "valid"), "validation"),
-    "test": "test",
+SPLIT_FOLDERS = {  # in lower case
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 HASHED_BYTES = 1 << 16
 BLOCK_FILES = 10_000  # so that millions of files do not wait in the threads' queue at once
 READERS = 8  # threads: reading the beginning of a file is waiting for it
+
+
+def split_of_folder(name: str) -> str | None:
+    return SPLIT_FOLDERS.get(name.lower())
 
 
 def root_folder(paths: Sequence[str]) -> str:
@@ -31,15 +35,32 @@ def root_folder(paths: Sequence[str]) -> str:
             if not slash or len(below) > 1:
                 return root
             deeper |= "/" in rest
-        if not deeper or below & SPLIT_FOLDERS.keys():
+        if not deeper or any(map(split_of_folder, below)):
             return root
         root += f"{below.pop()}/"
 
 
 def folder_splits(paths: Sequence[str], root: str) -> dict[str, str]:
-    """Path -> split for the images in folders named as splits; empty where there are no such folders."""
+    """Path -> split for the images in folders named as splits; empty where there are no such folders.
+
+    They are on top (`train/ant/1.jpg`), or below every class (`ant/train/1.jpg`).
+    """
     tops = ((path, path[len(root) :].partition("/")) for path in paths)
-    return {path: SPLIT_FOLDERS[top] for path, (top, slash, _) in tops if slash and top in SPLIT_FOLDERS}
+    splits = {path: split for path, (top, slash, _) in tops if slash and (split := split_of_folder(top))}
+    return splits or splits_below_classes(paths, root)
+
+
+def splits_below_classes(paths: Sequence[str], root: str) -> dict[str, str]:
+    """Path -> split where every image lies as `ant/train/1.jpg` does, else empty."""
+    splits: dict[str, str] = {}
+    for path in paths:
+        _, _, rest = path[len(root) :].partition("/")
+        folder, slash, _ = rest.partition("/")
+        split = split_of_folder(folder) if slash else None
+        if split is None:
+            return {}
+        splits[path] = split
+    return splits
 
 
 def class_folders(paths: Sequence[str], root: str) -> dict[str, str]:
@@ -51,9 +72,9 @@ def class_folders(paths: Sequence[str], root: str) -> dict[str, str]:
     names: dict[str, str] = {}  # one object for all images of a folder
     for path in paths:
         top, _, rest = path[len(root) :].partition("/")
-        split = SPLIT_FOLDERS.get(top, "")
+        split = split_of_folder(top) or ""
         folder, slash, _ = (rest if split else path[len(root) :]).partition("/")
-        if slash:
+        if slash and folder != "..":
             folders.setdefault(split, {})[path] = names.setdefault(folder, folder)
     trained = set(folders.get("train", {}).values())
     trained = trained if len(trained) > 1 else set()

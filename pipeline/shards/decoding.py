@@ -54,9 +54,19 @@ def open_image(content: bytes, max_pixels: int = READABLE_PIXELS) -> Image.Image
         except Image.DecompressionBombError as fault:
             raise ImageFault("too_many_pixels", _one_line(fault)) from None
         except UnidentifiedImageError:
-            raise ImageFault("unknown_format", f"not one of {', '.join(FORMATS)}, or damaged in its header") from None
+            raise ImageFault("unknown_format", _unknown_format(content)) from None
         except Exception as fault:
             raise _fault(fault) from None
+
+
+def _unknown_format(content: bytes) -> str:
+    if content[4:8] == b"ftyp" and content[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        return "HEIC; convert it to JPEG or PNG"
+    if content.startswith(b"\0\0\1\0"):
+        return "an icon; convert it to PNG if it is meant"
+    if content.lstrip().startswith((b"<svg", b"<?xml")) or content.startswith(b"\x1f\x8b"):
+        return "SVG or packed text, a drawing without pixels; convert it to PNG if it is meant"
+    return f"not one of {', '.join(FORMATS)}, a camera's raw file, or damaged in its header; convert it to JPEG or PNG"
 
 
 def webp_size(content: bytes) -> tuple[int, int]:

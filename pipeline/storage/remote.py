@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # of this package, by protocol
 PART_BYTES = 8 << 20
+LISTING_PATIENCE_SECONDS = 10  # a person waits for it, and nothing is lost by starting again
 LEAST_PART_BYTES = 64 << 10  # what a connection that keeps breaking is asked for
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 15.0
 
@@ -45,6 +46,7 @@ _OBSTORE_CREDENTIALS = {
 _STAMPS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "updated", "created")
 _REFUSED = ("NoCredentialsError", "PartialCredentialsError", "PermissionDeniedError", "UnauthenticatedError")
 _MISSING = ("NotFoundError",)
+_UNREACHED = ("EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ClientConnectorDNSError")
 _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError)  # of file://
 _DEFECTS = (TypeError, AttributeError, NameError, NotImplementedError, ImportError, AssertionError)
 
@@ -54,9 +56,10 @@ Answer = TypeVar("Answer")
 class Attempts:
     """The attempts of one request. Between them an exponential pause with jitter; without progress they end."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, longest_to_connect: float = float("inf")):
         self._url = url
         self._patience = _seconds("VIT_STORAGE_PATIENCE_SECONDS", 120)
+        self._patience_to_connect = min(longest_to_connect, self._patience)
         self.progressed()
 
     def progressed(self) -> None:
@@ -65,7 +68,8 @@ class Attempts:
 
     def failed(self, error: Exception) -> None:
         """Pause before the next attempt, or raise: what no attempt mends, or FaultError when patience has ended."""
-        if isinstance(error, FileNotFoundError) or type(error).__name__ in _MISSING:
+        unreached = _unreached(error)  # which fsspec's client of http:// calls a missing file
+        if unreached is None and (isinstance(error, FileNotFoundError) or type(error).__name__ in _MISSING):
             raise FileNotFoundError(f"{self._url}: no such file") from error
         if isinstance(error, PermissionError) or type(error).__name__ in _REFUSED:
             hint = "give credentials that may read it by the environment"
@@ -75,11 +79,13 @@ class Attempts:
         self._failures += 1
         pause = random.uniform(0.5, 1) * min(FIRST_PAUSE_SECONDS * 2 ** (self._failures - 1), LONGEST_PAUSE_SECONDS)
         waited = time.monotonic() - self._since
-        left = self._patience - waited
+        left = (self._patience if unreached is None else self._patience_to_connect) - waited
         if left <= 0:
+            reached = "" if unreached is None else "cannot be reached: "
             raise FaultError(
-                f"{self._url}: no answer in {self._failures} attempts over {waited:.0f} s, last: {_one_line(error)}; "
-                "check the server, or raise VIT_STORAGE_PATIENCE_SECONDS"
+                f"{self._url}: {reached}no answer in {self._failures} attempts "
+                f"over {waited:.0f} s, last: {_one_line(unreached or error)}; check the server, or raise "
+                "VIT_STORAGE_PATIENCE_SECONDS"
             ) from error
         log.info("%s: attempt %d failed (%s); again in %.1f s", self._url, self._failures, _one_line(error), pause)
         time.sleep(min(pause, left))  # and once more at the very end
@@ -115,7 +121,7 @@ def files_below(url: str) -> list[tuple[str, int, int]]:
         ]
 
     try:
-        return _tried(url, listed)
+        return _tried(url, listed, LISTING_PATIENCE_SECONDS)
     except FileNotFoundError:
         return []
 
@@ -128,7 +134,7 @@ def stamp_of(url: str) -> int:
 def is_file(url: str) -> bool:
     """Whether there is an object; FaultError where nobody answers, which clients' own `isfile` takes for no."""
     try:
-        return _tried(url, lambda fs, path: fs.info(path)["type"] == "file")
+        return _tried(url, lambda fs, path: fs.info(path)["type"] == "file", LISTING_PATIENCE_SECONDS)
     except FileNotFoundError:
         return False
 
@@ -227,8 +233,8 @@ def _pieces(url: str, start: int, size: int, part: int) -> Iterator[bytes]:
     yield from map(memoryview, answer.stream(min_chunk_size=part))
 
 
-def _tried(url: str, request: Callable[[Any, str], Answer]) -> Answer:
-    attempts = Attempts(url)
+def _tried(url: str, request: Callable[[Any, str], Answer], longest_to_connect: float = float("inf")) -> Answer:
+    attempts = Attempts(url, longest_to_connect)
     while True:
         try:
             return _file_system(url, request)
@@ -317,6 +323,15 @@ def _seconds(name: str, default: float) -> float:
     except ValueError:
         pass
     raise InputError(f"{name}={text}: not a number of seconds above 0; set it to {default:g}, or unset it")
+
+
+def _unreached(error: BaseException | None) -> BaseException | None:
+    """The failure to connect that `error` is, or comes from."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError) or type(error).__name__ in _UNREACHED:
+            return error
+        error = error.__cause__
+    return None
 
 
 def _one_line(error: BaseException) -> str:

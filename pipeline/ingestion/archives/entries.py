@@ -2,7 +2,7 @@
 
 Nothing is ever unpacked to a path that an archive names, so a name is no danger to this machine. It becomes part of a
 dataset, though, and the next program may join it to a folder: `./a`, `/a` and `C:/a` become `a`, and a name that climbs
-by `..` is rejected.
+by `..` is an image's alone: it gets a safe key like all others, `..` is no class, and `source` says the name as it was.
 """
 
 import hashlib
@@ -46,6 +46,12 @@ def safe_path(name: str) -> str | None:
     """The entry's path, relative and with slashes; None for one that has none or leaves the archive."""
     parts = [part for part in re.sub(r"^[A-Za-z]:(?=[\\/])", "", name).split("/") if part not in ("", ".")]
     return None if not parts or ".." in parts or "\0" in name else "/".join(parts)
+
+
+def climbing_path(name: str) -> str | None:
+    """The path of an entry that climbs by `..`, as it is; None for one that holds no path."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return "/".join(parts) if ".." in parts[:-1] and parts[-1] != ".." and "\0" not in name else None
 
 
 def path_hash(path: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.ingestion.archives.entries import ROW, Entry, path_hash, row_of, safe_path
+from pipeline.ingestion.archives.entries import ROW, Entry, climbing_path, path_hash, row_of, safe_path
 from pipeline.ingestion.archives.members import TarFault, tar_entries
 from pipeline.ingestion.archives.naming import count_up, is_zip, prefixes
 from pipeline.ingestion.archives.zips import read_zip_entry, zip_entries
@@ -161,6 +161,8 @@ class _Found:
 
     def _add(self, entry: Entry) -> None:
         path = safe_path(entry.name)
+        if path is None and (climbing := climbing_path(entry.name)) and named_like_image(climbing):
+            path = climbing
         if path is None:
             why = "its name is no path within the archive"
             self.rejected.append(Rejected(self.archive.path(entry.name), "unsafe_name", why))

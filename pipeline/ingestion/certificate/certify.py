@@ -18,6 +18,7 @@ from pipeline.ingestion.certificate.facts import certificate_facts
 from pipeline.ingestion.certificate.page import certificate_page
 from pipeline.ingestion.certificate.pictures import contact_sheets, pair_pictures
 from pipeline.ingestion.duplicates.search import CopySearch
+from pipeline.ingestion.layout import Layout
 from pipeline.ingestion.rejected import Rejected, rejected_lines
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.shards.atomic import sync_directory, write_file
@@ -35,6 +36,7 @@ class Evidence:
     rejected: Sequence[Rejected]
     search: CopySearch | None
     notes: Sequence[str] = ()  # of the plan: what is good to know of the source
+    layout: Layout = Layout()
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def certify(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> Ce
     basis = _basis(index, config, evidence)
     if (known := _known_certificate(index.directory)) and known[0]["basis"] == basis:
         return Certificate(page, *known)
-    facts = certificate_facts(index, config, evidence.summaries, evidence.rejected, evidence.search, evidence.notes)
+    facts = certificate_facts(
+        index, config, evidence.summaries, evidence.rejected, evidence.search, evidence.notes, evidence.layout
+    )
     sheets = [] if evidence.search is None else contact_sheets(index)
     pictures = pair_pictures(facts, evidence.search)
     content = json.dumps(_public(facts), indent=1).encode() + b"\n"
@@ -76,6 +80,7 @@ def _basis(index: DatasetIndex, config: IngestConfig, evidence: Evidence) -> str
         VERSION, index.fingerprint, repr(replace(index, directory=Path())), config.model_dump_json(exclude={"workers"}),
         _sha256(rejected_lines(evidence.rejected)), repr([summary.counts for summary in evidence.summaries]),
         *evidence.notes,
+        *evidence.layout.findings, *evidence.layout.notes,
     ]  # fmt: skip
     if search is not None:
         others = [(str(other.directory), other.fingerprint) for other in search.dataset.others]

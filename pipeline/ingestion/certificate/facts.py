@@ -14,6 +14,7 @@ from pipeline.ingestion.certificate.copy_facts import LISTED, copy_facts
 from pipeline.ingestion.certificate.verdict import verdict
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.search import CopySearch
+from pipeline.ingestion.layout import Layout
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.shards.index import DatasetIndex
@@ -23,6 +24,8 @@ FORMAT_VERSION = 1
 EXAMPLES = 8  # of rejected files, per reason
 Facts = dict[str, Any]
 
+NO_LAYOUT = Layout()
+
 
 def certificate_facts(
     index: DatasetIndex,
@@ -31,6 +34,7 @@ def certificate_facts(
     rejected: Sequence[Rejected],
     search: CopySearch | None,
     notes: Sequence[str] = (),
+    layout: Layout = NO_LAYOUT,
 ) -> Facts:
     counts, uncounted = _image_counts(summaries)
     facts: Facts = {
@@ -39,6 +43,7 @@ def certificate_facts(
         "fingerprint": index.fingerprint,
         "splits": _split_facts(index),
         "classes": _class_facts(index),
+        "layout": {"findings": list(layout.findings), "notes": list(layout.notes)},
         "images": {**_image_facts(counts), "sides": _sides(summaries)},
         "statistics": _statistics(index),
         "copies": None if search is None else copy_facts(search, index),

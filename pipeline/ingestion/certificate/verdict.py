@@ -9,12 +9,13 @@ TOLD_SHARE = 0.01  # of images without a label, or not taken: above it is a find
 def verdict(facts: Facts) -> Facts:
     """`sound` where there are no findings; `words` in one line."""
     findings = [*_copy_findings(facts["copies"] or {}), *_class_findings(facts), *_unlabelled_findings(facts)]
+    findings += facts["layout"]["findings"]
     lost, lost_share = _lost(facts)
     findings += lost if lost_share > TOLD_SHARE else []
     if facts["copies"] is None:
         findings.append("pixels were not looked at, so neither leaks nor copies would have been found")
-    notes = [*_copy_notes(facts["copies"] or {}), *_label_notes(facts), *facts["_notes"]]
-    notes += lost if lost_share <= TOLD_SHARE else []
+    notes = [*_copy_notes(facts["copies"] or {}), *_label_notes(facts), *facts["_notes"], *facts["layout"]["notes"]]
+    notes += [*_split_notes(facts["splits"]), *(lost if lost_share <= TOLD_SHARE else [])]
     words = "sound, nothing found that speaks against training on it"
     if small := (facts["copies"] or {}).get("too_small_for_near"):
         words = f"sound as far as it was examined: near copies of {number(small, 'image')} were not looked for"
@@ -87,6 +88,10 @@ def _unlabelled_findings(facts: Facts) -> list[str]:
         for split, said in facts["splits"].items()
         if said["unlabelled"] < said["images"] and said["unlabelled"] > TOLD_SHARE * said["images"]
     ]
+
+
+def _split_notes(splits: Facts) -> list[str]:
+    return [] if splits.keys() != {"train"} else ["no validation and no test split: nothing to judge a model on"]
 
 
 def _label_notes(facts: Facts) -> list[str]:

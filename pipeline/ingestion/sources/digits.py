@@ -21,6 +21,8 @@ class DigitsSource:
     Values 0..16 become 0..255. A fifth of each class, chosen by a hash of the digit's number, is the test split.
     """
 
+    raw_form = "digits"  # pixels alone, made image files here
+
     def list_files(self) -> Listing:
         from sklearn.datasets import load_digits
 

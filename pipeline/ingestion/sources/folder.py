@@ -8,10 +8,12 @@ from pathlib import Path
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import (
     HEAD_BYTES,
+    HIDDEN,
     MAX_FILE_BYTES,
     NO_IMAGE,
     Listing,
     SourceFile,
+    in_hidden_folder,
     looks_like_image,
     named_like_image,
 )
@@ -48,7 +50,7 @@ class FolderSource:
         status = os.stat(self.root / folder)
         here = (status.st_dev, status.st_ino)
         if here in above:
-            listing.rejected.append(Rejected(folder, "unreadable_file", "a link to a folder that holds it"))
+            listing.rejected.append(Rejected(folder, "repeated_link", "a link to a folder that holds it"))
             return
         with os.scandir(self.root / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
@@ -65,7 +67,10 @@ class FolderSource:
         if not stat.S_ISREG(status.st_mode):
             listing.rejected.append(Rejected(path, "unreadable_file", "not a regular file"))
         elif named_like_image(path) or looks_like_image(self.read(path, HEAD_BYTES)):
-            listing.images.append(SourceFile(path, status.st_size, status.st_mtime_ns))
+            if in_hidden_folder(path):
+                listing.rejected.append(Rejected(path, "hidden", HIDDEN))
+            else:
+                listing.images.append(SourceFile(path, status.st_size, status.st_mtime_ns))
         else:
             listing.rejected.append(Rejected(path, "not_an_image", NO_IMAGE))
 

@@ -20,7 +20,8 @@ IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .tif .tiff .gif .bmp .dib .avif .avifs .jp2 .j2k "
     ".ppm .pgm .pbm .pfm .npy "
     # These cannot be decoded, but whoever has a folder of them must hear of it.
-    ".heic .heif .jxl .tga .psd .exr .hdr .dng .cr2 .cr3 .nef .arw .dcm".split()
+    ".heic .heif .jxl .tga .psd .exr .hdr .dng .cr2 .cr3 .crw .nef .arw .orf .raf .rw2 "
+    ".pef .srw .dcm .ico .svg .svgz".split()
 )
 HEAD_BYTES = 16
 HEADS_AT_ONCE = 16  # requests, where a file's first bytes are one away
@@ -31,6 +32,7 @@ SIGNATURES = (
 )
 
 
+HIDDEN = "its folder's name begins with a dot, so it is hidden; rename the folder if its images are meant"
 NO_IMAGE = "neither its name nor its first bytes are an image's"
 
 
@@ -124,6 +126,10 @@ def named_like_image(path: str) -> bool:
     return not name.startswith("._") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def in_hidden_folder(path: str) -> bool:
+    return any(folder.startswith(".") and folder != ".." for folder in path.split("/")[:-1])
+
+
 def looks_like_image(head: bytes) -> bool:
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     avif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
@@ -133,8 +139,12 @@ def looks_like_image(head: bytes) -> bool:
 def keep_images(files: Iterable[SourceFile], head: Callable[[str], bytes], listing: Listing) -> None:
     """Sort files into `listing`: images are those that are named so, or whose first bytes say it."""
     unnamed = []
-    for file in files:
-        (listing.images if named_like_image(file.path) else unnamed).append(file)
+
+    def keep(file: SourceFile) -> None:
+        if in_hidden_folder(file.path):
+            listing.rejected.append(Rejected(file.path, "hidden", HIDDEN))
+        else:
+            listing.images.append(file)
 
     def fault_of(file: SourceFile) -> Rejected | None:
         try:
@@ -145,8 +155,13 @@ def keep_images(files: Iterable[SourceFile], head: Callable[[str], bytes], listi
             return Rejected(file.path, "not_an_image", f"its name is not an image's, and it cannot be read: {why}")
         return Rejected(file.path, "not_an_image", NO_IMAGE)
 
+    for file in files:
+        (keep if named_like_image(file.path) else unnamed.append)(file)
     with ThreadPoolExecutor(HEADS_AT_ONCE) as readers:
         for start in range(0, len(unnamed), BLOCK_FILES):
             block = unnamed[start : start + BLOCK_FILES]
             for file, rejected in zip(block, readers.map(fault_of, block), strict=True):
-                (listing.rejected if rejected else listing.images).append(rejected or file)
+                if rejected:
+                    listing.rejected.append(rejected)
+                else:
+                    keep(file)

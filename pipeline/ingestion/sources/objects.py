@@ -36,7 +36,7 @@ class ObjectSource:
             else:
                 files.append(SourceFile(path, size, stamp))
         if not files and not listing.rejected:
-            raise InputError(f"{self.root}: no such folder, or an empty one; a source holds images")
+            raise InputError(f"{self.root}: no such bucket or folder, or an empty one; a source holds images")
         keep_images(files, lambda path: self.read(path, HEAD_BYTES), listing)
         return listing
 

@@ -232,8 +232,9 @@ BOXES = "path,x,y,width,height,class\n"
 @pytest.mark.parametrize("write, config, words", [
     (lambda source: None, {"masks": "nowhere"}, "nowhere: masks: no such folder"),
     (lambda source: write_pictures(source / "masks", ["train/0000.jpg"]), {}, "0000.jpg: no .png"),
-    (lambda source: shutil.copy(source / "masks/train/0000.png", source / "masks/lost.png"), {},
-     "lost: no such file in the source; a mask has the path"),
+    (lambda source: shutil.move(source / "masks/train", source / "masks/lost") and [
+        file.rename(file.with_stem("lost" + file.stem)) for file in (source / "masks/lost").iterdir()
+     ], {}, "lost.*png: a mask without an image, as are all"),
     (lambda source: (source / "boxes.csv").write_text(BOXES + "lost,1,1,2,2,a\n"), {}, "lost: no such file"),
     (lambda source: (source / "boxes.csv").write_text("path,class\n0000,a\n"), {}, "rows have path, x, y, width"),
     (lambda source: (source / "boxes.csv").write_text(BOXES + "0000,1,one,2,2,a\n"), {}, "boxes.csv:2: .*not four"),
@@ -248,6 +249,15 @@ def test_a_config_that_cannot_be_meant_is_one_line(tmp_path, monkeypatch, write,
     with pytest.raises(InputError, match=words) as caught:
         ingest(str(source / "images"), tmp_path / "dataset", settings(tmp_path, **config))
     assert len(caught.value.problems) == 1 and not (tmp_path / "dataset").exists()
+
+
+def test_a_mask_without_an_image_counts_as_one_that_was_lost(tmp_path):
+    source = write_scenes(tmp_path / "scenes", {"train": 4})
+    shutil.copy(source / "masks/train/0000.png", source / "masks/lost.png")
+    with pytest.raises(IngestError, match="1 mask_without_image"):
+        ingest(str(source / "images"), tmp_path / "dataset", settings(tmp_path))
+    report = ingest(str(source / "images"), tmp_path / "dataset", settings(tmp_path, max_rejected_fraction=0.2))
+    assert sum(report.samples.values()) == 4 and report.rejected == {"mask_without_image": 1}
 
 
 def test_masks_within_the_source_are_refused(tmp_path):

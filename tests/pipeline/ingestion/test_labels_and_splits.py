@@ -264,3 +264,19 @@ def test_wrong_split_lists_are_input_errors(tmp_path, flat, train, test, words):
 def test_a_wrong_config_is_refused(config, words):
     with pytest.raises(ValidationError, match=words):
         IngestConfig(**config)
+
+
+@pytest.mark.parametrize("root", ["/home/other/flat/", "C:\\\\Users\\\\other\\\\", "D:/x/"])
+def test_absolute_paths_of_another_machine_are_matched_where_the_rest_is_a_whole_path(tmp_path, flat, root):
+    root = root.replace("\\\\", "\\")
+    slash = "\\" if "\\" in root else "/"
+    (tmp_path / "labels.csv").write_text(f"path,label\n{root}a.jpg,cat\n{root}b,dog\n{root}sub{slash}c.png,cat\n")
+    found = contents(ingested(tmp_path, flat, labels=tmp_path / "labels.csv", split_fractions=ALL_TRAIN))
+    assert found == {"a.jpg": ("train", 0), "b.jpg": ("train", 1), "sub/c.png": ("train", 0)}
+
+
+@pytest.mark.parametrize("rows", ["/else/train/c.png,cat\n", "/one/a.jpg,cat\n/two/sub/c.png,dog\n"])
+def test_names_alone_do_not_match_paths_of_another_machine(tmp_path, flat, rows):
+    (tmp_path / "labels.csv").write_text("path,label\n" + rows)
+    with pytest.raises(InputError, match="no such file in the source; .* one folder of another machine"):
+        ingested(tmp_path, flat, labels=tmp_path / "labels.csv")

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -148,8 +149,9 @@ def test_hostile_and_odd_names_become_paths_or_are_named(tmp_path):
     windows = zipfile.ZipInfo("placeholder.jpg")
     windows.create_system = 0
     image = encoded(picture(0))
-    names = ["../../escape.jpg", "/etc/absolute.jpg", "C:/drive.jpg", "./dot/./plain.jpg", "a//b.jpg", "dir/",
-             "__MACOSX/._plain.jpg", "no_suffix", "notes.txt", "tür/日本.jpg", "with space.v1.2.jpg"]  # fmt: skip
+    names = ["../../escape.jpg", "../climbs.txt", "/etc/absolute.jpg", "C:/drive.jpg", "./dot/./plain.jpg",
+             "a//b.jpg", "dir/", "__MACOSX/._plain.jpg", "no_suffix", "notes.txt", "tür/日本.jpg",
+             "with space.v1.2.jpg"]  # fmt: skip
     entries = [(name, b"" if name.endswith("/") else b"?" if "." in name[-4:] and "jpg" not in name else image)
                for name in names]  # fmt: skip
     entries = [(name, b"\0\5\x16\7" if "MACOSX" in name else content) for name, content in entries]
@@ -158,18 +160,21 @@ def test_hostile_and_odd_names_become_paths_or_are_named(tmp_path):
     path.write_bytes(content)
     listing = source_of(path).list_files()
     assert sorted(file.path for file in listing.images) == [
-        "a/b.jpg", "dos/folder1.jpg", "dot/plain.jpg", "drive.jpg", "etc/absolute.jpg", "no_suffix",
+        "../../escape.jpg", "a/b.jpg", "dos/folder1.jpg", "dot/plain.jpg", "drive.jpg", "etc/absolute.jpg", "no_suffix",
         "tüer.jpg", "tür/日本.jpg", "with space.v1.2.jpg",
     ]  # fmt: skip
     assert sorted((entry.path, entry.reason) for entry in listing.rejected) == [
-        ("../../escape.jpg", "unsafe_name"),
+        ("../climbs.txt", "unsafe_name"),
         ("__MACOSX/._plain.jpg", "not_an_image"),
         ("link.jpg", "unreadable_file"),
         ("notes.txt", "not_an_image"),
     ]
     report = ingest(str(path), tmp_path / "dataset", IngestConfig(max_rejected_fraction=0.5))
-    assert sum(report.samples.values()) == 9 and check_dataset(tmp_path / "dataset", full=True) == []
+    assert sum(report.samples.values()) == 10 and check_dataset(tmp_path / "dataset", full=True) == []
     assert not (tmp_path.parent / "escape.jpg").exists()
+    assert ".." not in (read_index(tmp_path / "dataset").classes or ())
+    names = [name for tar in (tmp_path / "dataset").glob("*.tar") for name in tarfile.open(tar).getnames()]
+    assert not any(".." in name for name in names) and any("escape" in name for name in names)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

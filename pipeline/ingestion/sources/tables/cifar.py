@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 
 from pipeline.errors import InputError
+from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing
 from pipeline.ingestion.sources.tables.listing import HASH_BITS, add_row, numbered_classes
 from pipeline.ingestion.sources.tables.pickles import read_batch, texts
@@ -66,6 +67,9 @@ def list_cifar(root: Path, names: Sequence[str], listing: Listing, label_column:
         raise InputError(f"{root}: holds several sets of CIFAR, {both}; name the folder of one of them")
     coarse = _is_coarse(root, batches[0].form, label_column)
     class_names = _class_names(root, batches[0], names, coarse)
+    if class_names:
+        why = "the names of the classes"
+        listing.rejected.append(Rejected(_meta_name(batches[0], coarse), "read_as_labels", why))
     for batch in batches:
         pixels, labels, file_names = _read(root / batch.name, batch, coarse)
         if class_names and max(labels) >= len(class_names):
@@ -135,11 +139,7 @@ def _is_label(value: object) -> bool:
 
 def _class_names(root: Path, batch: Batch, names: Sequence[str], coarse: bool) -> tuple[str, ...]:
     """Of the meta file; empty where there is none."""
-    if batch.form == "cifar100-binary":
-        meta = f"{LABEL_COLUMNS[coarse]}_names.txt"
-    else:
-        meta = META.get(batch.form, "meta")
-    name = os.path.join(batch.folder, meta)
+    name = _meta_name(batch, coarse)
     if name not in names:
         return ()
     try:
@@ -152,6 +152,11 @@ def _class_names(root: Path, batch: Batch, names: Sequence[str], coarse: bool) -
     return tuple(
         texts(content.get("label_names" if batch.form == "cifar10-pickles" else f"{LABEL_COLUMNS[coarse]}_names"))
     )
+
+
+def _meta_name(batch: Batch, coarse: bool) -> str:
+    names = f"{LABEL_COLUMNS[coarse]}_names.txt" if batch.form == "cifar100-binary" else META.get(batch.form, "meta")
+    return os.path.join(batch.folder, names)
 
 
 def _unpack(path: Path, file: BinaryIO) -> None:

@@ -55,6 +55,8 @@ def list_idx(root: Path, names: Sequence[str], listing: Listing) -> None:
     for name in tables:
         split = IMAGES_NAME.fullmatch(name.rpartition("/")[2])["split"].lower()
         labels = _labels_beside(root, name, names)
+        if labels is not None:
+            listing.rejected.append(Rejected(labels[0], "read_as_labels", f"the labels of {name}"))
         header = None
         for number, content in _rows(root / name, images=True):
             if header is None:

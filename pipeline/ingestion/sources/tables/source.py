@@ -37,6 +37,11 @@ class TableSource:
     name: str = ""
     only: tuple[str, ...] = ()  # the tables, where not all
 
+    @property
+    def raw_form(self) -> str | None:
+        """What holds pixels alone, which are made image files here; None where the tables hold image files."""
+        return self.kind if self.kind in ("idx", "CIFAR") else None
+
     def list_files(self, beside: Listing | None = None) -> Listing:
         """Reads every table once; InputError where one is damaged. `beside` is the listing of the folder's files."""
         beside = beside or FolderSource(self.root).list_files()

@@ -1,6 +1,7 @@
 """Folders of idx files: every image with its label and pixels, and damage said before anything is written."""
 
 import gzip
+import json
 import os
 import pickle
 import time
@@ -53,8 +54,10 @@ def test_every_image_has_its_pixels_label_and_split(tmp_path, suffix):
         assert label == int(number) % 10
         assert split == ("train" if table.startswith("train") else "test")
     rejected = {entry["path"]: entry["reason"] for entry in rejected_of(tmp_path / "dataset")}
-    others = {f"train-labels-idx1-ubyte{suffix}", f"t10k-labels-idx1-ubyte{suffix}", "README.txt"}
-    assert rejected == dict.fromkeys(others, "not_an_image")
+    labels = (f"train-labels-idx1-ubyte{suffix}", f"t10k-labels-idx1-ubyte{suffix}")
+    assert rejected == dict.fromkeys(labels, "read_as_labels") | {"README.txt": "not_an_image"}
+    images = json.loads((tmp_path / "dataset/certificate.json").read_text())["images"]
+    assert images["formats"] == {"idx": 30} and images["changes"] == {"raw pixels encoded": 30}
     assert check_dataset(tmp_path / "dataset", full=True) == []
     assert not list((tmp_path / "dataset").glob(".unpacked*"))
 
