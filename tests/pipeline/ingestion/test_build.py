@@ -259,7 +259,7 @@ def test_every_file_is_taken_or_rejected_with_a_reason(tmp_path):
         "ant/cut.jpg": "broken_image",
         "bee/phone.heic": "unknown_format",
         "bee/broken_link.jpg": "unreadable_file",
-        "bee/loop": "unreadable_file",
+        "bee/loop": "repeated_link",
         "bee/pipe.jpg": "unreadable_file",
     }
     assert sum(report.samples.values()) == 41  # with the one that has no extension
