@@ -37,8 +37,10 @@ class Person:
         own = {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.directory),
             "USER": self.user or "", "PREFECT_HOME": str(self.directory / ".prefect"), "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1",
+            "DS_ACCELERATOR": "cpu", "LANG": "C.UTF-8",
         }  # fmt: skip
+        if sys.dont_write_bytecode:  # else every program compiles torch, Prefect and MLflow anew
+            own["PYTHONPYCACHEPREFIX"] = str(self.directory.with_name(f"{self.directory.name}-bytecode"))
         return own | self.environment | more
 
 
@@ -62,8 +64,11 @@ def two_people(directory: Path) -> Iterator[tuple[Person, Person]]:
 def _own(directory: Path, name: str, user: str | None) -> Path:
     own = directory / name
     own.mkdir(mode=0o700)
+    bytecode = own.with_name(f"{name}-bytecode")
+    bytecode.mkdir()
     if user is not None:
         shutil.chown(own, user)
+        shutil.chown(bytecode, user)
     return own
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.services.servers import free_port
+from flows.services.servers import answers, free_port
 from tests.flows.people import GROUP, Person, two_people
 from tests.flows.postgres import Postgres
 from tests.flows.readme import block
@@ -32,7 +33,10 @@ CANARIES = {
     "MY_DATABASE_URL": "postgresql://me:c4n4ry-database@db/x",
 }  # fmt: skip
 ON_ONE_RANK = ("--set", "profile.ranks_per_node=1", "--set", "profile.loader_workers=0")
-SMALL = ("--set", "steps=4", "--set", "checkpoint.every_steps=2", *ON_ONE_RANK)
+SMALL = (
+    "--set", "encoder.embed_dim=12", "--set", "encoder.depth=1", "--set", "encoder.drop_path_rate=0",
+    "--set", "steps=2", "--set", "checkpoint.every_steps=1", *ON_ONE_RANK,
+)  # fmt: skip
 
 
 @dataclass
@@ -73,7 +77,9 @@ def team(postgres, digits):
         urls = [f"http://localhost:{ports[0]}/api", f"http://localhost:{ports[1]}"]
         try:
             ada.run("vit", "up", "--profile", str(profile), VIT_DATABASE_PASSWORD=postgres.password)
-            _post(f"{urls[1]}/api/2.0/mlflow/users/create", {"username": "bob", "password": BOB}, f"ada:{ADA}")
+            ada.run("bash", "-c", block("make a user of MLflow"), MLFLOW_TRACKING_URI=urls[1])
+            users = f"{urls[1]}/api/2.0/mlflow/users/update-password"
+            _post(users, {"username": "bob", "password": BOB}, f"ada:{ADA}", method="PATCH")
             yield Team(ada, bob, home, profile, *urls, postgres, data)
         finally:
             ada.run("vit", "down")
@@ -85,16 +91,18 @@ def _profile(path: Path, postgres: Postgres, databases: tuple[str, str], ports: 
         part: {"database": postgres.new_database(name), "password_variable": "VIT_DATABASE_PASSWORD", "port": port}
         for part, name, port in zip(("prefect", "mlflow"), databases, ports, strict=True)
     }
+    servers["mlflow"]["workers"] = 1  # each takes seconds to start
     path.write_text(yaml.safe_dump({"kind": "team", "hosts": ["localhost", NAME, "*.svc.cluster.local"]} | servers))
     return path
 
 
-def _post(url: str, body: dict, secret: str | None = None, **headers: str) -> dict:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"} | headers)
+def _post(url: str, body: dict, secret: str | None = None, method: str = "POST", **headers: str) -> dict:
+    headers = {"Content-Type": "application/json"} | headers
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
     if secret:
         request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
     with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)
+        return json.loads(response.read() or "{}")
 
 
 def _refusal(*arguments, **headers) -> int:
@@ -112,6 +120,8 @@ def test_nobody_is_answered_without_a_password_or_under_a_foreign_name(team):
     for host in (NAME, f"{NAME}:5000", "mlflow.ours.svc.cluster.local:5000"):
         assert _post(experiments, wanted, f"ada:{ADA}", Host=host)
     assert _refusal(experiments, wanted, f"ada:{ADA}", Host="elsewhere.example.org") == 403
+    for page in (f"{team.prefect}/health", team.prefect.replace("/api", "/docs"), f"{team.mlflow}/health"):
+        assert answers(page, timeout_seconds=30), page
     page = {"Origin": "http://elsewhere.example.org"}
     assert _refusal(f"{experiments.removesuffix('search')}create", {"name": "x"}, f"ada:{ADA}", **page) == 403
 
@@ -150,6 +160,19 @@ def test_bob_sees_adas_servers_and_cannot_end_them(team):
     assert "Permission denied" in team.bob.run("ls", str(team.ada.directory), fails=True).stderr
 
 
+def test_another_password_of_the_administrator_is_refused_before_a_server_starts(team):
+    profile, second = yaml.safe_load(team.profile.read_text()), team.profile.with_name("second.yaml")
+    for part in ("prefect", "mlflow"):
+        profile[part]["port"] = free_port()
+    second.write_text(yaml.safe_dump(profile))
+    home = team.ada.directory / "second"
+    other = {"VIT_DATABASE_PASSWORD": team.postgres.password, "MLFLOW_TRACKING_PASSWORD": "c4n4ry-of-today"}
+    refused = team.ada.run("vit", "up", "--dir", str(home), "--profile", str(second), fails=True, **other)
+    assert refused.returncode == 2 and not (home / "logs").exists() and "c4n4ry" not in refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("mlflow: MLFLOW_TRACKING_PASSWORD is not the password of ada: ") and "first start" in line
+
+
 @pytest.fixture(scope="module")
 def used(team):
     """The run that Bob trained and evaluated, his password in MLflow's URL, and that Ada had her worker register."""
@@ -159,14 +182,26 @@ def used(team):
     team.bob.run("vit", "pretrain", "pretrain_supervised_debug", "--data", str(team.data), *SMALL)
     (run,) = (path.name for path in (team.home / "runs").glob("pretrain_*"))
     team.bob.run("vit", "evaluate", run, "--data", str(team.data), "--protocol", "classify-v1", *ON_ONE_RANK)
-    registers = ["prefect", "deployment", "run", "register/model", "--param", f"model={run}", "--param", "name=digits"]
-    try:
-        team.ada.run(*registers, "--watch", "--watch-interval", "1", PREFECT_API_URL=team.prefect)
-    except AssertionError as error:
+    _register(team, run)
+    return run
+
+
+def _register(team: Team, run: str) -> None:
+    """Have Ada's worker do it, and wait for the end."""
+    wanted = {"deployments": {"name": {"any_": ["model"]}}, "flows": {"name": {"any_": ["register"]}}}
+    (deployment,) = _post(f"{team.prefect}/deployments/filter", wanted, PREFECT_SECRET)
+    asked = {"parameters": {"model": run, "name": "digits"}}
+    made = _post(f"{team.prefect}/deployments/{deployment['id']}/create_flow_run", asked, PREFECT_SECRET)
+    wanted = {"flow_runs": {"id": {"any_": [made["id"]]}}}
+    deadline = time.monotonic() + 400
+    state = "PENDING"
+    while state in ("SCHEDULED", "PENDING", "RUNNING") and time.monotonic() < deadline:
+        time.sleep(0.5)
+        state = _post(f"{team.prefect}/flow_runs/filter", wanted, PREFECT_SECRET)[0]["state_type"]
+    if state != "COMPLETED":
         verdicts = [path.read_text() for path in team.home.glob("runs/register-*/attempts/*/exit/*.json")]
         logs = [path.read_text() for path in team.home.glob("runs/register-*/attempts/*/log/*.log")]
-        pytest.fail("\n".join([str(error), *verdicts, *logs]))
-    return run
+        pytest.fail("\n".join([state, *verdicts, *logs]))
 
 
 def test_what_one_person_trains_the_other_sees_and_may_go_on_with(team, used):
@@ -179,8 +214,8 @@ def test_what_one_person_trains_the_other_sees_and_may_go_on_with(team, used):
         for path in [run, *run.rglob("*")]:
             mode = path.stat().st_mode
             assert path.group() == GROUP and mode & 0o060 == 0o060 and not mode & 0o007, f"{path} {oct(mode)}"
-    team.ada.run("rm", "-r", str(run / "result.json"), str(run / "checkpoints" / "step-00000004"))
-    assert "step 4/4" in team.ada.run("vit", "resume", used).stdout and run.joinpath("attempts/02").is_dir()
+    team.ada.run("rm", "-r", str(run / "result.json"), str(run / "checkpoints" / "step-00000002"))
+    assert "step 2/2" in team.ada.run("vit", "resume", used).stdout and run.joinpath("attempts/02").is_dir()
 
 
 def test_the_run_of_the_deployment_is_completed_in_prefect_and_bobs_commands_are_shown_there(team, used):
