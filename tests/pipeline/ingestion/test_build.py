@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion import build, plan
+from pipeline.ingestion import build
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.making import IngestError
 from pipeline.shards.check import check_dataset
@@ -79,9 +79,8 @@ def test_samples_of_a_class_sorted_source_are_shuffled(tmp_path):
         assert 3 <= sum(reader.read(shard, n).label for n in range(size)) <= 17
 
 
-def test_another_run_another_place_and_any_number_of_workers_give_the_same_bytes(tmp_path, monkeypatch):
+def test_another_run_another_place_and_any_number_of_workers_give_the_same_bytes(tmp_path):
     source = class_folders(tmp_path / "source")
-    monkeypatch.setattr(plan, "POOL_FROM_BYTES", 0)
     reports = {}
     for workers in (1, 2):
         config = IngestConfig(samples_per_shard=7, workers=workers)
@@ -127,10 +126,8 @@ KILLED = """
 import sys
 from pathlib import Path
 from pipeline.config.ingest import IngestConfig
-from pipeline.ingestion import build, plan
 from pipeline.ingestion.build import ingest
 if __name__ == "__main__":
-    plan.POOL_FROM_BYTES = 0
     ingest(sys.argv[1], Path(sys.argv[2]), IngestConfig(samples_per_shard=20, workers=int(sys.argv[3])))
 """
 
