@@ -128,7 +128,8 @@ def _pread(archive: Archive) -> Callable[[int, int], bytes]:
     file = _opened(archive)
     if file.size != archive.bytes:
         raise OSError(f"{archive.where}: has changed while it was read")
-    return file.pread
+    # Not `file.pread` alone: two threads may open at once, and a file that is not kept closes with its last holder.
+    return lambda size, offset: file.pread(size, offset)
 
 
 @lru_cache(OPEN_FILES)

@@ -284,7 +284,9 @@ def test_a_shard_whose_annotations_were_changed_is_found(made, tmp_path, what):
 def test_an_index_that_promises_other_classes_than_its_masks_and_boxes_have_is_faulty(made, tmp_path):
     directory = shutil.copytree(made[1], tmp_path / "dataset")
     content = json.loads((directory / "index.json").read_text())
-    del content["checksum"]
+    del content["checksum"], content["provenance"]["certificate"]  # as before there were any
+    for name in ("certificate.json", "certificate.html"):
+        (directory / name).unlink()
     (directory / "index.json").write_text(json.dumps(content | {"mask_classes": ["ground", "digit 0"]}))
     assert "its mask has class" in check_dataset(directory, full=True)[0]
     (directory / "index.json").write_text(json.dumps(content | {"box_classes": content["box_classes"][:2]}))

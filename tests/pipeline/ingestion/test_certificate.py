@@ -402,7 +402,7 @@ def test_a_removal_that_is_killed_at_any_moment_ends_in_the_same_bytes(photos, w
     command = [str(Path(sys.executable).with_name("vit")), "ingest", str(photos), str(tmp_path / "dataset")]
     command += ["--set", "duplicates=remove", "--set", "samples_per_shard=6"]
     killed = 0
-    for seconds in np.arange(2.0, 60.0, 0.4):
+    for seconds in np.arange(0.5, 60.0, 0.2):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 assert process.wait(timeout=seconds) == 0

@@ -540,7 +540,7 @@ def test_a_config_that_cannot_be_meant_is_one_line(config, words):
 def test_what_would_make_new_images_is_refused_of_tars_that_are_not_rewritten(config, tmp_path):
     path = write_tar(tmp_path / "a.tar", [("one.jpg", encoded(picture(1)))])
     (key,) = config
-    with pytest.raises(InputError, match=f"{key}: .*: tars are not rewritten"):
+    with pytest.raises(InputError, match=f"{key}: .*: adopted tars stay as they are"):
         ingest(str(path), tmp_path / "dataset", IngestConfig(**config))
 
 

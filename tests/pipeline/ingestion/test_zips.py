@@ -1,5 +1,6 @@
 """Zips are read where they lie, and trusted no further than they deserve."""
 
+import gc
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion.archives.source import ArchiveSource, archives_at
+from pipeline.ingestion.archives.source import ArchiveSource, _opened, _pread, archives_at
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.making import IngestError
 from pipeline.shards.check import check_dataset
@@ -342,3 +343,13 @@ def test_caltech_101_and_cifar_10_come_out_of_their_zips_with_right_counts_and_c
     report = ingest(str(data / "cifar10/cifar10_png_15k.zip"), tmp_path / "cifar", IngestConfig())
     assert (report.samples, report.num_classes, report.rejected) == ({"train": 10000, "test": 5000}, 10, {})
     assert read_index(report.directory).classes == tuple((data / "cifar10/classes.txt").read_text().split())
+
+
+def test_a_file_that_is_no_longer_kept_open_stays_open_for_who_reads_it(tmp_path):
+    """Two threads that open an archive at once: one file of theirs is kept, the other must last for its reader."""
+    path = write_zip(tmp_path / "a.zip", [("1.jpg", encoded(picture(1)))])
+    (archive,) = archives_at([path])
+    pread = _pread(archive)
+    _opened.cache_clear()
+    gc.collect()
+    assert pread(2, 0) == b"PK"
