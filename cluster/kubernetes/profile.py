@@ -115,7 +115,8 @@ class KubernetesProfile(_Part):
     shared_memory: Quantity | None = None
     """Size of /dev/shm, in memory. None: from ranks, micro-batch and workers; less than those need is refused."""
     image: Annotated[str, Field(pattern=rf"^{IMAGE}$")]
-    """The container image: `cluster/Dockerfile` makes one. Best with a digest or a tag that never moves."""
+    """The container image, [REGISTRY/]NAME[:TAG][@sha256:DIGEST] in lower case, the registry with a dot or a port:
+    `cluster/Dockerfile` makes one. Best with a digest or a tag that never moves."""
     python: Annotated[str, Field(min_length=1)] = "python"
     """The interpreter inside the image that has this project."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"

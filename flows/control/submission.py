@@ -75,8 +75,15 @@ def request_of(run: RunDirectory) -> JobRequest:
 
 def datasets_of(run: RunDirectory) -> tuple[str, ...]:
     """Datasets that lie on a file system, by their paths."""
-    sources = (read_yaml(run.config_file).get("data") or {}).get("sources") or []
-    paths = [source.get("path") for source in sources] or [(run.plan().get("data") or {}).get("path")]
+    config = read_yaml(run.config_file)
+    data, planned = config.get("data") or {}, run.plan().get("data")
+    if isinstance(data, str):  # of an embedding
+        paths = [data]
+    else:
+        scored = (config.get("datasets") or {}).values()  # of an evaluation
+        paths = [source.get("path") for source in [*(data.get("sources") or []), *scored]]
+    if not paths and isinstance(planned, dict):
+        paths = [planned.get("path")]
     return tuple(path for path in paths if path and "://" not in path)
 
 
@@ -91,7 +98,7 @@ def shared_memory_bytes(run: RunDirectory) -> int:
         height, width = size if isinstance(size, list) else (size, size)
         images = plan["batches"]["micro_batch_size"]
         batch = BYTES_PER_VALUE * images * height * width * encoder.get("channels", 3)
-    return plan["ranks_per_node"] * (SHARED_MEMORY_PER_RANK + batch * (1 + plan.get("loader_workers", 0)))
+    return plan.get("ranks_per_node", 1) * (SHARED_MEMORY_PER_RANK + batch * (1 + plan.get("loader_workers", 0)))
 
 
 def stop_lead_seconds(run: RunDirectory) -> float:

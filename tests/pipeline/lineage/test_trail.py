@@ -58,7 +58,7 @@ def test_everything_is_found_by_the_run_directories(family, tmp_path):
     above = node["parents"][0]
     assert [one["role"] for one in ancestors(node)] == ["model", "parent"]
     assert above["run"]["path"] == str(parent.path) and above["run"]["here"] and not above["notes"]
-    assert node["data"][0]["here"] and node["data"][0]["certificate"] is None
+    assert node["data"][0]["here"] and node["data"][0]["certificate"].endswith("/certificate.json")
     assert above["config"]["content"]["seed"] == 0 and node["config"]["content"]["seed"] == 7
     assert json.loads(json.dumps(node)) == node
     text = "\n".join(tree_lines(node))
