@@ -119,6 +119,7 @@ def test_a_controller_follows_through_restarts_silence_and_a_job_that_used_them_
     cluster.end_job("Failed", "BackoffLimitExceeded")
     cluster.pods_are_gone()
     until(lambda: read_json(run.job_file)["id"].endswith(":2"))
+    until(lambda: "jobs" in [plural for plural, _ in cluster.objects])  # the old one is deleted first
     until(lambda: cluster.job()["metadata"]["labels"]["vit/generation"] == "2")
     cluster.make_pod(0)
     begins(run, 3)
