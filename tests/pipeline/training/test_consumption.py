@@ -222,7 +222,7 @@ def test_foreign_tars_train_where_they_lie(tmp_path):
     with wds.ShardWriter(str(tars / "foreign-%03d.tar"), maxcount=20, verbose=0) as writer:
         for number in range(45):
             writer.write({"__key__": f"sub/{number:05d}", "jpg": encoded(picture(number)), "cls": str(number % 3)})
-    ingest(str(tars / "foreign-*.tar"), tmp_path / "adopted", IngestConfig(split_fractions={"train": 1.0}))
+    ingest(str(tars / "foreign-*.tar"), tmp_path / "adopted", IngestConfig())
     assert not list((tmp_path / "adopted").glob("*.tar"))
     prepared = prepared_training(
         "pretrain", "pretrain_mae_debug", data=str(tmp_path / "adopted"), placement=profiles.load_profile("local")[1],
