@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cluster.kubernetes.profile import LABEL, QUANTITY, SUBDOMAIN, bytes_of
+from cluster.kubernetes.security import security_problems
 
 MOST_NAME = 52  # with `-NN-xxxxx` behind it a pod's name is a host's name of at most 63
 API_VERSIONS = {"Job": "batch/v1", "JobSet": "jobset.x-k8s.io/v1alpha2", "Service": "v1"}
@@ -200,6 +201,7 @@ def _pod(pod: dict, place: str, needs: Needs) -> Iterator[str]:
     security = pod.get("securityContext") or {}
     if security.get("runAsNonRoot") is not True or security.get("runAsUser") == 0:
         yield f"{place}.securityContext: pods run as root; set runAsNonRoot and a runAsUser above 0"
+    yield from security_problems(pod, place)
     yield from _tolerations(pod.get("tolerations") or [], f"{place}.tolerations")
     containers = pod.get("containers") or []
     if not containers:

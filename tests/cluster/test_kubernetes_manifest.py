@@ -227,6 +227,27 @@ BROKEN = {
         lambda d: d[-1]["metadata"].update(labels={"kueue.x-k8s.io/queue-name": "q"}),
         "spec.suspend: missing: the queue q",
     ),
+    "a container as root": (lambda d: _container(d).update(securityContext={"runAsUser": 0}), "runs as root"),
+    "more rights": (
+        lambda d: _container(d).update(securityContext={"privileged": True}),
+        "securityContext.privileged: true: more rights than a run needs",
+    ),
+    "a token among the words": (
+        lambda d: _container(d).update(args=["--token", "hf_abcdefghijkl"]),
+        "a secret must not stand in a manifest",
+    ),
+    "a password in a URL": (
+        lambda d: _container(d)["env"].append({"name": "DATABASE", "value": "postgres://u:secret@h/x"}),
+        "a secret must not stand in a manifest",
+    ),
+    "something that starts before": (
+        lambda d: _pod(d).update(initContainers=[{"name": "x", "image": "y"}]),
+        "initContainers: nothing of a run starts there",
+    ),
+    "a host's network without its names": (
+        lambda d: (_pod(d).update(hostNetwork=True), _pod(d).pop("dnsPolicy", None)),
+        "with hostNetwork pods find no Service",
+    ),
     "nothing to run": (lambda d: d.pop(), "no Job and no JobSet: nothing would run"),
 }  # fmt: skip
 
