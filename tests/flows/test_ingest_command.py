@@ -15,8 +15,8 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.shards.check import check_dataset
 from tests.pipeline.pictures import write_pictures
 
-NAMES = [f"{kind}/{number:03d}.jpg" for kind in ("ant", "bee") for number in range(60)]
-ONE_SPLIT = ["split_fractions={train: 1.0}", "samples_per_shard=4", "workers=1"]
+NAMES = [f"{kind}/{number:03d}.jpg" for kind in ("ant", "bee") for number in range(300)]
+ONE_SPLIT = ["split_fractions={train: 1.0}", "samples_per_shard=2", "workers=1"]
 
 
 class Said(list):
@@ -45,7 +45,7 @@ def test_a_stop_says_what_stays_and_the_same_command_goes_on(tmp_path, number):
     assert ingest_command(source, dest, ONE_SPLIT, said) == 75
     thread.join()
     assert said[-1].startswith("stopped: nothing is published") and said[-1].endswith("the same command goes on")
-    assert " of 30 shards are finished" in said[-1] and signal.getsignal(signal.SIGTERM) == before
+    assert " of 300 shards are finished" in said[-1] and signal.getsignal(signal.SIGTERM) == before
     assert ingest_command(source, dest, ONE_SPLIT, said) == 0
     assert " 0 kept" not in said[-2] and check_dataset(dest, full=False) == []
 
