@@ -7,6 +7,7 @@ looked for by key before it is submitted, and outlives whoever submitted it.
 import contextlib
 import enum
 import fcntl
+import getpass
 import json
 import os
 import secrets
@@ -144,3 +145,11 @@ def read_from(path: Path, offset: int) -> tuple[str, int]:
     except FileNotFoundError:
         return "", offset
     return content.decode(errors="replace"), offset + len(content)
+
+
+def person() -> str:
+    """Who asks; a user that only a number knows has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

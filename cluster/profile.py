@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.counts import Count
 from cluster.kubernetes.profile import KubernetesProfile
-from cluster.slurm.profile import Count, SlurmProfile
+from cluster.slurm.profile import SlurmProfile
 
 PROFILES = Path(__file__).parent / "profiles"
 ProfileT = TypeVar("ProfileT", "LocalProfile", SlurmProfile, KubernetesProfile)

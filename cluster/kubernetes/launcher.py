@@ -1,7 +1,6 @@
 """Jobs on Kubernetes: submitted from anywhere that sees the volume, found again by name, stopped with a checkpoint."""
 
 import contextlib
-import getpass
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from cluster.job import (
     JobRequest,
     JobState,
     SubmitError,
+    person,
     read_from,
     read_object,
     submission_lock,
@@ -167,7 +167,7 @@ class KubernetesLauncher:
         directory = job.directory
         assert directory is not None, "a job that a launcher returned knows its run directory"
         try:
-            write_object(directory / STOP_FILE, {"time": time.time(), "by": _person()})
+            write_object(directory / STOP_FILE, {"time": time.time(), "by": person()})
             self._cancel(job, grace_seconds)
         except PermissionError as error:
             raise CancelError(f"Kubernetes job {job.id}: {error}; its owner can cancel it") from None
@@ -395,11 +395,3 @@ def _generation(found: dict) -> str:
 def _in_one_line(refusal: Refused) -> str:
     hint = "; ask for that right, as cluster/manifests/rights.yaml gives it" if refusal.status == 403 else ""
     return f"Kubernetes: {refusal}{hint}"
-
-
-def _person() -> str:
-    """Who asks; a user that only a number knows has no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+from cluster.counts import Count, Nodes
+
 LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 SUBDOMAIN = rf"{LABEL}(\.{LABEL})*"
 QUANTITY = r"(0|[1-9]\d*)(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?"
@@ -93,7 +94,7 @@ class KubernetesProfile(_Part):
     """Context of the kubeconfig. None: the current one; inside a pod, the pod's own account."""
     namespace: Annotated[str, Field(pattern=rf"^{LABEL}$", max_length=63)] = "vit"
     """Namespace of jobs, claims and secrets."""
-    nodes: Count | Annotated[str, Field(pattern=r"^[1-9]\d*-[1-9]\d*$")] = 1
+    nodes: Nodes = 1
     """Pods: a number, or a range such as `2-4`: a start waits `gather_minutes` for all and begins with what came."""
     gather_minutes: Annotated[float, Field(gt=0)] = 60.0
     """How long the pods that are there wait for the others before they give up, or begin with fewer. Of a range in a
@@ -163,14 +164,6 @@ class KubernetesProfile(_Part):
     """How long a job that has ended stays to be looked at. None: until it is deleted."""
     price_per_device_hour: Annotated[float, Field(ge=0)] = 0.0
     """Cost of an hour of one accelerator, or of a machine without; `vit plan` multiplies. 0: unknown."""
-
-    @field_validator("nodes")
-    @classmethod
-    def _least_first(cls, nodes: int | str) -> int | str:
-        least, _, most = str(nodes).partition("-")
-        if most and int(least) > int(most):
-            raise ValueError(f"write the smaller number first: {most}-{least}")
-        return nodes
 
     @model_validator(mode="after")
     def _jobset_has_no_range(self) -> "KubernetesProfile":

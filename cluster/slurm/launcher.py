@@ -1,7 +1,6 @@
 """Jobs on SLURM: submitted from a login node, found again by name and comment, stopped with a checkpoint."""
 
 import contextlib
-import getpass
 import hashlib
 import os
 import sys
@@ -18,6 +17,7 @@ from cluster.job import (
     JobRequest,
     JobState,
     SubmitError,
+    person,
     read_from,
     submission_lock,
     write_object,
@@ -176,7 +176,7 @@ class SlurmLauncher:
         directory = job.directory
         assert directory is not None, "a job that a launcher returned knows its run directory"
         try:
-            write_object(directory / STOP_FILE, {"time": time.time(), "by": _person()})
+            write_object(directory / STOP_FILE, {"time": time.time(), "by": person()})
             self._cancel(directory, job, grace_seconds)
         except PermissionError as error:
             raise CancelError(f"SLURM job {job.id}: {error}; its owner can cancel it") from None
@@ -244,14 +244,6 @@ def _alive(directory: Path, job: Job) -> list[Record]:
     if submission := read_submission(directory):
         records |= {record.id: record for record in jobs_in_queue(submission)}
     return living(records.values())
-
-
-def _person() -> str:
-    """Who asks; a user that only a number knows has no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _in_words(record: Record) -> str:

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+from cluster.counts import Count, Nodes
+
 Word = Annotated[str, Field(pattern=r"^[^\s\x00-\x1f'\"\\$`#]+$")]  # what may stand bare in an #SBATCH line
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$")]
 
@@ -51,7 +52,7 @@ class SlurmProfile(_Part):
 
     kind: Literal["slurm"]
     """Where: `slurm` is a SLURM cluster."""
-    nodes: Count | Annotated[str, Field(pattern=r"^[1-9]\d*-[1-9]\d*$")] = 1
+    nodes: Nodes = 1
     """Machines: a number, or a range such as `2-4`: begin with what is there; the global batch and the samples stay."""
     ranks_per_node: Count | None = None
     """Processes per machine, each with one accelerator. None: one per accelerator, or one on CPU nodes."""
@@ -109,14 +110,6 @@ class SlurmProfile(_Part):
     """How often in a row an attempt that made no new checkpoint is followed by another."""
     price_per_device_hour: Annotated[float, Field(ge=0)] = 0.0
     """Cost of an hour of one accelerator, or of a machine without; `vit plan` multiplies. 0: unknown."""
-
-    @field_validator("nodes")
-    @classmethod
-    def _least_first(cls, nodes: int | str) -> int | str:
-        least, _, most = str(nodes).partition("-")
-        if most and int(least) > int(most):
-            raise ValueError(f"write the smaller number first: {most}-{least}")
-        return nodes
 
     @field_validator("directives")
     @classmethod

@@ -13,9 +13,9 @@ from PIL import Image
 from pipeline.errors import InputError
 from pipeline.ingestion.images import UPRIGHT, file_orientation
 from pipeline.ingestion.labels import (
-    FILE_COLUMNS,
     LABEL_COLUMNS,
     NO_CLASS,
+    file_of_row,
     match_files,
     number_classes,
     possible_names,
@@ -285,13 +285,12 @@ def _box_of_row(
     path: Path, line: int, row: Mapping[str, Any]
 ) -> tuple[str, tuple[list[float], str] | None, str | None]:
     """(name of the image, its box and class, what is wrong); a row that names an image alone has no box."""
-    file_column = next((column for column in FILE_COLUMNS if column in row), None)
+    name = file_of_row(row)
     label_column = next((column for column in LABEL_COLUMNS if column in row), None)
     missing = [column for column in SIDES if column not in row]
-    if file_column is None or label_column is None or missing:
+    if name is None or label_column is None or missing:
         columns = ", ".join(map(str, row))
         raise InputError(f"{path}:{line}: boxes: rows have path, x, y, width, height, class; it has: {columns}")
-    name = str(row[file_column] or "").strip().removeprefix("./")
     values = [row[column] for column in (*SIDES, label_column)]
     if name and all(value is None or str(value).strip() == "" for value in values):
         return name, None, None

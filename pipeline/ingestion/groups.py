@@ -1,14 +1,13 @@
 """Images that belong together, by a column of the labels file or a pattern of their path, are in one split."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion.labels import FILE_COLUMNS, Table, match_files
-from pipeline.ingestion.splits import split_at
+from pipeline.ingestion.labels import Table, file_of_row, match_files
+from pipeline.ingestion.splits import hash_number, split_at
 from pipeline.shards.index import shortened
 
 
@@ -38,7 +37,10 @@ def read_groups(
 
 def hash_group_splits(groups: Mapping[str, str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
     """File -> split, by a hash of its group's name."""
-    return {file: split_at(_group_hash(group, seed), fractions) for file, group in groups.items()}
+    numbers = {
+        group: hash_number(f"{seed}:group:{group}".encode(errors="surrogateescape")) for group in set(groups.values())
+    }
+    return {file: split_at(numbers[group], fractions) for file, group in groups.items()}
 
 
 def require_whole_groups(groups: Mapping[str, str], splits: Mapping[str, str]) -> None:
@@ -60,18 +62,13 @@ def _groups_of_rows(path: Path, table: Table, column: str) -> dict[str, str]:
     groups: dict[str, str] = {}
     problems = []
     for line, row in table:
-        name, value = _name_of(row), row.get(column)
+        name, value = file_of_row(row) or "", row.get(column)
         group = "" if value is None else str(value).strip()
         if groups.setdefault(name, group) != group:
             problems.append(f"{path}:{line}: {name}: {column} {group!r}, but {groups[name]!r} in an earlier row")
     if problems:
         raise InputError(*shortened(problems))
     return groups
-
-
-def _name_of(row: Mapping[str, object]) -> str:
-    column = next((column for column in FILE_COLUMNS if column in row), "")
-    return str(row.get(column) or "").strip().removeprefix("./")
 
 
 def _pattern(asked: str, columns: Mapping[str, None]) -> re.Pattern[str]:
@@ -84,9 +81,3 @@ def _pattern(asked: str, columns: Mapping[str, None]) -> re.Pattern[str]:
     if not pattern.groups:
         raise InputError(f"split.group: {asked}: neither a column of a labels file nor a pattern; {hint}")
     return pattern
-
-
-def _group_hash(group: str, seed: int) -> float:
-    """A number in [0, 1)."""
-    digest = hashlib.sha256(f"{seed}:group:{group}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:6], "little") / (1 << 48)

@@ -202,18 +202,23 @@ def possible_names(file: str) -> Iterable[str]:
         yield os.path.splitext(tail)[0]
 
 
+def file_of_row(row: Mapping[str, object]) -> str | None:
+    """What names a row's file, "" where that is empty; None where it has no such column."""
+    column = next((column for column in FILE_COLUMNS if column in row), None)
+    return None if column is None else str(row[column] or "").strip().removeprefix("./")
+
+
 def _labels_of_rows(path: Path, rows: Iterable[tuple[int, Mapping[str, object]]]) -> dict[str, str]:
     labels: dict[str, str] = {}
     problems = []
     for line, row in rows:
-        file_column = next((column for column in FILE_COLUMNS if column in row), None)
+        name = file_of_row(row)
         label_column = next((column for column in LABEL_COLUMNS if column in row), None)
-        if file_column is None or label_column is None:
-            wanted = FILE_COLUMNS if file_column is None else LABEL_COLUMNS
+        if name is None or label_column is None:
+            wanted = FILE_COLUMNS if name is None else LABEL_COLUMNS
             columns = ", ".join(map(str, row))
             raise InputError(f"{path}:{line}: none of the columns {', '.join(wanted)}; it has: {columns}")
         value = row[label_column]
-        name = str(row[file_column] or "").strip().removeprefix("./")
         label = "" if value is None else str(value).strip()  # an empty cell: no label
         if not name or isinstance(value, (bool, float, list, dict)) or NO_CLASS.fullmatch(label):
             rule = "a row holds a file and an integer from 0, a class name, or nothing where there is no label"
@@ -234,13 +239,12 @@ def sets_of_rows(
     sets: dict[str, tuple[str, ...] | None] = {}
     problems = []
     for line, row in rows:
-        file_column = next((column for column in FILE_COLUMNS if column in row), None)
+        name = file_of_row(row)
         columns = [column for column in (*SET_COLUMNS, *LABEL_COLUMNS) if column in row]
-        if file_column is None or len(columns) != 1 or columns[0] not in SET_COLUMNS:
+        if name is None or len(columns) != 1 or columns[0] not in SET_COLUMNS:
             rule = f"a row has one of {', '.join(FILE_COLUMNS)}, and one of {' and '.join(SET_COLUMNS)} alone"
             raise InputError(f"{path}:{line}: {rule}; it has: {', '.join(map(str, row))}")
         value = row[columns[0]]
-        name = str(row[file_column] or "").strip().removeprefix("./")
         names, rule = _names_of_set(value)
         if not name or rule:
             problems.append(f"{path}:{line}: {columns[0]} {value!r}: {rule or 'the row names no file'}")

@@ -99,14 +99,15 @@ def _plan_files(source: str, chosen: Opened, config: IngestConfig) -> IngestPlan
     keys = order_keys(config.seed, listing.images.paths)
     listing.images = listing.images.reordered(np.lexsort((keys[:, 1], keys[:, 0])))
     paths = listing.images.paths
+    root = root_folder(paths)
     others = [entry.path for entry in listing.rejected]
     table = table_rows(config.labels) if config.labels else []
-    labels = _labels(config, table, listing, source)
+    labels = _labels(config, table, listing, root, source)
     if listing.folders_are_classes:
         require_no_masks(source, paths, config.masks)
     annotations = find_annotations(config, paths, others, source)
     groups = read_groups(config, table, paths, others, source) if config.split.group else {}
-    splits = _splits(source, chosen, groups, config)
+    splits, hashed = _splits(source, chosen, root, groups, config)
     outside = [Rejected(path, "outside_splits", "in no split folder or list") for path in paths if path not in splits]
     ranges = _ranges_of_shards(listing.images, splits, labels, annotations, config.samples_per_shard)
     jobs = [
@@ -121,25 +122,19 @@ def _plan_files(source: str, chosen: Opened, config: IngestConfig) -> IngestPlan
         labels.label_sets,
         annotations,
         chosen.tars,
-        _layout(config, listing, splits),
+        _layout(config, listing, root, splits),
         getattr(opened, "lay_out", None),
-        _notes(config, chosen, splits, groups),
+        [
+            *listing.notes,
+            *unread_labels(listing.rejected, paths, chosen.tars),
+            *(shares_of_splits(splits, config.split_fractions, len(set(groups.values()))) if hashed else ()),
+        ],
     )
 
 
-def _layout(config: IngestConfig, listing: Listing, splits: Mapping[str, str]) -> Layout:
+def _layout(config: IngestConfig, listing: Listing, root: str, splits: Mapping[str, str]) -> Layout:
     by_folders = config.splits == "folders" and not listing.splits and listing.folders_are_classes
-    paths = listing.images.paths
-    return read_layout(paths, root_folder(paths), splits) if by_folders else Layout()
-
-
-def _notes(config: IngestConfig, chosen: Opened, splits: Mapping[str, str], groups: Mapping[str, str]) -> list[str]:
-    listing, paths = chosen.listing, chosen.listing.images.paths
-    notes = [*listing.notes, *unread_labels(listing.rejected, paths, chosen.tars)]
-    said = isinstance(config.splits, dict) or listing.splits or folder_splits(paths, root_folder(paths))
-    if config.splits == "hash" or not said:
-        notes += shares_of_splits(splits, config.split_fractions, len(set(groups.values())))
-    return notes
+    return read_layout(listing.images.paths, root, splits) if by_folders else Layout()
 
 
 def image_rule(config: IngestConfig) -> ImageRule:
@@ -155,11 +150,10 @@ def num_workers(jobs: Sequence[ShardJob], config: IngestConfig) -> int:
     return available_cores()
 
 
-def _labels(config: IngestConfig, table: Table, listing: Listing, source: str) -> Labels:
+def _labels(config: IngestConfig, table: Table, listing: Listing, root: str, source: str) -> Labels:
     """From the rows of the labels file, else as the source itself says, else from folders; with the names of
     `class_names`."""
     paths = listing.images.paths
-    root = root_folder(paths)
     if config.labels:
         labels = read_labels(config.labels, table, paths, [entry.path for entry in listing.rejected], source)
         labels = _with_folders(labels, paths, root) if listing.folders_are_classes else labels
@@ -184,36 +178,38 @@ def _with_folders(labels: Labels, paths: Sequence[str], root: str) -> Labels:
     return number_folders({path: labels.classes[number] for path, number in labels.by_path.items()} | folders)
 
 
-def _splits(source: str, chosen: Opened, groups: Mapping[str, str], config: IngestConfig) -> Mapping[str, str]:
-    """Path -> split; an image outside all splits is missing. InputError where a group is torn, or all are outside."""
-    listing = chosen.listing
+def _splits(
+    source: str, chosen: Opened, root: str, groups: Mapping[str, str], config: IngestConfig
+) -> tuple[Mapping[str, str], bool]:
+    """Path -> split, where an image outside all splits is missing; and whether they are by hash.
+
+    InputError where a group is torn, or all are outside.
+    """
+    listing, hashed = chosen.listing, False
     paths = listing.images.paths
     if isinstance(config.splits, dict):
         splits = read_split_lists(config.splits, paths, [entry.path for entry in listing.rejected], source)
     else:
-        splits = _splits_without_lists(source, chosen, groups, config)
+        splits = (listing.splits or folder_splits(paths, root)) if config.splits == "folders" else {}
+        if hashed := not splits:
+            splits = _hashed_splits(source, chosen, root, groups, config)
     if groups:
         require_whole_groups(groups, splits)
     if not splits:
         raise InputError(f"{source}: splits: not one of its {len(paths)} images is in a list")
-    return splits
+    return splits, hashed
 
 
-def _splits_without_lists(
-    source: str, chosen: Opened, groups: Mapping[str, str], config: IngestConfig
+def _hashed_splits(
+    source: str, chosen: Opened, root: str, groups: Mapping[str, str], config: IngestConfig
 ) -> Mapping[str, str]:
-    listing, said = chosen.listing, {}
-    paths = listing.images.paths
-    if config.splits == "folders":
-        said = listing.splits or folder_splits(paths, root_folder(paths))
-    if said:
-        return said
+    listing = chosen.listing
     if config.splits == "folders" and listing.folders_are_classes:
-        require_no_hidden_splits(source, paths, root_folder(paths))
+        require_no_hidden_splits(source, listing.images.paths, root)
     if groups:
         return hash_group_splits(groups, config.split_fractions, config.seed)
-    hashed = listing.stamps_are_hashes
-    return hash_splits(chosen.source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=hashed)
+    known = listing.stamps_are_hashes
+    return hash_splits(chosen.source, listing.images, config.split_fractions, config.seed, stamps_are_hashes=known)
 
 
 def _ranges_of_shards(

@@ -136,10 +136,6 @@ class CandidateRange(Sequence[Candidate]):
         return tuple, (list(self),)
 
     @property
-    def paths(self) -> list[str]:
-        return self._columns.files.paths[self._numbers.start : self._numbers.stop]
-
-    @property
     def num_bytes(self) -> int:
         return sum(self._columns.files.bytes[self._numbers.start : self._numbers.stop])
 

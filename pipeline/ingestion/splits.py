@@ -96,7 +96,7 @@ def hash_splits(
     """
     if stamps_are_hashes:
         return {
-            file.path: split_at(_hash_number(f"{seed}:split:{file.bytes}:{file.stamp}".encode()), fractions)
+            file.path: split_at(hash_number(f"{seed}:split:{file.bytes}:{file.stamp}".encode()), fractions)
             for file in files
         }
     splits = {}
@@ -113,10 +113,10 @@ def _content_hash(source: Source, file: SourceFile, seed: int) -> float:
         beginning = source.read(file.path, HASHED_BYTES)
     except (OSError, ImageFault):
         beginning = file.path.encode(errors="surrogateescape")
-    return _hash_number(f"{seed}:split:{file.bytes}:".encode() + beginning)
+    return hash_number(f"{seed}:split:{file.bytes}:".encode() + beginning)
 
 
-def _hash_number(content: bytes) -> float:
+def hash_number(content: bytes) -> float:
     """A number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(content).digest()[:6], "little") / (1 << 48)
 

@@ -101,3 +101,14 @@ def pictures(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("pictures")
     small_dataset(directory, per_class=54, samples_per_shard=9, splits="folders", split_fractions={"train": 1.0})
     return directory / "dataset"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a mebibyte, to be filled."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -88,17 +88,6 @@ def test_a_disk_that_is_full_is_a_fault_that_names_the_run_and_where_it_was(run)
     )
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of a mebibyte, to be filled."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_the_last_words_of_ranks_and_supervisor_find_room_on_a_full_disk(small_disk):
     attempt = RunDirectory(small_disk).attempt(1).make()
     with pytest.raises(OSError, match="No space left"):

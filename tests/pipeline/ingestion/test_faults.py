@@ -65,16 +65,6 @@ def test_twenty_kills_at_random_moments_leave_the_same_bytes_and_nothing_else(tm
     assert check_dataset(tmp_path / "killed 0", full=True) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_full_disk_is_one_line_and_publishes_nothing_and_room_goes_on(tmp_path, small_disk):
     source = class_folders(tmp_path / "source", per_class=400)
     process = start(source, small_disk / "dataset")
