@@ -182,6 +182,9 @@ def _join(run: RunDirectory, pod: Pod, host: str, patience: _Patience) -> tuple[
     while True:
         before, number = number, _called(run, pod)
         if number != before:
+            sat = before is not None and before not in not_ours
+            if sat and (_seat(run.attempt(before), pod.index) / "again").exists():
+                raise FaultError(f"{run.path}: pod {pod.index} was started again, and this one leaves its seat to it")
             patience.began = time.monotonic()
         if number is not None and number not in not_ours:
             try:

@@ -115,9 +115,10 @@ def _raise(task):
 
 
 def test_what_a_task_raises_comes_back_and_no_child_is_left(tmp_path):
+    before = psutil.Process().children()  # servers of other tests
     with pytest.raises(OSError, match="No space left on device"):
         list(in_isolation(_raise, [tmp_path, tmp_path, tmp_path], 2, LIMITS, MANY))
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= set(before)
 
 
 PARENT = """
