@@ -15,7 +15,7 @@ from pipeline.run_directory import RunDirectory
 
 CHANGEABLE = (  # beginnings of the keys that a run may change on its way
     "zero.", "compile", "activation_checkpointing", "micro_batch_size", "checkpoint.", "validation.", "profiling.",
-    "guard.", "budget_gpu_hours", "writers", "data.max_damaged", "data.verify", "data.record",
+    "health.", "guard.", "budget_gpu_hours", "writers", "data.max_damaged", "data.verify", "data.record",
 )  # fmt: skip
 EXTENSIBLE = (*LENGTH_UNITS, "optimizer.cooldown")  # keys that a run at a constant rate may change until it cools down
 Facts = Mapping[str, Any]

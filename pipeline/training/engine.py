@@ -8,8 +8,8 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -179,6 +179,26 @@ class Engine:
                 losses = outcome.losses.double() * counted
                 _add(outcome.sums | {"loss": losses.sum(), "count": counted.sum()}, totals)
         return self.add_up(totals)
+
+    @contextmanager
+    def asking(self) -> Iterator[Callable[[Callable[[Batch], Any], Batch], Any]]:
+        """`ask(look, batch)`: what `look` makes of a batch inside the network's forward, of its averaged weights if
+        there are. Not compiled, without gradients; look gives tensors. Collective: every rank asks as often.
+        """
+        self.wrapped.eval()
+        self.before_change()
+        with torch.no_grad(), self.state.averaged(), torch.compiler.set_stance("force_eager"):
+            yield self._ask
+
+    def _ask(self, look: Callable[[Batch], Any], batch: Batch) -> Any:
+        with self._autocast():
+            if self.stage < 3:
+                return look(batch)
+            self.module.forward = look  # ZeRO-3's hooks, which gather weights, must find a forward of the whole module
+            try:
+                return self.wrapped(batch)
+            finally:
+                del self.module.forward
 
     def add_up(self, numbers: Mapping[str, Any]) -> dict[str, float]:
         """Each number's sum over all ranks, which give the same names. One collective."""
