@@ -47,6 +47,12 @@ def require_own(theirs: Facts, run: RunDirectory, where: object) -> None:
         )
 
 
+def differing_settings(theirs: Facts, ours: Facts) -> list[str]:
+    """Keys of two configs, of those that both have, by which their runs learn differently; other seeds do not count."""
+    different = _different(_unchangeable(theirs), _unchangeable(ours))
+    return [key for key in different if key not in ("seed", "log_every_steps")]
+
+
 def _differing_keys(theirs: Facts, ours: Facts) -> list[str]:
     """Of the keys that both have, as a program of another version may know more of them, or fewer."""
     known = theirs.get("config") or {key: theirs[key] for key in ("stage", "encoder", "objective")}  # of old

@@ -111,7 +111,7 @@ def _verdict(
     measured: Value, moment: Moment, low: float | None, high: float | None, basis: str, kind: Kind, tail: str
 ) -> Verdict:  # fmt: skip
     finite = math.isfinite(measured.value)
-    note = f" ({measured.note})" if measured.note else ""
+    note = f" {measured.note}" if measured.note else ""
     words = f"{_epoch(moment.epoch)}: {METRICS[measured.metric]} {_number(measured.value)}{note}"
     words += f", {tail}" if kind == "no band" else f" {tail}"
     return Verdict(
@@ -130,12 +130,8 @@ def _alarm(
         return None
     match metric:
         case "feature_spread" if value < config.least_spread:
-            return (
-                "low",
-                config.least_spread,
-                None,
-                f"below {config.least_spread:g}: the features of all images are alike",
-            )
+            words = f"below {config.least_spread:g}: the features of all images are alike"
+            return "low", config.least_spread, None, words
         case "rankme" if value < config.least_rank:
             return "low", config.least_rank, None, f"below {config.least_rank:g}: all features lie on one line"
         case "attention_entropy" if value < config.least_entropy:
