@@ -28,6 +28,14 @@ def with_health(config: TrainingConfig, sources: Sources, samples_per_epoch: int
     return changed(config, asked_in, health__images=images, health__every_steps=every)
 
 
+def bytes_of_images(config: TrainingConfig, sources: Sources) -> int:
+    """Of the images that all ranks together keep between measurements, as they were read."""
+    if not config.health.every_steps:
+        return 0
+    height, width = config.encoder.input_size
+    return images_looked_at(config.health.images, config, sources) * height * width * config.encoder.channels
+
+
 def images_looked_at(images: int, config: TrainingConfig, sources: Sources) -> int:
     """In one measurement, at most."""
     splits = {config.data.split, SPLIT}

@@ -26,7 +26,7 @@ from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.supervision.watchdog import collective_time_out
 from pipeline.telemetry.clock import StepClock
-from pipeline.training.compilation import compile_in_place, make_leaves
+from pipeline.training.compilation import as_if_not_compiled, compile_in_place, make_leaves
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -86,8 +86,10 @@ class Engine:
         # Contexts of 16-bit computing without ZeRO, and of accumulation under ddp, where gradients are exchanged once.
         self._autocast = self.accelerator.autocast if self.accelerator.native_amp else nullcontext
         self._unsynchronised = nullcontext if self.stage else getattr(self.wrapped, "no_sync", nullcontext)
+        self._uncompiled: Callable[[], Any] = nullcontext
         if compile_backend is not None:
             compile_in_place(module, self.stage, compile_backend)
+            self._uncompiled = as_if_not_compiled
         _set_time_out()
         base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
         self.clock = StepClock(self.device, enter)
@@ -187,7 +189,7 @@ class Engine:
         """
         self.wrapped.eval()
         self.before_change()
-        with torch.no_grad(), self.state.averaged(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), self.state.averaged(), self._uncompiled():
             yield self._ask
 
     def _ask(self, look: Callable[[Batch], Any], batch: Batch) -> Any:

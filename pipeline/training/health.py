@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.encoders.config import EncoderConfig
+from models.encoders.size import encoder_tokens
 from models.inspection.attention_weights import relative_entropy, watched_blocks
 from models.inspection.display import NothingToDraw
 from models.inspection.explained import explained_share, explained_sums
@@ -34,7 +36,8 @@ from pipeline.rank import Rank
 from pipeline.training.engine import Engine
 from pipeline.training.validation import evaluation_input
 
-MOST_ROWS = 64  # images per rank per forward: attention weights are kept of all of them
+MOST_ROWS = 64  # images per rank per forward
+MOST_ATTENTION_BYTES = 1 << 28  # of a block's attention weights in such a forward, in fp32
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +77,7 @@ class Health:
         if held_out and SPLIT != data.split:
             parts.append(Part(SPLIT, held_out, all_but_left_out))
         ranks, images = plan["batches"]["world_size"], config.health.images
-        self.rows = min(config.micro_batch_size, MOST_ROWS, -(-images // ranks))
+        self.rows = min(config.micro_batch_size, -(-images // ranks), _rows_that_fit(config))
         self.sample = FixedSample(parts, images, self.rows * ranks, evaluation_input(config), sources.classes)
         self.loader = Loader(
             self.sample, BatchPlan(self.rows * ranks, self.rows, ranks, 1), rank=me.rank, first_step=0,
@@ -222,6 +225,14 @@ class _Look:
             sums |= explained_sums(*self.module.hidden_predictions(batch.images, batch.positions), self.counted)
         self.names = list(sums)
         return features_of(encoder, tokens), *sums.values()
+
+
+def _rows_that_fit(config: TrainingConfig) -> int:
+    encoder = config.encoder
+    if not isinstance(encoder, EncoderConfig):
+        return MOST_ROWS
+    of_image = 4 * encoder.num_heads * encoder_tokens(encoder) ** 2
+    return max(1, min(MOST_ROWS, MOST_ATTENTION_BYTES // of_image))
 
 
 def _closer(sums: Mapping[str, Tensor]) -> tuple[float | None, float | None]:

@@ -22,8 +22,6 @@ from pipeline.run_directory import RunDirectory, write_json
 from tests.pipeline.pictures import small_dataset
 from tests.ranks import run_on_ranks
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> str:
@@ -102,6 +100,7 @@ def kept(engine) -> list[torch.Tensor]:
 OBJECTIVES = ("supervised", "mae", "simmim", "patch_colour", "capi")
 
 
+@pytest.mark.slow
 def test_the_numbers_are_the_same_at_any_world_size_and_stage_and_measuring_changes_nothing(pictures, tmp_path):
     reference: dict[str, dict[str, float]] = {}
     for stage, ranks in [(0, 1), (0, 2), (1, 2), (2, 2), (3, 3)]:
@@ -134,6 +133,7 @@ def ledger_of(run: RunDirectory) -> list[dict]:
     return [json.loads(line) for line in run.attempt(1).ledger.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_at_its_cadence_and_at_its_end_and_trains_as_without(pictures, tmp_path):
     ledgers, runs = [], []
     for name, every in (("with", 3), ("without", 0)):
@@ -166,6 +166,7 @@ def stopped_by_health(run_path: str) -> str:
     return "trained to its end"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["stop", "report"])
 def test_a_collapsed_run_is_stopped_with_a_checkpoint_where_that_is_the_policy(policy, one_colour, tmp_path):
     run = new_run(
@@ -182,3 +183,24 @@ def test_a_collapsed_run_is_stopped_with_a_checkpoint_where_that_is_the_policy(p
     newest = run.newest_checkpoint()
     assert newest is not None and newest.step == read_verdicts(run)[-1][0].step == 6
     assert not run.result_file.exists()
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_attention_is_seen_in_a_network_that_was_compiled_before_it_was_looked_at(stage):
+    from models.build import build_objective
+    from models.encoders.config import EncoderConfig
+    from models.inspection.attention_weights import attention_by_block, relative_entropy
+    from models.objectives.batch import Batch
+    from models.objectives.config import MaskedAutoencoderConfig
+    from pipeline.training.compilation import as_if_not_compiled, compile_in_place
+
+    encoder = EncoderConfig(name="vit_ti16", image_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2)
+    module = build_objective(MaskedAutoencoderConfig(), encoder, num_classes=0, seed=0)
+    images = torch.rand(4, 3, 16, 16)
+    expected = attention_by_block(module.encoder, images, relative_entropy)
+    compile_in_place(module, stage, "eager")
+    for _ in range(2):
+        module(Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4)))
+    with as_if_not_compiled():
+        found = attention_by_block(module.encoder, images, relative_entropy)
+    assert len(found) == 2 and all(map(torch.equal, found, expected))
