@@ -35,6 +35,8 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "words",
     },
     "evaluation": {"config", "errors", "ingestion", "loading", "rank", "registry", "run_directory", "shards", "views"},
+    # torch-free but for its measures: flows read verdicts too
+    "health": {"config", "errors", "evaluation", "run_directory", "words"},
     "embedding": {"config", "errors", "evaluation", "loading", "rank", "registry", "run_directory", "shards"},
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
