@@ -35,6 +35,7 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "words",
     },
     "evaluation": {"config", "errors", "ingestion", "loading", "rank", "registry", "run_directory", "shards", "views"},
+    "pages": set(),
     "embedding": {"config", "errors", "evaluation", "loading", "rank", "registry", "run_directory", "shards"},
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
