@@ -35,6 +35,14 @@ from pipeline.run_directory import RunDirectory, read_json
 
 TENTH = "data.label_fraction=0.1"
 FROZEN, RANDOM_WEIGHTS = "pretrained, frozen", "random, frozen"  # encoders that the labels never reached
+IN_WORDS = {
+    "fine-tuned": "what is registered",
+    "fine-tuned, tenth": "the same pretraining, fine-tuned on a tenth of the labels",
+    "scratch": "the same network from random weights, on all labels",
+    "scratch, tenth": "the same network from random weights, on a tenth of the labels",
+    FROZEN: "the pretrained encoder as it is: no label has reached it",
+    RANDOM_WEIGHTS: "the same encoder with random weights: what is left is the data's and the probe's",
+}
 PROTOCOLS = ("classify-v1", "calibration-v1", "knn-20-v1", "linear-cached-v1", "fewshot-lsr-v1")
 
 
@@ -132,7 +140,6 @@ class Lifecycle:
         tenth = self._finetuning(pretrained, data, [TENTH, *alone])
         scratch_tenth = self._training("pretrain", self.scratch_recipe, data, [TENTH, *alone])
         compared = {"fine-tuned, tenth": tenth, "scratch": scratch, "scratch, tenth": scratch_tenth}
-        self.record.compared = {name: str(run.path) for name, run in compared.items()}
         sequences = [
             sequence_run(runs, profile=self.profile, overrides=alone, home=self.home)
             for runs in ([scratch], [tenth, scratch_tenth])
@@ -150,7 +157,7 @@ class Lifecycle:
             models, data=str(data), protocols=PROTOCOLS, profile=self.profile, overrides=[], run_dir=None,
             home=self.home,
         )  # fmt: skip
-        self.record.evaluation = str(run.path)
+        self.record.evaluation, self.record.models = str(run.path), {name: IN_WORDS[name] for name in models}
         return self._done(run)
 
     def _register(self, finetuned: RunDirectory, evaluation: RunDirectory) -> RunDirectory:

@@ -172,19 +172,18 @@ def score_chart(title: str, scores: Sequence[Score]) -> Html:
     low, high = max(0.0, low - margin), min(1.0, high + margin)
 
     def x(value: float) -> float:
-        return 4 + (value - low) / (high - low or 1) * 192
+        return 100 * (value - low) / (high - low or 1)
 
     rows = []
     for score in scores:
-        whisker = ""
+        whisker, between = "", ""
         if score.low is not None and score.high is not None:
-            whisker = f'<line class="{score.kind}" x1="{x(score.low):.1f}" y1="9" x2="{x(score.high):.1f}" y2="9"/>'
-        drawn = f'{whisker}<circle class="{score.kind}" cx="{x(score.value):.1f}" cy="9" r="4"/>'
-        between = "" if score.low is None else f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+            whisker = f'<i style="left:{x(score.low):.2f}%;width:{x(score.high) - x(score.low):.2f}%"></i>'
+            between = f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+        drawn, value = f'{whisker}<b style="left:{x(score.value):.2f}%"></b>', f"<b>{100 * score.value:.2f}</b>"
         rows.append(
-            f'<tr><th scope="row">{escape(score.name)}</th><td class="plot"><svg viewBox="0 0 200 18" '
-            f'preserveAspectRatio="none" aria-hidden="true">{drawn}</svg></td><td class="number"><b>'
-            f"{100 * score.value:.2f}</b> {between}</td></tr>"
+            f'<tr><th scope="row">{escape(score.name)}</th><td class="plot"><div class="range {score.kind}" '
+            f'aria-hidden="true">{drawn}</div></td><td class="number">{value} {between}</td></tr>'
         )
     scale = f"<small>{100 * low:.1f} to {100 * high:.1f} %</small>"
     return Html(f'<table class="scores"><caption>{escape(title)} {scale}</caption>{"".join(rows)}</table>')

@@ -54,8 +54,7 @@ def read_health(run: RunDirectory) -> Health:
     ends = later_begins([int(lines[0]["step"]) for lines in told])
     measured = [one for lines, end in zip(told, ends, strict=True) for one in lines if one["step"] < end]
     every = -(-len(measured) // MOST_TOLD) or 1
-    bands = read_json(run.path / "bands.json") or {}
-    return Health(measured[-1::-every][::-1], _bands(bands.get("metrics") or {}), bands.get("basis"))
+    return Health(measured[-1::-every][::-1], *_bands(run))
 
 
 def _measurement(line: bytes) -> dict[str, Any] | None:
@@ -70,5 +69,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _bands(metrics: dict[str, Any]) -> dict[str, list[tuple[float, float, float]]]:
-    return {name: [(point[0], point[1], point[2]) for point in points] for name, points in metrics.items()}
+def _bands(run: RunDirectory) -> tuple[dict[str, list[tuple[float, float, float]]], str | None]:
+    """By metric, and in words what they rest on; of a damaged file that it is damaged."""
+    try:
+        bands = read_json(run.path / "bands.json")
+        if bands is None:
+            return {}, None
+        told = {
+            metric: [(float(progress), float(low), float(high)) for progress, low, high in points]
+            for metric, points in bands["metrics"].items()
+        }
+        return told, bands["basis"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}, "bands.json is damaged, so none are drawn"

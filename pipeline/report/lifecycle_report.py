@@ -83,7 +83,12 @@ class _Story:
         if self.record.evaluation and (first := headline(Path(self.record.evaluation))):
             key, value, interval = first
             between = f", 95 % {100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
-            found.append((f"{100 * value:.2f} %", f"{key.rpartition('/')[2]} by {key.split('/')[1]}{between}"))
+            found.append(
+                (
+                    f"{100 * value:.2f} %",
+                    f"{key.rpartition('/')[2].replace('top1', 'top-1')} by {key.split('/')[1]}{between}",
+                )
+            )
         if plan := next(
             (facts.plan for facts in reversed(self.trainings.values()) if facts.plan.get("parameters")), None
         ):
@@ -103,8 +108,8 @@ class _Story:
         sections = [Section("What was asked", self._asked), Section("Data", self._data)]
         for name, facts in self.trainings.items():
             sections.append(Section(name, functools.partial(_training, facts)))
-            sections.append(Section(f"Health in {name.lower()}", functools.partial(health, facts)))
         sections += [
+            Section("Health", self._health),
             Section("What it fills in", self._reconstructions),
             Section("What it learned", self._pictures),
             Section("Evaluation", self._scores),
@@ -127,6 +132,12 @@ class _Story:
     def _data(self) -> Html:
         return dataset_summary(self.record.data) if self.record.data else paragraph(NOT_REACHED, "quiet")
 
+    def _health(self) -> Html:
+        if not self.trainings:
+            return paragraph(NOT_REACHED, "quiet")
+        told = ((name, facts) for name, facts in self.trainings.items())
+        return joined(*(joined(Html(f"<h3>{name}</h3>"), health(facts)) for name, facts in told))
+
     def _reconstructions(self) -> Html:
         if not self.record.pretrained:
             return paragraph(NOT_REACHED, "quiet")
@@ -145,7 +156,8 @@ class _Story:
     def _scores(self) -> Html:
         if not self.record.evaluation:
             return paragraph(f"{NOT_MEASURED}: {NOT_REACHED}", "quiet")
-        return scores(Path(self.record.evaluation), self.record.baselines, self.album)
+        models = facts_table(self.record.models.items()) if self.record.models else ""
+        return joined(models, scores(Path(self.record.evaluation), self.record.baselines, self.album))
 
     def _forecast(self) -> Html:
         told = [facts for facts in self.trainings.values() if facts.forecast or facts.result.get("forecast")]
@@ -165,7 +177,9 @@ class _Story:
         unit = "GPU-hours" if gpus else "hours of ranks (processes without accelerator)"
         words = f"In {unit}, measured by heartbeats, over all attempts."
         words += "" if price else " The profile names no price."
-        return joined(paragraph(words), table(("run", "stage", "hours", "price"), rows, numbers=(2, 3)))
+        columns = 4 if price else 3
+        head = ("run", "stage", "hours", "price")[:columns]
+        return joined(paragraph(words), table(head, [row[:columns] for row in rows], numbers=(2, 3)))
 
     def _loading(self) -> Html:
         if self.uri is None:

@@ -23,7 +23,7 @@ class Record:
     data: str | None = None
     pretrained: str | None = None
     finetuned: str | None = None
-    compared: dict[str, str] = field(default_factory=dict)  # other trainings by name
+    models: dict[str, str] = field(default_factory=dict)  # those that are scored by name, in words
     evaluation: str | None = None
     registration: str | None = None
     pictures: str | None = None  # the folder of an inspection

@@ -1,6 +1,7 @@
 """What one run's directory says of it, as it is on disk: what is not there is empty. Torch-free."""
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,20 @@ class RunFacts:
     profile: dict[str, Any]
     provenance: dict[str, Any]
     result: dict[str, Any]
-    forecast: dict[str, Any]
-    story: Story
-    health: Health
     hours: float | None
     verdict: dict[str, Any] | None  # of the newest attempt
+
+    @functools.cached_property
+    def story(self) -> Story:
+        return read_story(self.run)
+
+    @functools.cached_property
+    def health(self) -> Health:
+        return read_health(self.run)
+
+    @functools.cached_property
+    def forecast(self) -> dict[str, Any]:
+        return read_json(self.run.path / "forecast.json") or {}
 
     @property
     def name(self) -> str:
@@ -65,7 +75,7 @@ def read_run(run: RunDirectory) -> RunFacts:
     return RunFacts(
         run, _yaml(run.config_file), _training_config(run.path), read_json(run.plan_file) or {},
         _yaml(run.profile_file), read_json(run.provenance_file) or {}, read_json(run.result_file) or {},
-        read_json(run.path / "forecast.json") or {}, read_story(run), read_health(run), _hours(run), _verdict(run),
+        _hours(run), _verdict(run),
     )  # fmt: skip
 
 
