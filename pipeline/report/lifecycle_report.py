@@ -184,9 +184,9 @@ class _Story:
     def _loading(self) -> Html:
         if self.uri is None:
             return paragraph("Nothing was registered.", "quiet")
-        tuned = self.trainings.get("Fine-tuning")
-        classes = tuned.plan.get("num_classes", 0) if tuned else 0
-        return loading(self.uri, str(self.registered.get("tracking_uri", self.record.tracking_uri)), classes)
+        source = RunDirectory(self.record.registration).plan()["source"]
+        tracking_uri = str(self.registered.get("tracking_uri", self.record.tracking_uri))
+        return loading(self.uri, tracking_uri, source.get("num_classes") or 0)
 
 
 def _facts_of(path: str) -> RunFacts | None:

@@ -53,11 +53,11 @@ def _small(path: Path) -> tuple[bytes, str, tuple[int, int]]:
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
-    lossless = _encoded(image, "PNG", optimize=True)
-    if len(lossless) <= LOSSLESS_BYTES:
-        return lossless, "png", image.size
-    return min(((lossless, "png", image.size), (_encoded(image, "WEBP", quality=80), "webp", image.size)),
-               key=lambda one: len(one[0]))  # fmt: skip
+    if path.stat().st_size <= 4 * LOSSLESS_BYTES:
+        lossless = _encoded(image, "PNG", optimize=True)
+        if len(lossless) <= LOSSLESS_BYTES:
+            return lossless, "png", image.size
+    return _encoded(image, "WEBP", quality=80), "webp", image.size
 
 
 def _encoded(image: Image.Image, kind: str, **how) -> bytes:
