@@ -7,7 +7,7 @@
     RUN/attempts/01/{log, metrics.jsonl, health.jsonl, heartbeat, samples, rolled-back, exit}; meeting.json on a cluster
     RUN/checkpoints/step-00000100/{manifest.json, ...}          complete when and only when manifest.json verifies
     RUN/weights/step-00000100/model.safetensors                 weights alone, at a cadence of their own
-    RUN/result.json                                             what the next stage reads
+    RUN/result.json  report.html                                what the next stage reads; what a person reads
 
 Every start is a new attempt and writes only under its own number. Torch-free.
 """

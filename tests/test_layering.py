@@ -37,6 +37,22 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
     "evaluation": {"config", "errors", "ingestion", "loading", "rank", "registry", "run_directory", "shards", "views"},
     # torch-free but for its measures: flows read verdicts too
     "health": {"config", "errors", "evaluation", "run_directory", "words"},
+    "pages": set(),
+    "report": {  # reads what all others wrote; the trainer's own it needs for the words of a run's start alone
+        "budget",
+        "config",
+        "errors",
+        "inspection",
+        "lineage",
+        "pages",
+        "redaction",
+        "registry",
+        "run_directory",
+        "shards",
+        "storage",
+        "training",
+        "words",
+    },
     "embedding": {"config", "errors", "evaluation", "loading", "rank", "registry", "run_directory", "shards"},
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},

@@ -128,22 +128,31 @@ class RunArtifacts:
     ) -> None:  # fmt: skip
         """Make this flow run's artifact of this key, or change the one that it or an earlier process of it made."""
         key = artifact_key(key or kind, self.run)
-        known = self._ids.get(key) or self._made_earlier(client, key)
-        if known is not None:
-            client.update_artifact(known, ArtifactUpdate(data=data, description=description))
-        else:
-            made = ArtifactCreate(
-                key=key, type=kind, data=data, description=description, flow_run_id=self.flow_run_id
-            )  # fmt: skip
-            known = client.create_artifact(made).id
-        self._ids[key] = known
+        known = self._ids.get(key) or _made_earlier(client, self.flow_run_id, key)
+        self._ids[key] = _put(client, known, self.flow_run_id, key, kind, data, description)
 
-    def _made_earlier(self, client: SyncPrefectClient, key: str) -> UUID | None:
-        wanted = ArtifactFilter(
-            key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[self.flow_run_id])
-        )
-        found = client.read_artifacts(artifact_filter=wanted, limit=1)
-        return found[0].id if found else None
+
+def show(flow_run_id: str, name: str, markdown: str, description: str) -> None:
+    """Make a flow run's artifact of this name, or change the one that it has. Raises whatever the API raises."""
+    of_run, key = UUID(flow_run_id), prefect_key(name)
+    with impatient_client() as client:
+        _put(client, _made_earlier(client, of_run, key), of_run, key, "markdown", markdown, description)
+
+
+def _put(
+    client: SyncPrefectClient, known: UUID | None, of_run: UUID, key: str, kind: str, data: Any, description: str
+) -> UUID:  # fmt: skip
+    if known is None:
+        made = ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=of_run)
+        return client.create_artifact(made).id
+    client.update_artifact(known, ArtifactUpdate(data=data, description=description))
+    return known
+
+
+def _made_earlier(client: SyncPrefectClient, of_run: UUID, key: str) -> UUID | None:
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[of_run]))
+    found = client.read_artifacts(artifact_filter=wanted, limit=1)
+    return found[0].id if found else None
 
 
 @contextlib.contextmanager
@@ -158,8 +167,12 @@ def run_artifacts(run: RunDirectory, home: Path, flow_run_id: str) -> Iterator[R
 
 
 def artifact_key(what: str, run: RunDirectory) -> str:
+    return prefect_key(f"{what}-{run.key}")
+
+
+def prefect_key(name: str) -> str:
     """Prefect's keys are of lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{what}-{run.key}".lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def result_row(run: RunDirectory, conclusion: Conclusion, seconds: float) -> dict[str, Any]:
