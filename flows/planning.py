@@ -8,14 +8,12 @@ from typing import Any
 
 from cluster.profile import LocalProfile, Profile
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, InputError
+from pipeline.forecast.pace import ACCELERATOR_FLOPS, PROCESSOR_FLOPS
 from pipeline.launch import environment_of_ranks
 from pipeline.loading.verdict import expected_images_per_second, expected_verdict
 from pipeline.preparation.training import PreparedRun
 from pipeline.training.start_table import trained_in_words
 from pipeline.words import bytes_in_words, duration_in_words, number_in_words
-
-ASSUMED_FLOPS = 1e14  # per second, where no accelerator can be timed: about what an A100 reaches at training a ViT
-ASSUMED_CPU_FLOPS = 1e11  # per second and rank, in fp32 on a few cores
 
 
 def plan_lines(prepared: PreparedRun, profile: str, lowest_stage: int | None) -> list[str]:
@@ -120,9 +118,9 @@ def unmeasured_lines(plan: dict[str, Any], price_per_device_hour: float, *, here
     why = "the run goes to other machines than this one"
     if here:
         why = f"profile.accelerators_per_node is {devices} and there is no accelerator here"
-    assumed = f"{ASSUMED_FLOPS / 1e12:.0f} TFLOP/s from each"
+    assumed = f"{ACCELERATOR_FLOPS / 1e12:.0f} TFLOP/s from each"
     if not devices:
-        assumed = f"{ASSUMED_CPU_FLOPS / 1e9:.0f} GFLOP/s from each rank"
+        assumed = f"{PROCESSOR_FLOPS / 1e9:.0f} GFLOP/s from each rank"
     return [
         f"time        not measured: {why}; run `vit plan` where they are",
         f"cost        not measured; {assumed} would make it {duration_in_words(seconds)}, "
@@ -132,7 +130,7 @@ def unmeasured_lines(plan: dict[str, Any], price_per_device_hour: float, *, here
 
 def seconds_per_step(plan: dict[str, Any]) -> float:
     """What a step would take at a stated speed, where nothing was measured."""
-    speed = ASSUMED_FLOPS if plan["accelerators_per_node"] else ASSUMED_CPU_FLOPS
+    speed = ACCELERATOR_FLOPS if plan["accelerators_per_node"] else PROCESSOR_FLOPS
     flops = plan["batches"]["global_batch_size"] * plan["training_flops_per_image"]
     return flops / (speed * plan["batches"]["world_size"])
 
