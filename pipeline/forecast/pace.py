@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.forecast.law import COVERS, Interval
-from pipeline.forecast.past import PastRun, seconds_taken
+from pipeline.forecast.past import PastRun
 from pipeline.forecast.regression import DRAWS, Belief, fit_lines
 
 ACCELERATOR_FLOPS = 1e14  # per second: about what an A100 reaches at training a ViT
@@ -67,8 +67,8 @@ def learned_pace(runs: Sequence[PastRun], place: tuple[Any, ...]) -> Pace | None
     """From the past runs of one place; None where there are none."""
     found = []
     for one in runs:
-        if one.place == place and (taken := seconds_taken(one.run)) is not None:
-            planned = planned_seconds(one.plan)
+        if one.place == place and one.taken is not None:
+            planned, taken = planned_seconds(one.plan), one.taken
             found.append((taken.training / planned, _log_step(one.plan), taken.around, taken.whole / planned))
     if not found:
         return None

@@ -7,11 +7,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipeline.config.recipe import read_yaml
+from pipeline.errors import InputError
 from pipeline.run_directory import Attempt, RunDirectory, read_json
 
 MOST_RUNS = 200  # that are looked at
@@ -19,13 +22,28 @@ TAIL_BYTES = 1 << 14  # of a ledger, for its last line
 
 
 @dataclass(frozen=True)
+class Taken:
+    """Wall-clock seconds of a run over all its attempts: `whole`, and from each first step to its last, `training`."""
+
+    whole: float
+    training: float
+
+    @property
+    def around(self) -> float:
+        """What starting and ending took."""
+        return max(0.0, self.whole - self.training)
+
+
+@dataclass(frozen=True)
 class PastRun:
-    """A training that is done: what was planned, what came of it, and where it ran."""
+    """A training that is done: what was planned, what came of it, where it ran, and what it took, if that is known."""
 
     run: RunDirectory
     plan: Mapping[str, Any]
     result: Mapping[str, Any]
     profile: str  # its kind: local, slurm, kubernetes
+    taken: Taken | None
+    objective: str | None = None  # its kind
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -38,25 +56,35 @@ def place_of(plan: Mapping[str, Any], profile_kind: str) -> tuple[Any, ...]:
     return profile_kind, plan.get("world_size"), plan.get("accelerators_per_node"), plan.get("precision")
 
 
-def past_runs(home: Path, *, without: Path | None = None) -> list[PastRun]:
-    """The finished trainings among the newest `MOST_RUNS` of a home; rehearsals and `without` are none of them.
+def past_runs(home: Path) -> list[PastRun]:
+    """The finished trainings among the newest `MOST_RUNS` of a home; rehearsals are none of them.
 
     What cannot be read is no past run: whoever asks wants to train, not to mend an old directory.
     """
     found = []
     for path in _newest(home / "runs"):
-        run = RunDirectory(path)
-        if without is not None and run.path.resolve() == without.resolve():
-            continue
         try:
-            result, plan = read_json(run.result_file), read_json(run.plan_file)
-            if not result or not plan or "steps" not in plan or plan.get("rehearsal"):
-                continue
-            kind = (yaml.safe_load(run.profile_file.read_text()) or {}).get("kind", "local")
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            written = os.stat(path / "result.json").st_mtime_ns
+        except OSError:
             continue
-        found.append(PastRun(run, plan, result, kind))
+        if (past := _past_run(path, written)) is not None:
+            found.append(past)
     return found
+
+
+@lru_cache(maxsize=2 * MOST_RUNS)
+def _past_run(path: Path, written: int) -> PastRun | None:
+    """The run at `path`, whose result was written at that time: a sweep that prepares hundreds reads each once."""
+    run = RunDirectory(path)
+    try:
+        result, plan = read_json(run.result_file), read_json(run.plan_file)
+        if not result or not plan or "steps" not in plan or plan.get("rehearsal"):
+            return None
+        kind = (yaml.safe_load(run.profile_file.read_text()) or {}).get("kind", "local")
+        objective = (read_yaml(run.config_file).get("objective") or {}).get("kind")
+        return PastRun(run, plan, result, kind, seconds_taken(run), objective)
+    except (OSError, ValueError, AttributeError, InputError, yaml.YAMLError):
+        return None
 
 
 def _newest(folder: Path) -> list[Path]:
@@ -71,22 +99,9 @@ def _newest(folder: Path) -> list[Path]:
 
 def _age(entry: os.DirEntry) -> float:
     try:
-        return entry.stat(follow_symlinks=True).st_mtime
+        return entry.stat().st_mtime
     except OSError:
         return 0.0  # a link whose run is gone
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Wall-clock seconds of a run over all its attempts: `whole`, and from each first step to its last, `training`."""
-
-    whole: float
-    training: float
-
-    @property
-    def around(self) -> float:
-        """What starting and ending took."""
-        return max(0.0, self.whole - self.training)
 
 
 def seconds_taken(run: RunDirectory) -> Taken | None:
