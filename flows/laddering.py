@@ -65,7 +65,7 @@ class Plan:
 def planned_ladder(recipe: str, *, data: Data, profile: str, overrides: Sequence[str], home: Path) -> Plan:
     """InputError where anything is wrong, before anything is written."""
     fixed, of_ladder = _split(overrides)
-    config = validate(LadderConfig, apply_overrides({}, parse_overrides(of_ladder)), "--set ladder")
+    config = _config(of_ladder)
     of_recipe, of_profile = split_profile_overrides(fixed)
     chosen, placement = load_profile(profile, of_profile)
     stage = read_yaml(recipe_path(recipe)).get("stage")
@@ -98,6 +98,15 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Settings of the runs, and those of the ladder without their prefix."""
     of_ladder = [one.removeprefix(PREFIX) for one in overrides if one.startswith(PREFIX)]
     return [one for one in overrides if not one.startswith(PREFIX)], of_ladder
+
+
+def _config(of_ladder: Sequence[str]) -> LadderConfig:
+    settings = parse_overrides(of_ladder)
+    try:
+        return validate(LadderConfig, apply_overrides({}, settings), "ladder", settings.keys())
+    except InputError as error:
+        lines = (f"--set {PREFIX}{line[6:]}" if line.startswith("--set ") else line for line in error.problems)
+        raise InputError(*lines) from None
 
 
 def _hours(plan: Mapping[str, Any], pace: Pace | None) -> float:

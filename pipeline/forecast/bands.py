@@ -71,7 +71,7 @@ def _band(metric: str, rungs: Sequence[Rung], samples: int, parameters: int) -> 
     for progress in GRID[GRID >= begins - 1e-9]:
         values = np.array([np.interp(progress, curve[:, 0], curve[:, 1]) for curve in curves])
         low, high = _expected(values, rows, row, logarithmic=metric in IN_LOGS)
-        band.append([float(progress), float(max(low, least)), float(min(high, most))])
+        band.append([float(progress), *(float(np.clip(bound, least, most)) for bound in (low, high))])
     return band
 
 

@@ -16,9 +16,10 @@ from pipeline.forecast.ladder import FOLDER, Ladder, ladders, size_of, why_not
 from pipeline.forecast.law import Interval, TooFew
 from pipeline.forecast.pace import learned_pace
 from pipeline.forecast.past import past_runs, place_of
-from pipeline.run_directory import RunDirectory, write_json
+from pipeline.run_directory import RunDirectory, read_json, write_json
 
 BANDS = "bands.json"
+OF_LADDERS = "rungs of ladder"  # in the basis of bands that are ours
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Outlook:
             (run.path / FILE).unlink(missing_ok=True)
         if self.bands:
             write_json(run.path / BANDS, self.bands)
+        elif OF_LADDERS in str((read_json(run.path / BANDS) or {}).get("basis")):
+            (run.path / BANDS).unlink()  # of a ladder that is gone; those of others stay
 
 
 def outlook(
@@ -90,8 +93,8 @@ def _say(found: Outlook, ladder: Ladder, samples: int, parameters: int) -> None:
     try:
         entry = _entry(ladder.forecast(*target), "share" if ladder.score.name == "accuracy" else "loss")
         found.forecasts = {ladder.score.name: entry | {"metric": ladder.score.metric}} | found.forecasts
-        found.basis.append(f"{len(ladder.done)} rungs of ladder {name}{without} ({ladder.score.name})")
+        found.basis.append(f"{len(ladder.done)} {OF_LADDERS} {name}{without} ({ladder.score.name})")
     except TooFew as error:
         found.notes.append(f"ladder {name}{without}: no forecast: {error}")
     if band := bands(ladder.done, *target):
-        found.bands = as_file(band, f"{len(ladder.done)} rungs of ladder {name}{without}")
+        found.bands = as_file(band, f"{len(ladder.done)} {OF_LADDERS} {name}{without}")
