@@ -211,11 +211,13 @@ def carry_out(plan: Plan, report: Report, bring: Bring) -> tuple[int, str]:
     reasons = {end.run.path.name: end.reason for end in ends if end.code != EXIT_DONE}
     codes = [end.code for end in ends]
     done = {name: run for name, run in runs.items() if run.result_file.is_file()}
-    scores, count = {}, 0
-    if done and EXIT_STOPPED not in codes and not any(end.left for end in ends):
-        scores, count, conclusion = _scored(plan, done, report, bring)
-        codes += [conclusion.code] if conclusion is not None else []
-        if conclusion is not None and conclusion.code != EXIT_DONE:
+    if EXIT_STOPPED in codes or any(end.left for end in ends):
+        words = f"{len(done)} of {len(runs)} rungs are done; the same command goes on"
+        return max(codes), f"{plan.directory.name}: {words}"
+    scores, count, conclusion = _scored(plan, done, report, bring) if done else ({}, 0, None)
+    if conclusion is not None:
+        codes.append(conclusion.code)
+        if conclusion.code != EXIT_DONE:
             reasons = dict.fromkeys(done, f"not scored: {conclusion.reason}") | reasons
     rungs = [_rung(plan, name, run, scores.get(name), count, reasons) for name, run in runs.items()]
     words = _write(plan, rungs, report)

@@ -33,9 +33,8 @@ def test_a_ladder_forecasts_the_run_of_its_recipe_and_says_on_what_it_is_based(t
     entry = found.forecasts["accuracy"]
     assert VALUES[-1] - 0.05 < entry["low"] < entry["value"] < entry["high"] < 1
     assert entry["metric"] == "validation/accuracy" and entry["unit"] == "share"
-    assert (
-        found.basis == ["6 rungs of ladder digits-1 (accuracy)"] and not found.notes and "hours" not in found.forecasts
-    )
+    assert found.basis == ["6 rungs of ladder digits-1 (accuracy)"] and not found.notes
+    assert "hours" not in found.forecasts
     assert found.in_words[0].startswith("forecast: accuracy 0.")
     assert said(tmp_path, name="ladders/digits-1/own-0.1").forecasts == {}  # a rung is not told what it will score
 
