@@ -49,7 +49,7 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
     for name, text in (("config.yaml", prepared.config_text), ("profile.yaml", profile_text)):
         require_no_secret(f"{path / name}", text)
     run = RunDirectory(path)
-    if run.config_file.is_file() and _has_begun(run):
+    if run.config_file.is_file() and has_begun(run):
         if run.plan().get("request_sha256") not in (_request(prepared), _request_with_paths(prepared)):
             raise InputError(
                 f"{path}: holds another run; go on with it by `vit resume {path}`, or choose another --run-dir"
@@ -92,7 +92,7 @@ def is_same_profile(one: str, other: str) -> bool:
     return first == second
 
 
-def _has_begun(run: RunDirectory) -> bool:
+def has_begun(run: RunDirectory) -> bool:
     """Whether more than a dry run was made of it: a job was submitted, or there is a checkpoint, if an imported one."""
     return bool(run.last_attempt() or run.job_file.exists() or run.checkpoint_directories())
 
