@@ -7,7 +7,6 @@ rather than corrected; the table leaves it out.
 import hashlib
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from pipeline.ingestion.counts import CountedImages
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
@@ -175,7 +175,7 @@ class _TableOfTar:
             return
         json = sample.members.get("json", TarMember("", 0, 0))
         self._names += os.fsencode(member.name)
-        checksum = zlib.crc32(image.content)
+        checksum = crc32(image.content)
         self.records.append((member.offset, json.offset, member.bytes, json.bytes, checksum, label, len(self._names)))
         self.digests.append(sample_digest(sha256, label))
         self.totals.add(image)
