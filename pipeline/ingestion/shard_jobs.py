@@ -12,17 +12,17 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from pipeline.errors import DISK_FULL
-from pipeline.ingestion.annotations import (
+from pipeline.ingestion.counts import CountedImages, ImageCounts
+from pipeline.ingestion.duplicates.hash_file import ExaminedImages
+from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
+from pipeline.ingestion.isolation import held
+from pipeline.ingestion.labelling.annotations import (
     AnnotationRule,
     FoundAnnotations,
     MaskFile,
     PreparedAnnotations,
     prepare_annotations,
 )
-from pipeline.ingestion.counts import CountedImages, ImageCounts
-from pipeline.ingestion.duplicates.hash_file import ExaminedImages
-from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
-from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Source, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.ingestion.images import UPRIGHT, file_orientation
-from pipeline.ingestion.labels import (
+from pipeline.ingestion.labelling.labels import (
     LABEL_COLUMNS,
     NO_CLASS,
     file_of_row,

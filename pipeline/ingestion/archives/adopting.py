@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
+from pipeline.ingestion.archives.tars import LabelRule, TarMember, TarSample, tar_samples
 from pipeline.ingestion.counts import CountedImages
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
 from pipeline.ingestion.images import (
@@ -31,7 +32,6 @@ from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, tar_samples
 from pipeline.shards.atomic import TEMPORARY_PREFIX
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
