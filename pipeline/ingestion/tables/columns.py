@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError, near_matches
-from pipeline.ingestion.sources.tables.names import SaidColumns
+from pipeline.ingestion.tables.names import SaidColumns
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")  # of one column of bytes among several
 LABEL_NAMES = ("class", "label")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion.labels import Table, file_of_row, match_files
-from pipeline.ingestion.splits import hash_number, split_at
+from pipeline.ingestion.labelling.labels import Table, file_of_row, match_files
+from pipeline.ingestion.labelling.splits import hash_number, split_at
 from pipeline.shards.index import shortened
 
 

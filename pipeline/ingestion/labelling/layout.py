@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.errors import InputError
-from pipeline.ingestion.splits import SPLIT_FOLDERS, split_of_folder, splits_below_classes
+from pipeline.ingestion.labelling.splits import SPLIT_FOLDERS, split_of_folder, splits_below_classes
 
 NAMED = 5  # folders, in a message
 

@@ -16,9 +16,9 @@ import xxhash
 from pipeline.errors import InputError
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.listing import HASH_BITS, add_row, numbered_classes
-from pipeline.ingestion.sources.tables.pickles import read_batch, texts
-from pipeline.ingestion.sources.tables.rows import Rows, spooled
+from pipeline.ingestion.tables.listing import HASH_BITS, add_row, numbered_classes
+from pipeline.ingestion.tables.pickles import read_batch, texts
+from pipeline.ingestion.tables.rows import Rows, spooled
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32

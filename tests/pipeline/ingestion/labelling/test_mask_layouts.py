@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion.annotations import _masks_beside
 from pipeline.ingestion.build import ingest
+from pipeline.ingestion.labelling.annotations import _masks_beside
 from pipeline.shards.annotations import decode_mask
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index

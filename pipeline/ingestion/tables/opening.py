@@ -15,10 +15,10 @@ from pipeline.ingestion.archives.unpacking import PIECE_BYTES, Scratch
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing, Source
 from pipeline.ingestion.sources.objects import ObjectSource
-from pipeline.ingestion.sources.tables.cifar import find_cifar
-from pipeline.ingestion.sources.tables.idx import find_idx
-from pipeline.ingestion.sources.tables.names import SaidColumns, find_parquet, saved_folders
-from pipeline.ingestion.sources.tables.source import WORDS, Kind, TableSource
+from pipeline.ingestion.tables.cifar import find_cifar
+from pipeline.ingestion.tables.idx import find_idx
+from pipeline.ingestion.tables.names import SaidColumns, find_parquet, saved_folders
+from pipeline.ingestion.tables.source import WORDS, Kind, TableSource
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import shortened
 from pipeline.storage.random_access import open_random

@@ -11,11 +11,11 @@ from typing import Literal
 from pipeline.errors import InputError
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.cifar import find_cifar, list_cifar, locate_cifar
-from pipeline.ingestion.sources.tables.idx import find_idx, list_idx, locate_idx
-from pipeline.ingestion.sources.tables.listing import reject_rest, row_of_path
-from pipeline.ingestion.sources.tables.names import UNSAID, SaidColumns, find_parquet
-from pipeline.ingestion.sources.tables.rows import Rows
+from pipeline.ingestion.tables.cifar import find_cifar, list_cifar, locate_cifar
+from pipeline.ingestion.tables.idx import find_idx, list_idx, locate_idx
+from pipeline.ingestion.tables.listing import reject_rest, row_of_path
+from pipeline.ingestion.tables.names import UNSAID, SaidColumns, find_parquet
+from pipeline.ingestion.tables.rows import Rows
 
 Kind = Literal["idx", "CIFAR", "parquet", "saved"]
 WORDS = {"idx": "idx files", "CIFAR": "batches of CIFAR", "parquet": "parquet files", "saved": "saved datasets"}
@@ -87,7 +87,7 @@ class TableSource:
             case "CIFAR":
                 list_cifar(self.root, names, listing, self.columns.label)
             case "parquet" | "saved":
-                from pipeline.ingestion.sources.tables.arrow import (
+                from pipeline.ingestion.tables.arrow import (
                     list_arrow,  # pyarrow, for those who have such tables
                 )
 
@@ -103,7 +103,7 @@ def tables_of_kind(root: Path, kind: Kind, names: Sequence[str]) -> list[str]:
         case "parquet":
             return find_parquet(names)
         case "saved":
-            from pipeline.ingestion.sources.tables.arrow import find_saved
+            from pipeline.ingestion.tables.arrow import find_saved
 
             return find_saved(root, names)
 
@@ -117,6 +117,6 @@ def _located(path: Path, size: int, modified: int, kind: Kind, scratch: Path, co
         case "CIFAR":
             return locate_cifar(path, scratch)
         case "parquet" | "saved":
-            from pipeline.ingestion.sources.tables.arrow import locate_arrow
+            from pipeline.ingestion.tables.arrow import locate_arrow
 
             return locate_arrow(path, scratch, columns)

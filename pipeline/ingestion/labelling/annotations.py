@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.ingestion.images import UPRIGHT, file_orientation
-from pipeline.ingestion.labels import (
+from pipeline.ingestion.labelling.labels import (
     LABEL_COLUMNS,
     NO_CLASS,
     file_of_row,
@@ -131,13 +131,15 @@ def _masks_beside(files: Sequence[str]) -> tuple[str, str] | None:
 
     Of several, such as VOC's masks of classes and of objects, the first.
     """
-    folders = {os.path.dirname(file) for file in files}
+    folders = {file.rpartition("/")[0] for file in files}
     named = sorted({
         "/".join(parts[: depth + 1])
         for parts in (folder.split("/") for folder in folders)
         for depth, part in enumerate(parts)
         if part.lower() in MASK_FOLDERS
     })  # fmt: skip
+    if not named:  # the usual case
+        return None
     beside = _stems_beside(files, {masks.rpartition("/")[0] for masks in named})
     for masks in named:
         above, _, name = masks.rpartition("/")

@@ -14,9 +14,9 @@ from PIL import Image
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import DataError, InputError
 from pipeline.ingestion import plan
-from pipeline.ingestion.annotations import AnnotationRule, MaskFile, prepare_annotations
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.images import file_orientation
+from pipeline.ingestion.labelling.annotations import AnnotationRule, MaskFile, prepare_annotations
 from pipeline.ingestion.making import IngestError
 from pipeline.shards.annotations import boxes_fault, decode_mask
 from pipeline.shards.check import check_dataset

@@ -19,8 +19,8 @@ import xxhash
 from pipeline.errors import InputError
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.listing import HASH_BITS, MOST_LABEL, add_row, numbered_classes
-from pipeline.ingestion.sources.tables.rows import Rows, spooled
+from pipeline.ingestion.tables.listing import HASH_BITS, MOST_LABEL, add_row, numbered_classes
+from pipeline.ingestion.tables.rows import Rows, spooled
 
 # Zalando's and LeCun's names, EMNIST's (`emnist-letters-train-...`), QMNIST's, and dots where a browser put them.
 IMAGES_NAME = re.compile(

@@ -25,7 +25,7 @@ from pipeline.ingestion.archives.unpacking import UNPACKED_PREFIX, Scratch
 from pipeline.ingestion.build import ingest
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
-from tests.pipeline.ingestion.test_zips import files_in, labels_by_path, pictures_named, rejected_of
+from tests.pipeline.ingestion.archives.test_zips import files_in, labels_by_path, pictures_named, rejected_of
 from tests.pipeline.pictures import class_folders, encoded, picture, shards_of, write_tar
 
 COMPRESSORS = {

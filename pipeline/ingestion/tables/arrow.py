@@ -22,10 +22,10 @@ import xxhash
 from pipeline.errors import InputError
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing
-from pipeline.ingestion.sources.tables.columns import Columns, choose_columns, image_bytes, unread_columns
-from pipeline.ingestion.sources.tables.listing import HASH_BITS, MOST_LABEL, add_row, numbered_classes, row_path
-from pipeline.ingestion.sources.tables.names import SaidColumns, saved_folders
-from pipeline.ingestion.sources.tables.rows import Rows, spooled
+from pipeline.ingestion.tables.columns import Columns, choose_columns, image_bytes, unread_columns
+from pipeline.ingestion.tables.listing import HASH_BITS, MOST_LABEL, add_row, numbered_classes, row_path
+from pipeline.ingestion.tables.names import SaidColumns, saved_folders
+from pipeline.ingestion.tables.rows import Rows, spooled
 
 STREAM = ".arrow"
 BATCH_BYTES, MAX_BATCH_ROWS = 16 << 20, 4096

@@ -6,12 +6,12 @@ import pytest
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion import labels
 from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.build import ingest
+from pipeline.ingestion.labelling import labels
 from pipeline.ingestion.plan import plan_ingest
 from pipeline.shards.index import read_index
-from tests.pipeline.ingestion.test_labels_and_splits import contents, ingested
+from tests.pipeline.ingestion.labelling.test_labels_and_splits import contents, ingested
 from tests.pipeline.pictures import write_pictures
 
 HALVES = {"train": 0.5, "validation": 0.25, "test": 0.25}

@@ -7,7 +7,6 @@ rather than corrected; the table leaves it out.
 import hashlib
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
+from pipeline.ingestion.archives.tars import LabelRule, TarMember, TarSample, tar_samples
 from pipeline.ingestion.counts import CountedImages
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
 from pipeline.ingestion.images import (
@@ -31,7 +32,6 @@ from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
 from pipeline.ingestion.statistics import ImageTotals
-from pipeline.ingestion.tars import LabelRule, TarMember, TarSample, tar_samples
 from pipeline.shards.atomic import TEMPORARY_PREFIX
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
@@ -175,7 +175,7 @@ class _TableOfTar:
             return
         json = sample.members.get("json", TarMember("", 0, 0))
         self._names += os.fsencode(member.name)
-        checksum = zlib.crc32(image.content)
+        checksum = crc32(image.content)
         self.records.append((member.offset, json.offset, member.bytes, json.bytes, checksum, label, len(self._names)))
         self.digests.append(sample_digest(sha256, label))
         self.totals.add(image)

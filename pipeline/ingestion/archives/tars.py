@@ -1,4 +1,4 @@
-"""What existing WebDataset tars hold: their samples and their labels. Adopting them is adopt.py's.
+"""What existing WebDataset tars hold: their samples and their labels. Adopting them is adopting.py's.
 
 Members form samples as webdataset groups them: neighbours whose path is equal up to the first dot of the file's name.
 Labels come from `.cls`, from `.json` (`label`, or `class` for a name) or from `.txt`, which holds labels only if no
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from pipeline.errors import InputError
 from pipeline.ingestion.archives.members import TarFault, tar_members
 from pipeline.ingestion.archives.naming import stem
-from pipeline.ingestion.labels import MAX_INTEGER_LABEL
+from pipeline.ingestion.labelling.labels import MAX_INTEGER_LABEL
+from pipeline.ingestion.labelling.splits import SPLIT_FOLDERS
 from pipeline.ingestion.rejected import Reason
 from pipeline.ingestion.sources.listing import IMAGE_SUFFIXES
-from pipeline.ingestion.splits import SPLIT_FOLDERS
 from pipeline.shards.index import shortened
 from pipeline.shards.table import NO_LABEL, split_member
 from pipeline.storage.location import Location

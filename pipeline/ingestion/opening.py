@@ -16,9 +16,9 @@ from pipeline.ingestion.sources.digits import DIGITS, DigitsSource
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing, Source
 from pipeline.ingestion.sources.objects import ObjectSource
-from pipeline.ingestion.sources.tables.idx import find_idx
-from pipeline.ingestion.sources.tables.names import SaidColumns, find_parquet
-from pipeline.ingestion.sources.tables.opening import parquet_files, tables_within
+from pipeline.ingestion.tables.idx import find_idx
+from pipeline.ingestion.tables.names import SaidColumns, find_parquet
+from pipeline.ingestion.tables.opening import parquet_files, tables_within
 from pipeline.storage.location import Location, Url, is_url, is_web, joined, location
 
 KINDS = (
