@@ -140,15 +140,17 @@ def carry_out(sweep: Sweep, report: Report, bring: Bring) -> tuple[int, str]:
     if todo:
         report(f"{todo[0].path.name}, and the others but for what is swept:")
         introduce(todo[0], report)
-    if todo and not runs_here(todo[0]):
-        ends = _as_array(todo, report, bring)
-    else:
-        ends = _in_turn(todo, report, bring)
+    ends = brought(todo, report, bring)
     rows = write_table(sweep, report)
     codes = [end.code for end in ends]
     done = sum(row["state"] == "done" for row in rows)
     failed = [code for code in codes if code not in (EXIT_DONE, EXIT_STOPPED)]
     return (failed or [max(codes, default=EXIT_DONE)])[0], f"{sweep.directory.name}: {done} of {len(rows)} runs done"
+
+
+def brought(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> list[Conclusion]:
+    """How runs ended: one after the other on this machine, side by side as one array on a cluster."""
+    return _as_array(runs, report, bring) if runs and not runs_here(runs[0]) else _in_turn(runs, report, bring)
 
 
 def _in_turn(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> list[Conclusion]:
