@@ -73,9 +73,9 @@ def test_a_home_that_takes_no_report_costs_a_line_and_nothing_else(tmp_path):
 FAILING = """
 import sys
 from pathlib import Path
-from prefect.client.orchestration import get_client
 from flows.services.temporary_server import prefect_server
 with prefect_server(Path(sys.argv[1])):
+    from prefect.client.orchestration import get_client
     from flows.lifecycle import lifecycle
     state = lifecycle(source=sys.argv[2], name="birds", set=["env=hf_" + "a" * 30], return_state=True)
     assert state.is_failed(), state
@@ -87,12 +87,8 @@ with prefect_server(Path(sys.argv[1])):
 
 @pytest.mark.slow
 def test_a_lifecycle_that_failed_has_a_report_that_its_flow_run_shows(home, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING, str(home), str(tmp_path / "nowhere")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-c", FAILING, str(home), str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     path = home / "lifecycles" / "birds" / "report.html"
     assert f"report-birds markdown `{path}`" in done.stdout and "failed at stage ingest" in done.stdout
