@@ -32,6 +32,10 @@ class FaultError(Exception):
     """An infrastructure fault: a peer lost, a hang verdict, a device error."""
 
 
+class RefusedError(Exception):
+    """What was made does not keep what it promises, and is thrown away: one line says why (exit code 1)."""
+
+
 Cause = Literal["missing", "cut", "changed", "undecodable"]
 
 
