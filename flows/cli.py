@@ -200,6 +200,22 @@ def inspect(model: str, *images_dest: str, set: Set = [], dir: Dir = None) -> in
 
 
 @app.command
+def export(
+    model: str, dest: str, *, format: str, data: str | None = None, set: Set = [], dir: Dir = None
+) -> int:  # fmt: skip
+    """A MODEL for other programs, in the new folder DEST: safetensors (timm), hf (transformers), onnx, pt2, int8.
+
+    It is opened there as anybody would and held against the model on a fixed sample of images (of --data, or of what
+    the model was trained on): size, latency, memory, largest difference, agreement, accuracy in a table and in
+    DEST/export.json. Out of bounds nothing is written, exit 1. Keys of --set: images, repeats, bounds.max_difference,
+    bounds.min_agreement, bounds.max_accuracy_drop, token_reduction.keep.
+    """
+    from flows.command_line.exports import export_command
+
+    return export_command(model, dest, format, data, set, dir, say)
+
+
+@app.command
 def models(*, dir: Dir = None) -> int:
     """What is registered: versions, aliases, what each was trained on, its headline metric. A line a version."""
     from flows.command_line.lineage import models_command
