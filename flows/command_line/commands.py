@@ -156,7 +156,8 @@ def sweep_command(
 
 def study_command(file: str, overrides: list[str], dry_run: bool, directory: str | None, say: Say) -> int:
     from flows.requests.study import requested_study
-    from flows.studying import carry_out, planned_study_lines
+    from flows.study_table import planned_study_lines
+    from flows.studying import carry_out
 
     home = home_directory(directory)
     study = requested_study(file, overrides=overrides, home=home)

@@ -2,13 +2,13 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.profile import Profile
-from flows.planning import seconds_per_step
 from flows.profiles import load_profile
 from flows.requests.named import dataset
 from flows.requests.scorable import require_scorable
@@ -16,13 +16,14 @@ from flows.requests.training import checked_training
 from pipeline.config.problems import config_classes, kind_of
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
 from pipeline.config.study import PROFILE, StudyConfig, StudyNetwork, StudyObjective, read_study, study_path
-from pipeline.config.training import FinetuneConfig, PretrainConfig, learns_by
+from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, learns_by
 from pipeline.errors import InputError
 from pipeline.preparation.training import PreparedRun
 from pipeline.preparation.write import run_path
 from pipeline.shards.index import DatasetIndex
 
 MOST_CELLS = 1000
+AXES = ("objectives", "networks", "fractions", "lengths", "seeds")  # keys of the study, the last varies fastest
 SPLITS = ("validation", "test")
 OBJECTIVES = {kind_of(one): one for one in config_classes(PretrainConfig.model_fields["objective"].annotation)}
 
@@ -34,13 +35,14 @@ class Cell:
     network: str
     objective: str
     fraction: float
+    length: float
     seed: int
     prepared: PreparedRun | None = None
     reason: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.network} {self.objective} {self.fraction:g} seed {self.seed}"
+        return f"{self.network} {self.objective} {self.fraction:g} length {self.length:g} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,6 @@ class Study:
         """A cell is the ordinary run of its settings, wherever else these were asked for."""
         return run_path(cell.prepared, self.home, None)
 
-    def planned_seconds(self, cell: Cell) -> float:
-        """About how long a cell trains, at an assumed speed."""
-        return cell.prepared.plan["steps"]["steps"] * seconds_per_step(cell.prepared.plan)
-
 
 def requested_study(file: str, *, overrides: Sequence[str], home: Path) -> Study:
     """Every cell of the study of a file, checked. InputError where anything of it is wrong."""
@@ -82,16 +80,13 @@ def requested_study(file: str, *, overrides: Sequence[str], home: Path) -> Study
     config = validate(StudyConfig, apply_overrides(read_study(path), settings), path.name, settings.keys())
     of_profile = [one.removeprefix(PROFILE) for one in as_overrides(config.set) if one.startswith(PROFILE)]
     profile, _ = load_profile(config.profile, of_profile)
-    count = len(config.networks) * len(config.objectives) * len(config.fractions) * len(config.seeds)
+    count = math.prod(len(getattr(config, axis)) for axis in AXES)
     if count > MOST_CELLS:
         raise InputError(f"{path.name}: {count:,} cells, a study has {MOST_CELLS:,} at most; name fewer")
     downstream = _scored_dataset(config, home, path)
     _require_recipe(config, path)
     cells = tuple(
-        _cell(config, network, objective, fraction, seed, home, path)
-        for objective, network, fraction, seed in itertools.product(
-            config.objectives, config.networks, config.fractions, config.seeds
-        )
+        _cell(config, *place, home, path) for place in itertools.product(*(getattr(config, axis) for axis in AXES))
     )
     if all(cell.prepared is None for cell in cells):
         raise InputError(f"{path.name}: no cell of the study can be: {cells[0].reason}")
@@ -125,10 +120,10 @@ def as_overrides(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(
-    config: StudyConfig, network: str, objective: str, fraction: float, seed: int, home: Path, path: Path
+    config: StudyConfig, objective: str, network: str, fraction: float, length: float, seed: int, home: Path, path: Path
 ) -> Cell:  # fmt: skip
     of_network, of_objective = config.networks[network], config.objectives[objective]
-    named = (network, objective, fraction, seed)
+    named = (network, objective, fraction, length, seed)
     settings = config.set | of_objective.set | of_network.set
     try:
         reason = _why_impossible(config, of_network, of_objective, settings)
@@ -136,6 +131,7 @@ def _cell(
             return Cell(*named, reason=reason)
         encoder = of_network.encoder.model_dump(mode="json")
         own = {"encoder": encoder, "data.label_fraction": fraction, "seed": seed}
+        own |= _length(of_objective.recipe, settings, length)
         prepared, _ = checked_training(
             "pretrain", of_objective.recipe, data=config.data, profile=config.profile,
             overrides=as_overrides(settings | own), home=home, rehearse="never",
@@ -144,6 +140,18 @@ def _cell(
         where = f"{path.name}: networks.{network} with objectives.{objective}"
         raise InputError(*(f"{where}: {problem}" for problem in error.problems)) from None
     return Cell(*named, prepared)
+
+
+def _length(recipe: str, settings: Mapping[str, Any], share: float) -> dict[str, float]:
+    """The setting that makes a run `share` times as long; none where it is as long as it was."""
+    raw = {key: value for key, value in read_yaml(recipe_path(recipe)).items() if key in LENGTH_UNITS}
+    lengths = {key: value for key, value in settings.items() if key in LENGTH_UNITS} or raw
+    if share == 1.0 or len(lengths) != 1:  # several are said by the config to be wrong
+        return {}
+    ((unit, amount),) = lengths.items()
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        return {}
+    return {unit: amount * share if unit == "epochs" else max(1, round(amount * share))}
 
 
 def _why_impossible(
@@ -175,8 +183,8 @@ def _require_recipe(config: StudyConfig, path: Path) -> None:
         raw, settings = read_yaml(recipe_path(downstream.recipe)), parse_overrides(as_overrides(downstream.set))
         if raw.get("stage") != "finetune":
             raise InputError(f"{downstream.recipe} is a recipe of stage {raw.get('stage')!r}, not finetune")
-        length = [unit for unit in ("epochs", "steps", "samples") if unit in settings]
-        raw = {key: value for key, value in raw.items() if not length or key not in ("epochs", "steps", "samples")}
+        by_hand = any(unit in settings for unit in LENGTH_UNITS)
+        raw = {key: value for key, value in raw.items() if not by_hand or key not in LENGTH_UNITS}
         for network in config.networks.values():
             encoder = network.encoder.model_dump(mode="json")
             of_recipe = {key: value for key, value in (raw.get("encoder") or {}).items() if key in encoder}

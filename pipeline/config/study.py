@@ -6,9 +6,10 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from models.encoders.timm_config import PREFIX, AnyEncoderConfig, encoder_of_timm
-from models.schema import Config, CountOrZero, Share, Text
+from models.schema import Config, CountOrZero, Positive, Share, Text
 from pipeline.config.protocols import NEEDS
 from pipeline.config.recipe import RECIPES, read_yaml
+from pipeline.config.training import LENGTH_UNITS
 from pipeline.errors import InputError, near_matches
 
 STUDIES = RECIPES / "studies"
@@ -98,6 +99,9 @@ class StudyConfig(Config):
     """The dataset directory to pretrain on, absolute; or by hand: --set data=DATASET."""
     fractions: Annotated[tuple[Share, ...], Field(min_length=1)]
     """Shares of each class's training samples that are pretrained on; a smaller one lies within a larger one."""
+    lengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
+    """How long runs are, by the length that recipe and `set` say: [0.1, 1] trains every cell once for a tenth of it and
+    once for all. Several make the curve over compute; amounts of data are compared at the longest."""
     networks: Annotated[dict[Name, StudyNetwork], Field(min_length=1)]
     """By their names in the table."""
     objectives: Annotated[dict[Name, StudyObjective], Field(min_length=1)]
@@ -113,7 +117,7 @@ class StudyConfig(Config):
     """Settings of all runs, of recipe or profile, by their dotted keys; those of an objective come after them, and
     those of a network last."""
 
-    @field_validator("fractions", "seeds")
+    @field_validator("fractions", "lengths", "seeds")
     @classmethod
     def _once_each(cls, values: tuple) -> tuple:
         if len(set(values)) < len(values):
@@ -128,6 +132,8 @@ class StudyConfig(Config):
             for key in settings:
                 if key in OWN_KEYS or key.startswith("encoder."):
                     raise ValueError(f"{place}: {key} is what cells differ in; say it by fractions, networks or seeds")
+                if key in LENGTH_UNITS and place.startswith("networks") and len(self.networks) > 1:
+                    raise ValueError(f"{place}: {key}: networks are compared after as many images; say it in `set`")
                 if key.startswith(PROFILE) and place != "set":
                     raise ValueError(f"{place}: {key}: all runs go to one profile; say it in `set` of the study")
         return self

@@ -7,12 +7,12 @@ level asks for (Schenker and Gentleman, The American Statistician 55, 2001), so 
 import itertools
 from collections.abc import Iterator, Sequence
 
-from pipeline.studies.points import Point
+from pipeline.studies.points import Point, at_longest
 
 
 def findings(points: Sequence[Point]) -> list[str]:
-    """One sentence for each objective and pair of networks that share at least one amount of data."""
-    sentences = []
+    """One sentence for each objective and pair of networks that share an amount of data; of the longest runs."""
+    sentences, points = [], at_longest(points)
     for objective in dict.fromkeys(point.objective for point in points):
         of_objective = [point for point in points if point.objective == objective]
         networks = list(dict.fromkeys(point.network for point in of_objective))

@@ -7,7 +7,7 @@ apart who see no red or no green; objectives also differ in their markers and li
 import io
 from collections.abc import Sequence
 
-from pipeline.studies.points import Point
+from pipeline.studies.points import Point, at_longest
 from pipeline.words import number_in_words
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -23,10 +23,11 @@ def draw(points: Sequence[Point], title: str, scored: str) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 7.4), layout="constrained", facecolor="white")
         by_images, by_compute = figure.subplots(2, 1, sharey=True)
-        _draw_panel(by_images, points, "images")
-        _draw_panel(by_compute, points, "petaflop")
+        _draw_panel(by_images, points, at_longest(points), "images")
+        _draw_panel(by_compute, points, _along_compute(points), "petaflop")
         by_images.set_xlabel("images pretrained on")
-        by_compute.set_xlabel("pretraining compute, petaFLOP")
+        several = len({point.length for point in points}) > 1
+        by_compute.set_xlabel(f"pretraining compute, petaFLOP{', of all images' if several else ''}")
         for axes in (by_images, by_compute):
             axes.set_ylabel(f"top-1, {scored}, %")
         by_images.set_title(title, fontsize=10)
@@ -37,12 +38,20 @@ def draw(points: Sequence[Point], title: str, scored: str) -> str:
     return text.getvalue()
 
 
-def _draw_panel(axes, points: Sequence[Point], quantity: str) -> None:
+def _along_compute(points: Sequence[Point]) -> list[Point]:
+    """Those that differ in compute: of runs of several lengths all data alone, else every amount of it."""
+    if len({point.length for point in points}) == 1:
+        return list(points)
+    return [point for point in points if point.fraction == max(one.fraction for one in points)]
+
+
+def _draw_panel(axes, points: Sequence[Point], shown: Sequence[Point], quantity: str) -> None:
+    """Colours and markers are of all `points`, so that both panels have the same."""
     networks = list(dict.fromkeys(point.network for point in points))
     objectives = list(dict.fromkeys(point.objective for point in points))
     for objective, network in ((o, n) for o in objectives for n in networks):
         line = sorted(
-            (point for point in points if (point.network, point.objective) == (network, objective)),
+            (point for point in shown if (point.network, point.objective) == (network, objective)),
             key=lambda point: getattr(point, quantity),
         )
         if not line:
@@ -57,7 +66,7 @@ def _draw_panel(axes, points: Sequence[Point], quantity: str) -> None:
             label=f"{network}, {objective}" if len(objectives) > 1 else network,
         )  # fmt: skip
     axes.set_xscale("log")
-    _mark(axes, sorted({getattr(point, quantity) for point in points}))
+    _mark(axes, sorted({getattr(point, quantity) for point in shown}))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 LEVEL = 0.95
-KEYS = ("network", "objective", "fraction")  # what a point is one of
+KEYS = ("network", "objective", "fraction", "length")  # what a point is one of
 
 
 class Point(NamedTuple):
-    """One network that learned from one share of the data by one objective."""
+    """One network that learned from one share of the data by one objective for so long."""
 
     network: str
     objective: str
     fraction: float
+    length: float  # by the study's own
     images: int  # that it was pretrained on
     petaflop: float  # of its pretraining, forward and backward
     seeds: int
@@ -21,6 +22,11 @@ class Point(NamedTuple):
     low: float  # of the 95 % interval
     high: float
     basis: str  # what the interval is over
+
+
+def at_longest(points: Sequence[Point]) -> list[Point]:
+    """Those by which amounts of data are compared."""
+    return [point for point in points if point.length == max(one.length for one in points)]
 
 
 def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
