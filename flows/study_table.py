@@ -142,7 +142,7 @@ def concluded(study: Study, progress: Progress, report: Report) -> tuple[int, st
         report(line)
     possible = [row for row in rows if row["run"]]
     done = [row for row in possible if row["state"] == "done"]
-    for row in [row for row in possible if row["state"] not in ("done", "new")]:
+    for row in [row for row in possible if row["state"] not in ("done", "new") or row["reason"]]:
         why = f": {row['reason']}" if row["reason"] else ""
         report(f"{row['state']}: {row['network']} by {row['objective']}, {row['images']:,} images, length "
                f"{row['length']:g}, seed {row['seed']}{why}; {row['run']}")  # fmt: skip

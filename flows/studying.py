@@ -107,7 +107,13 @@ def _scored(study: Study, progress: Progress, report: Report, bring: Bring) -> l
     ends = [_evaluated(study, models, report, bring)]
     if ends[0].code not in (EXIT_DONE, EXIT_STOPPED) and not ends[0].left and len(models) > 1:
         report(f"{ends[0].reason}; each is scored by itself")
-        ends = [_evaluated(study, {name: path}, report, bring) for name, path in models.items()]
+        ends = []
+        for name, path in models.items():
+            ends.append(_evaluated(study, {name: path}, report, bring))
+            if ends[-1].code != EXIT_DONE:
+                progress.reasons[progress.scored[name].path] = ends[-1].reason
+            if ends[-1].code == EXIT_STOPPED or ends[-1].left:
+                break
     return ends
 
 

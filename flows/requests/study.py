@@ -95,10 +95,12 @@ def requested_study(file: str, *, overrides: Sequence[str], home: Path) -> Study
 
 def _scored_dataset(config: StudyConfig, home: Path, path: Path) -> DatasetIndex:
     """What cells are scored on. InputError where the protocol cannot score it, or where one dataset cannot be read."""
-    asked = config.downstream
+    asked, key = config.downstream, "data"
     try:
-        key, pretrained_on = "data", dataset(config.data, home)
-        key, index = ("downstream.data", dataset(asked.data, home)) if asked.data else (key, pretrained_on)
+        index = pretrained_on = dataset(config.data, home)
+        if asked.data:
+            key = "downstream.data"
+            index = dataset(asked.data, home)
         require_scorable(index, [asked.scored_by], SPLITS, {})
         if index.label_sets is not None:
             raise InputError(f"{index.directory}: its images may be of several classes, and a study is of one an image")
