@@ -151,6 +151,18 @@ def ladder(
 
 
 @app.command
+def study(file: str, *, set: Set = [], dry_run: Switch = False, dir: Dir = None) -> int:
+    """A grid of networks, shares of a dataset and objectives: each pretrained and scored; one table, one plot.
+
+    FILE is a study's YAML, or the name of a shipped one; --set sets its keys, for example --set data=DATASET. --dry-run
+    shows the cells and what they cost. Ctrl-C stops with checkpoints; the same command goes on with what is not done.
+    """
+    from flows.command_line.commands import study_command
+
+    return study_command(file, set, dry_run, dir, say)
+
+
+@app.command
 def evaluate(
     model: str, *, data: str | None = None, protocol: Protocols = [], suite: str | None = None,
     profile: str = "local", set: Set = [], run_dir: str | None = None, dir: Dir = None,

@@ -72,6 +72,7 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
     "registration": {"budget", "config", "errors", "forecast", "rank", "registry", "run_directory", "shards", "words"},
+    "studies": {"run_directory", "words"},
     "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage", "words"},
 }
 

@@ -1,4 +1,4 @@
-"""An export and its source, each in a process of its own, asked in turn: what they answer, how fast, in how much memory."""
+"""An export and its source, each in a process of its own, asked in turn: answers, speed, memory."""
 
 import contextlib
 import json
