@@ -49,7 +49,7 @@ def export(me: Rank) -> None:
         try:
             notes = write_format(network, source, config, partial)
         except UntraceableError as error:
-            words = f"format {config.format}: torch.export cannot follow this network: {error}; take safetensors"
+            words = f"format {config.format}: torch's exporter cannot follow this network: {error}; take safetensors"
             raise RefusedError(words) from None
         del network
         me.phase = "hold against the source"
@@ -117,7 +117,9 @@ def _report(
         "format_version": 1,
         "format": config.format,
         "source": {"model": source.reference} | {key: lineage.get(key) for key in ("registered", "run", "step")},
-        "files": {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files},
+        "files": {
+            name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files
+        },
         "open": HOW[config.format],
         "outputs": ("logits; probabilities by " + source.outputs) if source.num_classes else "features",
         "classes": list(source.classes),
