@@ -65,7 +65,8 @@ class MergingEncoder(nn.Module):
 
 
 def merged_per_block(num_patches: int, depth: int, keep: float) -> list[int]:
-    """How many tokens each block merges, so that round(keep * num_patches) are left: at most half of what there are."""
+    """How many tokens each block merges, so that round(keep * num_patches) are left; never more than half of what
+    there is, so that of a very small `keep` more are left."""
     total, left, counts = num_patches - max(1, round(keep * num_patches)), num_patches, []
     for blocks_left in range(depth, 0, -1):
         count = min(math.ceil(total / blocks_left), left // 2)

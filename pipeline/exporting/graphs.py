@@ -24,8 +24,8 @@ class UntraceableError(Exception):
 
 
 def write_program(network: nn.Module, example: Tensor, folder: Path, facts: Mapping[str, str]) -> None:
-    """`model.pt2`: a zip of the graph as JSON and the weights as raw numbers; the one pickle in it, where example
-    inputs would be, holds None. `facts` go in as further files.
+    """`model.pt2`: a zip of the graph as JSON and the weights as raw numbers. No pickle is in it: the file of example
+    inputs, which torch would pickle, is empty. `facts` go in as further files.
 
     Shape:
         example: (2, C, H, W)
