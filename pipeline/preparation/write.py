@@ -18,6 +18,7 @@ from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.lineage.trail import ancestors_of_plan
+from pipeline.preparation.bands import write_bands
 from pipeline.preparation.code_state import code_state
 from pipeline.preparation.training import PreparedRun, dump_config
 from pipeline.redaction import require_no_secret, without_secrets
@@ -69,6 +70,8 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
         run.checkpoints.mkdir(exist_ok=True)
         write_json(run.plan_file, prepared.plan | {"notes": prepared.notes, "request_sha256": _request(prepared)})
         write_deepspeed(run, prepared.config, prepared.plan)
+        if isinstance(prepared.config, TrainingConfig):
+            write_bands(run, prepared)
         code, difference = code_state()
         if difference:
             write_file(run.difference_file, difference)
