@@ -182,7 +182,7 @@ def test_a_collapsed_run_is_stopped_with_a_checkpoint_where_that_is_the_policy(p
     assert "health was bad 2 times in a row" in said[0] and "feature spread" in said[0]
     assert "features of all images are alike" in said[0] and "health.policy=report" in said[0]
     newest = run.newest_checkpoint()
-    assert newest is not None and newest.step == read_verdicts(run)[-1][0].step == 6
+    assert newest is not None and newest.step == read_verdicts(run)[-1][0].step == 4
     assert not run.result_file.exists()
 
 
