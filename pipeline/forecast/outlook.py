@@ -96,7 +96,7 @@ def _say(found: Outlook, ladder: Ladder, samples: int, parameters: int) -> None:
     try:
         entry = _entry(ladder.forecast(*target), "share" if ladder.score.name == "accuracy" else "loss")
         found.forecasts = {ladder.score.name: entry | {"metric": ladder.score.metric}} | found.forecasts
-        found.basis.append(f"{len(ladder.done)} {OF_LADDERS} {name}{without} ({ladder.score.name})")
+        found.basis.insert(0, f"{len(ladder.done)} {OF_LADDERS} {name}{without} ({ladder.score.name})")
     except TooFew as error:
         found.notes.append(f"ladder {name}{without}: no forecast: {error}")
     if band := bands(ladder.done, *target):
