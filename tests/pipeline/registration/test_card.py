@@ -100,7 +100,7 @@ def test_a_version_carries_what_was_forecast_beside_what_came(home, digits):
     accuracy = {"value": 0.75, "low": 0.7, "high": 0.8, "unit": "share", "metric": linear}
     fingerprint = run.plan()["data"]["fingerprint"]
     forecasts = {"accuracy": accuracy, "hours": {"value": 1.0, "low": 0.5, "high": 1.2, "unit": "hours"}}
-    said = {"format_version": 1, "basis": "x", "data_fingerprint": fingerprint, "forecasts": forecasts}
+    said = {"format_version": 1, "basis": "x", "data_fingerprint": fingerprint, "steps": 4, "forecasts": forecasts}
     write_json(run.path / "forecast.json", said)
     hours = {"value": 1.0, "low": 0.5, "high": 1.2, "outcome": 1.5, "inside": False}
     write_json(run.result_file, {"stage": "pretrain", "steps": 4, "forecast": {"hours": hours}})
