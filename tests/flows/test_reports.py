@@ -39,6 +39,16 @@ def test_each_training_of_a_sequence_has_its_report(tmp_path):
     assert write_run_reports(sequence, print) == [run.path / "report.html"]
 
 
+def test_an_evaluation_that_graded_a_training_has_its_report_written_again(tmp_path):
+    home = copied_home(tmp_path)
+    run, evaluation = trained(home), RunDirectory(home / "runs" / "evaluation")
+    assert write_run_reports(evaluation, print) == []
+    graded = {"accuracy": {"value": 0.9, "low": 0.8, "high": 1.0, "outcome": 0.875, "inside": True}}
+    write_json(run.result_file, read_json(run.result_file) | {"forecast": graded})
+    assert write_run_reports(evaluation, print) == [run.path / "report.html"]
+    assert "0.875" in (run.path / "report.html").read_text()
+
+
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path):
     run = trained(copied_home(tmp_path))
     (run.path / "provenance.json").write_text("[")
