@@ -58,9 +58,22 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "words",
     },
     "embedding": {"config", "errors", "evaluation", "loading", "rank", "registry", "run_directory", "shards"},
+    "exporting": {
+        "config",
+        "errors",
+        "evaluation",
+        "ingestion",
+        "loading",
+        "rank",
+        "registry",
+        "run_directory",
+        "shards",
+        "words",
+    },
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
     "registration": {"budget", "config", "errors", "forecast", "rank", "registry", "run_directory", "shards", "words"},
+    "studies": {"run_directory", "words"},
     "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage", "words"},
 }
 
