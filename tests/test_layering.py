@@ -45,6 +45,7 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "budget",
         "config",
         "errors",
+        "health",
         "inspection",
         "lineage",
         "pages",
