@@ -15,7 +15,7 @@ from pipeline.ingestion.labelling.annotations import mask_class_names
 from pipeline.ingestion.making import REJECTED_NAME, IngestError, ShardMaker
 from pipeline.ingestion.plan import IngestPlan
 from pipeline.ingestion.rejected import Rejected, write_rejected
-from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
+from pipeline.ingestion.shard_contract import ShardJob, ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.fingerprint import dataset_fingerprint
 from pipeline.shards.index import SPLITS, DatasetIndex

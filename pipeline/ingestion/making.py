@@ -14,7 +14,7 @@ from pipeline.ingestion.machines.dask_cluster import run_in_dask
 from pipeline.ingestion.machines.shard_groups import EngineLost, RunGroups, in_groups
 from pipeline.ingestion.plan import IngestPlan, num_workers
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons
-from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
+from pipeline.ingestion.shard_contract import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.shards.atomic import remove_temporaries, sync_directory
 from pipeline.shards.certificate import REJECTED_NAME

@@ -37,7 +37,8 @@ from pipeline.ingestion.labelling.splits import class_folders, folder_splits, ha
 from pipeline.ingestion.opening import Opened, list_source, source_name
 from pipeline.ingestion.plan_notes import shares_of_splits, unread_labels
 from pipeline.ingestion.rejected import Rejected, num_counted
-from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
+from pipeline.ingestion.shard_contract import ShardJob
+from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, WriteShard, order_keys
 from pipeline.ingestion.sources.listing import Listing, SourceFiles
 from pipeline.shards.index import SPLITS
 from pipeline.shards.label_sets import LabelSets, names_of

@@ -29,7 +29,7 @@ from pipeline.ingestion.duplicates.likeness import MOST_BITS, likeness
 from pipeline.ingestion.duplicates.sample_hashes import restore_hashes
 from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples, SamplesBuilder, add_others, num_others
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.shard_jobs import ShardJob
+from pipeline.ingestion.shard_contract import ShardJob
 from pipeline.shards.atomic import write_file
 from pipeline.shards.index import SPLITS, DatasetIndex, read_index
 from pipeline.shards.reader import ShardReader, node_reader
