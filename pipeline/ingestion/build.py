@@ -73,7 +73,6 @@ def _ingest(
 ) -> IngestReport:  # fmt: skip
     plan = plan_ingest(source, config, scratch)
     others = read_others(config.leakage_against, destination)
-    check_destination(destination, plan.identity)
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:

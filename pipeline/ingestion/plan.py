@@ -46,7 +46,7 @@ from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores
 from pipeline.shards.table import NO_LABEL
 from pipeline.storage.location import Location
 
-UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
+UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction", "max_read_seconds")  # they change no byte of the shards
 # Datasets of before lack them: they count where they are not the default.
 LATER_KEYS = (
     *("masks", "mask_classes", "boxes", "split", "examine", "duplicates", "leakage_against", "tars"),

@@ -52,6 +52,9 @@ class ShardJob(Protocol):
     def path(self, number: int) -> str:
         """What a file is called in rejected.jsonl."""
 
+    def where(self, number: int) -> str:
+        """What is read for a file, told without reading anything."""
+
     def numbers_of(self, keys: Sequence[str]) -> list[int]:
         """The file of each sample of its shard, by its key."""
 

@@ -145,6 +145,9 @@ class WriteShard:
     def path(self, number: int) -> str:
         return self.candidates[number].path
 
+    def where(self, number: int) -> str:
+        return self.path(number)
+
     def numbers_of(self, keys: Sequence[str]) -> list[int]:
         numbers = {sample_key(candidate.path): number for number, candidate in enumerate(self.candidates)}
         return [numbers[key] for key in keys]

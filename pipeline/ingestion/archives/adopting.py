@@ -74,6 +74,9 @@ class AdoptTar:
     def path(self, number: int) -> str:
         return f"{self._shown}/{_places_in(self.tar, stamp_of(self.tar)).key(number)}"
 
+    def where(self, number: int) -> str:
+        return str(self.tar)
+
     def numbers_of(self, keys: Sequence[str]) -> list[int]:
         places = _places_in(self.tar, stamp_of(self.tar))
         numbers = {places.key(number): number for number in range(len(places.ends))}
