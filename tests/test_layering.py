@@ -58,12 +58,12 @@ INGESTION_ROOMS = {  # what each room of ingestion may import of the rest of it,
     "pixels": set(),
     "sources": {"rejected"},
     "labelling": {"images", "rejected", "sources"},
-    "duplicates": {"images", "pixels", "rejected", "shard_contract"},
+    "duplicates": {"images", "pixels", "progress", "rejected", "shard_contract"},
     "archives": {
         *("labelling", "locks", "rejected", "sources"),
         *("counts", "duplicates", "images", "isolation", "shard_contract", "statistics"),  # to adopt tars as shards
     },
-    "tables": {"archives", "rejected", "sources"},
+    "tables": {"archives", "progress", "rejected", "sources"},
     "machines": {"isolation", "shard_contract"},
     "certificate": {"counts", "duplicates", "labelling", "rejected", "shard_contract"},
 }

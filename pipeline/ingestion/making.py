@@ -14,6 +14,7 @@ from pipeline.ingestion.journal import Journal
 from pipeline.ingestion.machines.dask_cluster import run_in_dask
 from pipeline.ingestion.machines.shard_groups import EngineLost, RunGroups, in_groups
 from pipeline.ingestion.plan import IngestPlan, num_workers
+from pipeline.ingestion.progress import Progress
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons
 from pipeline.ingestion.shard_contract import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
@@ -22,8 +23,6 @@ from pipeline.shards.certificate import REJECTED_NAME
 from pipeline.shards.index import INDEX_NAME
 
 FAULTS_BEYOND_BUDGET = 20
-
-Progress = Callable[[int, int, int], None]  # (files done, files in all, images rejected)
 
 
 class IngestError(Exception):

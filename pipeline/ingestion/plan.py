@@ -36,6 +36,7 @@ from pipeline.ingestion.labelling.layout import Layout, read_layout, require_no_
 from pipeline.ingestion.labelling.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.opening import Opened, list_source, source_name
 from pipeline.ingestion.plan_notes import shares_of_splits, unread_labels
+from pipeline.ingestion.progress import Progress, untold
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_contract import ShardJob
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, WriteShard, order_keys
@@ -82,12 +83,12 @@ class IngestPlan:
         return num_counted(self.rejected) + sum(job.num_files for job in self.jobs)
 
 
-def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPlan:
+def plan_ingest(source: str, config: IngestConfig, scratch: Scratch, progress: Progress = untold) -> IngestPlan:
     """InputError for everything wrong with the source or what the config says about it.
 
     `scratch` is for what must be unpacked to be read, and must stay until the jobs are done.
     """
-    chosen = list_source(source, config, scratch)
+    chosen = list_source(source, config, scratch, progress)
     if isinstance(chosen.source, AdoptedTars):
         return _plan_tars(source, chosen.source.tars, chosen.listing.rejected, config)
     return _plan_files(source, chosen, config)
