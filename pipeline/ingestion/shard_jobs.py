@@ -36,6 +36,7 @@ from pipeline.shards.writer import Expected, NewSample, write_shard
 
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
 UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
+MOST_EXPECTED_BYTES = 1 << 33
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
 
 
@@ -171,10 +172,10 @@ class WriteShard:
         )  # fmt: skip
 
     def _expected(self) -> Expected | None:
-        """None where images are made anew, most of them smaller than their files."""
-        if self.images.max_side is not None or self.images.format is not None:
-            return None
-        return Expected(self.num_files, self.num_bytes)
+        """None where images are made anew, most of them smaller than their files, and of an uncommonly large shard, as
+        one of its files may be no image."""
+        made_anew = self.images.max_side is not None or self.images.format is not None
+        return None if made_anew or self.num_bytes > MOST_EXPECTED_BYTES else Expected(self.num_files, self.num_bytes)
 
     def _samples(self, made: "_Made") -> Iterator[NewSample]:
         """One file at a time, so a worker holds one image; `made` is filled on the way."""
