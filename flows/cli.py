@@ -136,6 +136,33 @@ def sweep(
 
 
 @app.command
+def ladder(
+    recipe: str, *, data: Data = [], profile: str = "local", set: Set = [], dry_run: bool = False, dir: Dir = None
+) -> int:  # fmt: skip
+    """Train small encoders on slices of the data, and forecast what RECIPE's own run will score, take and cost.
+
+    --dry-run shows the rungs and what they take by their plan; --set ladder.sizes=[ti,s],
+    ladder.fractions=[0.1,0.2,0.4] and ladder.budget_hours=N choose them. The same command goes on with what is not
+    done; a later `vit pretrain RECIPE` on the same data is told the forecast and the bands of its health.
+    """
+    from flows.command_line.commands import ladder_command
+
+    return ladder_command(recipe, data, profile, set, dry_run, dir, say)
+
+
+@app.command
+def study(file: str, *, set: Set = [], dry_run: Switch = False, dir: Dir = None) -> int:
+    """A grid of networks, shares of a dataset and objectives: each pretrained and scored; one table, one plot.
+
+    FILE is a study's YAML, or the name of a shipped one; --set sets its keys, for example --set data=DATASET. --dry-run
+    shows the cells and what they cost. Ctrl-C stops with checkpoints; the same command goes on with what is not done.
+    """
+    from flows.command_line.commands import study_command
+
+    return study_command(file, set, dry_run, dir, say)
+
+
+@app.command
 def evaluate(
     model: str, *, data: str | None = None, protocol: Protocols = [], suite: str | None = None,
     profile: str = "local", set: Set = [], run_dir: str | None = None, dir: Dir = None,
@@ -182,6 +209,22 @@ def inspect(model: str, *images_dest: str, set: Set = [], dir: Dir = None) -> in
     from flows.command_line.commands import inspect_command
 
     return inspect_command(model, images_dest, set, dir, say)
+
+
+@app.command
+def export(
+    model: str, dest: str, *, format: str, data: str | None = None, set: Set = [], dir: Dir = None
+) -> int:  # fmt: skip
+    """A MODEL for other programs, in the new folder DEST: safetensors (timm), hf (transformers), onnx, pt2, int8.
+
+    It is opened there as anybody would and held against the model on a fixed sample of images (of --data, or of what
+    the model was trained on): size, latency, memory, largest difference, agreement, accuracy in a table and in
+    DEST/export.json. Out of bounds nothing is written, exit 1. Keys of --set: images, repeats, bounds.max_difference,
+    bounds.min_agreement, bounds.max_accuracy_drop, token_reduction.keep.
+    """
+    from flows.command_line.exports import export_command
+
+    return export_command(model, dest, format, data, set, dir, say)
 
 
 @app.command

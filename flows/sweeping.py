@@ -4,37 +4,33 @@ A value in brackets is swept, `optimizer.learning_rate=[1e-3,3e-4]`. A key that 
 swept by a list of lists: `encoder.image_size=[[192,256],[224,224]]`.
 """
 
-import contextvars
 import csv
 import hashlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from cluster.job import SubmitError
 from cluster.profile import LocalProfile
+from flows.bringing import Bring, Report, bring_each
 from flows.command_line.runs import run_state
-from flows.control.jobs import Conclusion, introduce
-from flows.control.submission import launcher_of, request_of, runs_here
+from flows.control.jobs import introduce
+from flows.control.submission import launcher_of
 from flows.profiles import load_profile
 from flows.requests.named import Data
 from flows.requests.training import checked_training, written
 from pipeline.config.problems import config_classes
 from pipeline.config.recipe import parse_overrides, read_yaml, recipe_path
 from pipeline.config.stages import STAGES
-from pipeline.errors import EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, InputError
+from pipeline.errors import EXIT_DONE, EXIT_STOPPED, InputError
 from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
 
 MOST_RUNS = 1000
 PROFILE = "profile."
-Report = Callable[[str], None]
-Bring = Callable[[RunDirectory, Report], Conclusion]
 
 
 @dataclass(frozen=True)
@@ -140,47 +136,12 @@ def carry_out(sweep: Sweep, report: Report, bring: Bring) -> tuple[int, str]:
     if todo:
         report(f"{todo[0].path.name}, and the others but for what is swept:")
         introduce(todo[0], report)
-    if todo and not runs_here(todo[0]):
-        ends = _as_array(todo, report, bring)
-    else:
-        ends = _in_turn(todo, report, bring)
+    ends = bring_each(todo, report, bring)
     rows = write_table(sweep, report)
     codes = [end.code for end in ends]
     done = sum(row["state"] == "done" for row in rows)
     failed = [code for code in codes if code not in (EXIT_DONE, EXIT_STOPPED)]
     return (failed or [max(codes, default=EXIT_DONE)])[0], f"{sweep.directory.name}: {done} of {len(rows)} runs done"
-
-
-def _in_turn(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> list[Conclusion]:
-    ends = []
-    for run in runs:
-        ends.append(_one(run, report, bring))
-        if ends[-1].code == EXIT_STOPPED:  # somebody wants it all to stop
-            break
-    return ends
-
-
-def _as_array(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> list[Conclusion]:
-    try:
-        jobs = launcher_of(runs[0]).submit_array([request_of(run) for run in runs])
-    except SubmitError as error:
-        raise InputError(f"{runs[0].path.parent}: not submitted: {error}") from None
-    report(f"submitted: {len(jobs)} runs as {', '.join(dict.fromkeys(job.id.partition('_')[0] for job in jobs))}")
-    context = contextvars.copy_context
-    with ThreadPoolExecutor(len(runs)) as pool:
-        return [end.result() for end in [pool.submit(context().run, _one, run, report, bring) for run in runs]]
-
-
-def _one(run: RunDirectory, report: Report, bring: Bring) -> Conclusion:
-    def told(line: str) -> None:
-        report(line if run.path.name in line else f"{run.path.name}: {line}")
-
-    try:
-        conclusion = bring(run, told)
-    except InputError as error:
-        conclusion = Conclusion(EXIT_INPUT, "; ".join(error.problems), run, {})
-    report(conclusion.message)
-    return conclusion
 
 
 def write_table(sweep: Sweep, report: Report) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def carried_out(run: RunDirectory, home: Path, say: Say, *, watch: bool = False)
 
 def controlled(run: RunDirectory, home: Path, say: Say) -> Conclusion:
     """`control` in the foreground, reporting to Prefect where its API answers."""
-    with interrupts(run) as (cancelled, detached):
+    with interrupts(runs_here(run)) as (cancelled, detached):
         from flows.orchestration.mirror import mirrored
 
         def work(observe: Callable[[Observation], None]) -> Conclusion:
@@ -63,10 +63,10 @@ def controlled(run: RunDirectory, home: Path, say: Say) -> Conclusion:
 
 
 @contextlib.contextmanager
-def interrupts(run: RunDirectory) -> Iterator[tuple[threading.Event, threading.Event]]:
+def interrupts(here: bool) -> Iterator[tuple[threading.Event, threading.Event]]:
     """What `control` calls `cancelled` and `detached`: Ctrl-C stops a run of this machine, and leaves a cluster's."""
     cancelled, detached = threading.Event(), threading.Event()
-    with on_interrupt(cancelled if runs_here(run) else detached, signal.SIGINT, signal.SIGTERM):
+    with on_interrupt(cancelled if here else detached, signal.SIGINT, signal.SIGTERM):
         yield cancelled, detached
 
 

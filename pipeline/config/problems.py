@@ -51,7 +51,7 @@ def config_classes(annotation: Any) -> list[type[BaseModel]]:
     """The configs that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, UnionType, Annotated, tuple):
+    if get_origin(annotation) in (Union, UnionType, Annotated, tuple, dict):
         return [found for argument in get_args(annotation) for found in config_classes(argument)]
     return []
 
@@ -89,8 +89,14 @@ def _number(bound: float) -> str:
 
 
 def _place(config_class: type[BaseModel], location: Sequence[str | int]) -> Place:
-    classes, field, key = [config_class], None, []
+    classes, field, key, by_name = [config_class], None, [], False
     for number, part in enumerate(location):
+        if by_name:  # of configs by their names
+            if location[-1] == "[key]":
+                return Place((*key, part), field, [], whole=False)
+            key.append(part)
+            by_name = False
+            continue
         if not classes:
             return Place(tuple(key), field, classes, whole=False)
         if len(classes) > 1 and (tagged := [one for one in classes if part in (kind_of(one), TAGS.get(one))]):
@@ -101,6 +107,7 @@ def _place(config_class: type[BaseModel], location: Sequence[str | int]) -> Plac
             key.append(part)
             field = known[0]
             classes = config_classes(field.annotation)
+            by_name = bool(classes) and get_origin(field.annotation) is dict
         else:
             return Place((*key, *location[number:]), None, classes, whole=True)
     return Place(tuple(key), field, classes, whole=True)
@@ -109,6 +116,8 @@ def _place(config_class: type[BaseModel], location: Sequence[str | int]) -> Plac
 def _what_is_wrong(place: Place, problem: Mapping[str, Any], value: Any) -> tuple[str, str]:
     """The key that it is about, and what is wrong."""
     key = ".".join(map(str, place.key))
+    if problem["loc"][-1:] == ("[key]",) and problem["type"] == "string_pattern_mismatch":
+        return key, "not a name that can be used; take letters, digits, spaces and . _ -"
     match problem["type"]:
         case "value_error":
             return key, problem["msg"].removeprefix("Value error, ")

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from models.encoders.config import EncoderConfig
 from models.encoders.timm_config import AnyEncoderConfig, TimmEncoderConfig
 from models.objectives.config import FinetuneObjective, ObjectiveConfig, SupervisedConfig
 from models.schema import NOT_A_SWITCH, Config, Count, CountOrZero, Positive, Rate, Size, Text
@@ -13,11 +14,18 @@ from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.engine import ZeroConfig
 from pipeline.config.guard import GuardConfig
+from pipeline.config.health import HealthConfig
 from pipeline.config.optimizer import WHOLE_TENSORS, OptimizerConfig
 from pipeline.config.profiling import ProfilingConfig
 from pipeline.config.validation import ValidationConfig
 
 LENGTH_UNITS = ("epochs", "steps", "samples")
+
+
+def learns_by(objective: ObjectiveConfig | type[ObjectiveConfig], encoder: EncoderConfig | TimmEncoderConfig) -> bool:
+    """Whether there is a way to train such a network by the objective, whatever the settings of both."""
+    others = objective.other_networks
+    return not isinstance(encoder, TimmEncoderConfig) or others == "any" or (others == "swin" and encoder.is_swin)
 
 
 class TrainingConfig(Config):
@@ -39,6 +47,8 @@ class TrainingConfig(Config):
     """What happens when the loss or the gradient goes bad."""
     validation: ValidationConfig = ValidationConfig()
     """When the model is scored on images that it does not learn from."""
+    health: HealthConfig = HealthConfig()
+    """When it is measured whether the model learns as it should, with labels or without."""
     profiling: ProfilingConfig = ProfilingConfig()
     """Which steps are traced."""
     global_batch_size: Size
@@ -134,7 +144,7 @@ class TrainingConfig(Config):
     def _objective_can_train_the_encoder(self) -> "TrainingConfig":
         objective, encoder = self.objective, self.encoder
         if isinstance(encoder, TimmEncoderConfig):
-            if objective.other_networks == "none" or (objective.other_networks == "swin" and not encoder.is_swin):
+            if not learns_by(objective, encoder):
                 raise ValueError(
                     f"objective.kind {objective.kind} trains plain ViTs alone, and encoder.name {encoder.name} is "
                     "another network; that learns with labels, objective.kind supervised, or, a Swin but swinv2_cr, by "

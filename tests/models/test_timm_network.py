@@ -32,6 +32,7 @@ TINY = [
      "num_heads": 2}},
     {"name": "timm:vit_tiny_r_s16_p8_224", "image_size": 64, "arguments": {"depth": 2, "embed_dim": 24,
      "num_heads": 2}},
+    {"name": "timm:resnet10t", "image_size": 32, "arguments": {"channels": [8, 8, 16, 16], "output_stride": 8}},
 ]  # fmt: skip
 BY_NAME = {raw["name"].removeprefix("timm:").partition("_")[0]: raw for raw in TINY}
 
@@ -154,3 +155,25 @@ def test_layers_go_from_the_stem_to_the_head():
     layers = layers_of(network)
     assert layers.keys() == dict(network.named_parameters()).keys()
     assert layers["stem.0.weight"] == 0 and layers["head.fc.weight"] == max(layers.values())
+
+
+def test_norms_of_a_resnet_do_not_decay_and_learn_at_the_rate_of_their_layer():
+    config = read_encoder(BY_NAME["resnet10t"])
+    module = build_objective(SupervisedConfig(), config, num_classes=CLASSES, seed=0)
+    groups = parameter_groups(module, AdamWConfig(learning_rate=1e-3, layer_decay=0.5, weight_decay=0.1), config.depth)
+    of = {id(parameter): group for group in groups for parameter in group["params"]}
+    named = dict(module.named_parameters())
+    assert all(of[id(p)]["weight_decay"] == (0.1 if p.ndim > 1 else 0) for p in named.values())
+    rates = [of[id(named[f"encoder.{name}"])]["learning_rate_scale"] for name in
+             ("conv1.0.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight", "fc.weight")]  # fmt: skip
+    assert rates == sorted(set(rates)) and rates[-1] == 1.0
+    assert of[id(named["encoder.layer4.0.bn1.weight"])]["learning_rate_scale"] == rates[2]
+
+
+def test_operations_that_are_counted_and_those_of_the_formula_are_the_same_so_that_networks_compare():
+    counted = measured_size(
+        read_encoder({"name": "timm:vit_tiny_patch16_224", "image_size": 32, "arguments": {
+            "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}}), SupervisedConfig()
+    )  # fmt: skip
+    formula = {"name": "vit_ti16", "image_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+    assert counted["flops"] == pytest.approx(training_flops(read_encoder(formula), SupervisedConfig(), 0), rel=0.01)
