@@ -108,7 +108,7 @@ def _without_settings(text: str) -> str:
 
     def of_argument(found: re.Match[str]) -> str:
         option, quote, value = found.groups()
-        told = "=" in option or any(letter.isdigit() for letter in value)
+        told = "=" in option or not value.replace("-", "").isalpha()  # `--token learned` is a choice
         return f"{option}{quote}{HIDDEN}" if told and _is_value(value) else found[0]
 
     return _ARGUMENT.sub(of_argument, _VARIABLE.sub(of_variable, text))
