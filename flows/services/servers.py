@@ -94,9 +94,12 @@ def start_mlflow_server(home: Path, port: int) -> subprocess.Popen:
     return start_part("mlflow", "mlflow", ["server", *arguments], home, own_environment() | settings)
 
 
-def start_deployments(home: Path, environment: dict[str, str], pool: str, suffix: str) -> subprocess.Popen:
+def start_deployments(
+    home: Path, environment: dict[str, str], pool: str, suffix: str, profile: str | None = None
+) -> subprocess.Popen:
     """Start the process that waits for the API, makes the work pool and every deployment, and ends."""
-    return start_part("deployments", "flows.services.deployments", [pool, suffix], home, environment)
+    arguments = [pool, suffix, profile or ""]
+    return start_part("deployments", "flows.services.deployments", arguments, home, environment)
 
 
 def start_worker(home: Path, name: str, environment: dict[str, str], pool: str = POOL) -> subprocess.Popen:
