@@ -69,13 +69,13 @@ def test_an_eviction_of_one_pod_of_two_saves_a_checkpoint_and_both_go_on_with_th
     pods = Pods(run_for_nodes(tmp_path, pictures, "steps=40", "checkpoint.every_steps=1000"))
     try:
         both = [pods.make(0), pods.make(1)]
-        until(lambda: _steps(pods.run, 1) > 3, "the third step")
+        until(lambda: _steps(pods.run, 1) > 3, "the third step", 300)
         both[1].send_signal(signal.SIGTERM)  # as the kubelet does when a node is drained; the other hears nothing
-        assert [pod.wait(120) for pod in both] == [EXIT_STOPPED, EXIT_STOPPED]
+        assert [pod.wait(150) for pod in both] == [EXIT_STOPPED, EXIT_STOPPED]
         saved = pods.run.newest_checkpoint()
         assert 3 < saved.step < 40 and pods.run.attempt(1).verdict()["code"] == EXIT_STOPPED
         both = [pods.make(1), pods.make(0)]  # made again in any order
-        assert [pod.wait(180) for pod in both] == [EXIT_DONE, EXIT_DONE]
+        assert [pod.wait(300) for pod in both] == [EXIT_DONE, EXIT_DONE]
     finally:
         for pod in pods.made:
             pod.kill()
