@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flows.services.processes import last_lines, log_path, start_part
 from pipeline.errors import FaultError
-from pipeline.registry.store_file import share_database
+from pipeline.registry.store_file import require_writable_database, share_database
 
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
@@ -62,7 +62,9 @@ def own_environment(without: Collection[str] = ()) -> dict[str, str]:
 def start_prefect_server(home: Path, port: int, ui: bool = True, team: Mapping[str, str] = {}) -> subprocess.Popen:
     """Start a Prefect server on `port`, with its database under `home/prefect`; `team` are settings of a team's."""
     (home / "prefect").mkdir(parents=True, exist_ok=True)
-    share_database(home / "prefect" / "prefect.db")
+    if not team:
+        require_writable_database(home / "prefect" / "prefect.db", "Prefect's database")
+        share_database(home / "prefect" / "prefect.db")
     environment = {name: value for name, value in own_environment().items() if name != "PREFECT_API_URL"}
     settings = NO_TELEMETRY | {
         "PREFECT_HOME": str(home / "prefect"),
@@ -84,6 +86,7 @@ def start_team_mlflow_server(home: Path, arguments: Sequence[str], environment: 
 
 def start_mlflow_server(home: Path, port: int) -> subprocess.Popen:
     """Start an MLflow server on `port` over the same store that `flows.home.tracking_uri` names."""
+    require_writable_database(home / "mlflow.db", "MLflow store")
     share_database(home / "mlflow.db")
     artifacts = (home / "artifacts").as_uri()
     arguments = ["--host", HOST, "--port", str(port), "--workers", "1"]  # 4 workers take 2.5 GB instead of 0.5

@@ -38,16 +38,21 @@ def share_database(file: Path) -> None:
 
 def require_writable_store(uri: str) -> None:
     """InputError where the file of an sqlite store is there and this person may not write it, or not its folder."""
-    file = sqlite_file(uri)
-    if file is None or not file.exists():
+    if (file := sqlite_file(uri)) is not None:
+        require_writable_database(file, "MLflow store", f"or {CORRECT}")
+
+
+def require_writable_database(file: Path, what: str, otherwise: str = "or take another --dir") -> None:
+    """InputError where the database is there and cannot be written by this person; a group's is shared first."""
+    if not file.exists():
         return
     share_database(file)
     for path in (*(Path(f"{file}{end}") for end in BESIDE), file.parent):
         if path.exists() and not os.access(path, os.W_OK):
             rights = stat.filemode(path.stat().st_mode)
             raise InputError(
-                f"MLflow store {path}: it is {_name(path.stat().st_uid)}'s and not yours to write ({rights}); have "
-                f"them run `chmod g+rw{'x' if path.is_dir() else ''} {path}`, or {CORRECT}"
+                f"{what} {path}: it is {_name(path.stat().st_uid)}'s and not yours to write ({rights}); have "
+                f"them run `chmod g+rw{'x' if path.is_dir() else ''} {path}`, {otherwise}"
             )
 
 

@@ -306,7 +306,7 @@ def test_runs_wait_for_a_slot_of_the_limit_of_their_place_and_for_none_where_the
 def test_a_flow_run_that_fell_silent_is_crashed_by_the_one_automation(stack, silent):
     made = post(f"{stack['prefect_api_url']}/automations/filter", {})
     assert [each["name"] for each in made] == ["vit: flow runs that fell silent"]
-    command = [sys.executable, "-m", "flows.services.deployments", "local", ""]
+    command = [sys.executable, "-m", "flows.services.deployments", "local", "", ""]
     environment = local_prefect_environment(Path(stack["home"]), stack["prefect_api_url"])
     subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, timeout=120)
     assert post(f"{stack['prefect_api_url']}/automations/filter", {}) == made

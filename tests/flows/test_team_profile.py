@@ -2,7 +2,6 @@
 
 import os
 import socket
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -168,14 +167,14 @@ def test_deployments_of_a_cluster_train_there_by_default(environment, tmp_path):
     path.write_text("kind: team\npool: kubernetes\nprofile: kubernetes\n")
     assert load_team(str(path)).profile == "kubernetes"
 
-    def trains(encoder: str, profile: str = "local") -> None: ...
-    def registers(model: str) -> None: ...
+    from flows.pretrain import pretrain
+    from flows.register import register
 
-    first, second = {"name": "a", "parameters": {"encoder": "x"}}, {"name": "b"}
-    for deployment, flow in ((first, trains), (second, registers)):
-        give_profile(deployment, SimpleNamespace(fn=flow), "kubernetes")
-    assert first["parameters"] == {"profile": "kubernetes", "encoder": "x"} and second == {"name": "b"}
-    give_profile(plain := {"name": "c"}, SimpleNamespace(fn=trains), "")
+    first, second = {"name": "a", "parameters": {"encoder": "vit_s16"}}, {"name": "b"}
+    for deployment, flow in ((first, pretrain), (second, register)):  # a registration does not ask where
+        give_profile(deployment, flow, "kubernetes")
+    assert first["parameters"] == {"profile": "kubernetes", "encoder": "vit_s16"} and second == {"name": "b"}
+    give_profile(plain := {"name": "c"}, pretrain, "")
     assert plain == {"name": "c"}
     for wrong, said in (("kubernets", "is no profile of runs; say"), ("mine.yaml", "is not an absolute path")):
         path.write_text(f"kind: team\nprofile: {wrong}\n")

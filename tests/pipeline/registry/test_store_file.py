@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.registry.store_file import require_writable_store, share_database, share_store
+from pipeline.registry.store_file import require_writable_database, require_writable_store, share_database, share_store
 
 
 def rights(path) -> str:
@@ -63,5 +63,7 @@ def test_a_store_of_somebody_else_is_refused_in_a_line_that_names_the_fix(group,
         require_writable_store(f"sqlite:///{file}")
     (line,) = refused.value.problems
     assert line.startswith(f"MLflow store {file}: ") and f"chmod g+rw {file}" in line
+    with pytest.raises(InputError, match=f"Prefect's database {file}: it is .*'s and not yours to write"):
+        require_writable_database(file, "Prefect's database")
     require_writable_store(f"sqlite:///{group / 'none.db'}")
     require_writable_store("postgresql://db/x")
