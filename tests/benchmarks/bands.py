@@ -86,6 +86,7 @@ def reference_of(recipe: str, runs: list[Any]) -> dict[str, Any]:
         for verdict in (one for measurement in read_verdicts(run) for one in measurement):
             values.setdefault(verdict.metric, {}).setdefault(verdict.progress, []).append(verdict.value)
     plan, config = runs[0].plan(), read_run_config(runs[0].path).model_dump(mode="json")
+    sources = [{key: value for key, value in one.items() if key != "path"} for one in config["data"]["sources"]]
     return {
         "format_version": 1,
         "basis": f"{recipe} on {plan['data']['name']}, {len(runs)} seeds",
@@ -98,7 +99,7 @@ def reference_of(recipe: str, runs: list[Any]) -> dict[str, Any]:
         "band": f"mean over seeds -+ {DEVIATIONS:g} standard deviations, at least -+ {LEAST:.0%} of the mean",
         "measured": machine(PACKAGES),
         "data": {"name": plan["data"]["name"], "fingerprint": plan["data"]["fingerprint"]},
-        "config": config | {"data": config["data"] | {"sources": [{} for _ in config["data"]["sources"]]}},
+        "config": config | {"data": config["data"] | {"sources": sources}},
     }
 
 
