@@ -68,8 +68,8 @@ def ingest(source: str, dest: str, *, set: Set = []) -> int:
 
     Keys of --set, which the README has in a table. Labels: labels, class_names, image_column, label_column, masks,
     mask_classes, boxes. Splits: splits, split_fractions, split.group, seed. Images: channels, colour, max_side,
-    quality, format, max_pixels, max_image_seconds, max_rejected_fraction, examine. Copies: duplicates,
-    leakage_against. Shards: samples_per_shard, tars, workers.
+    quality, format, max_pixels, max_image_seconds, max_read_seconds, max_rejected_fraction, examine. Copies:
+    duplicates, leakage_against. Shards: samples_per_shard, tars, workers.
     """
     from flows.command_line.commands import ingest_command
 

@@ -19,6 +19,7 @@ def commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
     lines = [line.split("#")[0] for block in blocks for line in block.splitlines()]
     inline = re.findall(r"`((?:uv run )?vit [^`]+)`", README)
+    lines = [re.sub(r"^.*?( -- |env( -u \w+)+ )(?=vit )", "", line) for line in lines]  # in a pod, or without variables
     found = {part.strip() for line in [*lines, *inline] for part in line.replace("\n", " ").split("&&")}
     return sorted(command for command in found if re.match(r"(uv run )?vit ", command))
 

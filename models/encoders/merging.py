@@ -65,7 +65,8 @@ class MergingEncoder(nn.Module):
 
 
 def merged_per_block(num_patches: int, depth: int, keep: float) -> list[int]:
-    """How many tokens each block merges, so that round(keep * num_patches) are left: at most half of what there are."""
+    """How many tokens each block merges, so that round(keep * num_patches) are left; never more than half of what
+    there is, so that of a very small `keep` more are left."""
     total, left, counts = num_patches - max(1, round(keep * num_patches)), num_patches, []
     for blocks_left in range(depth, 0, -1):
         count = min(math.ceil(total / blocks_left), left // 2)
@@ -81,8 +82,8 @@ def _attend(attention: Attention, tokens: Tensor, size: Tensor) -> tuple[Tensor,
     shape = (batch, length, 3, attention.num_heads, attention.head_dim)
     queries, keys, values = attention.qkv(tokens).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
     queries, keys = attention.q_norm(queries), attention.k_norm(keys)
-    weights = size.log().transpose(1, 2).unsqueeze(1)  # (B, 1, 1, L)
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=weights.expand(-1, -1, length, -1))
+    scores = attention.scale * queries @ keys.transpose(-2, -1) + size.log().transpose(1, 2).unsqueeze(1)
+    mixed = scores.softmax(dim=-1) @ values  # (B, heads, L, head width)
     mixed = attention.norm(mixed.transpose(1, 2).reshape(batch, length, attention.attn_dim))
     return attention.proj(mixed), keys.mean(dim=1)
 

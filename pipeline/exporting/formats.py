@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from models.encoders.merging import MergingEncoder
+from models.encoders.positions import write_out_axes
 from pipeline.config.export import ExportConfig
 from pipeline.evaluation.features import evaluation_input_of
 from pipeline.exporting.graphs import write_int8, write_onnx, write_program
@@ -29,6 +30,7 @@ HOW = {  # to open each, with its own library alone
 
 def write_format(network: nn.Module, source: ModelSource, config: ExportConfig, folder: Path) -> list[str]:
     """Write the format's own files; notes on what they do not say or do. The network may be changed on the way."""
+    write_out_axes(network)
     if config.token_reduction is not None:
         network = MergingEncoder(network, config.token_reduction.keep).eval()
     inputs = evaluation_input_of(source)

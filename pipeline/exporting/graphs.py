@@ -20,12 +20,12 @@ MOST_IMAGES = 65_536  # in a batch
 
 
 class UntraceableError(Exception):
-    """A network that torch.export cannot follow."""
+    """A network that torch's exporters cannot follow."""
 
 
 def write_program(network: nn.Module, example: Tensor, folder: Path, facts: Mapping[str, str]) -> None:
-    """`model.pt2`: a zip of the graph as JSON and the weights as raw numbers; the one pickle in it, where example
-    inputs would be, holds None. `facts` go in as further files.
+    """`model.pt2`: a zip of the graph as JSON and the weights as raw numbers. No pickle is in it: the file of example
+    inputs, which torch would pickle, is empty. `facts` go in as further files.
 
     Shape:
         example: (2, C, H, W)
@@ -39,13 +39,22 @@ def write_program(network: nn.Module, example: Tensor, folder: Path, facts: Mapp
 def write_onnx(network: nn.Module, example: Tensor, folder: Path, output: str, facts: Mapping[str, str]) -> None:
     """`model.onnx`, from `images` to `output`; `facts` are its metadata."""
     large = sum(parameter.nbytes for parameter in network.parameters()) > ONE_FILE_BYTES
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):  # the fused one's strides are not those of what it is decomposed into
+            module.fused_attn = False
     with _quiet():
         program = _traced(network, example)
-        converted = torch.onnx.export(
-            program, dynamo=True, input_names=["images"], output_names=[output], verbose=False, optimize=True
-        )
+        converted = _converted(program, output)
     converted.model.metadata_props.update(facts)
     converted.save(folder / "model.onnx", external_data=large)
+
+
+def _converted(program: torch.export.ExportedProgram, output: str) -> torch.onnx.ONNXProgram:
+    try:
+        return torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=[output], verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise UntraceableError(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}") from error
 
 
 def write_int8(network: nn.Module, example: Tensor, folder: Path, output: str, facts: Mapping[str, str]) -> None:

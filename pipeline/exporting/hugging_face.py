@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.encoders.config import EncoderConfig
-from models.encoders.positions import write_out_axes
 from models.weights.foreign import from_timm
 from models.weights.layouts import HUGGING_FACE
 from pipeline.evaluation.features import evaluation_input_of
@@ -29,8 +28,7 @@ BICUBIC = 3  # PIL's number
 
 
 def write_hugging_face(network: nn.Module, source: ModelSource, folder: Path) -> str | None:
-    """The directory; in words what it cannot say of the images, None where it says all."""
-    write_out_axes(network)
+    """The directory, of a network whose positions are a table; in words what it does not say of the images, if any."""
     encoder = EncoderConfig.model_validate(source.encoder)
     (folder / "config.json").write_text(json.dumps(_config(source, encoder), indent=2) + "\n")
     renamed = _renamed(network.state_dict(), encoder)
@@ -103,10 +101,8 @@ def image_processor(source: ModelSource) -> tuple[dict[str, Any] | None, str | N
     inputs = evaluation_input_of(source)
     height, width = inputs.size
     if inputs.channels != 3:
-        return (
-            None,
-            f"no preprocessor_config.json: transformers' processors are of 3 channels, this is of {inputs.channels}",
-        )
+        words = f"transformers' processors are of 3 channels, this is of {inputs.channels}"
+        return None, f"no preprocessor_config.json: {words}"
     frame = [math.floor(side / inputs.crop) for side in inputs.size]
     if inputs.crop_mode == "center" and height == width:
         size = {"shortest_edge": frame[0]}

@@ -49,7 +49,7 @@ def export(me: Rank) -> None:
         try:
             notes = write_format(network, source, config, partial)
         except UntraceableError as error:
-            words = f"format {config.format}: torch.export cannot follow this network: {error}; take safetensors"
+            words = f"format {config.format}: torch's exporter cannot follow this network: {error}; take safetensors"
             raise RefusedError(words) from None
         del network
         me.phase = "hold against the source"
@@ -112,12 +112,14 @@ def _report(
 ) -> dict[str, Any]:  # fmt: skip
     """What DEST/export.json says."""
     lineage = source.lineage
-    files = {name: folder / name for name in files_in(folder) if name != LOCK}
+    files = [name for name in files_in(folder) if name != LOCK]
     return {
         "format_version": 1,
         "format": config.format,
         "source": {"model": source.reference} | {key: lineage.get(key) for key in ("registered", "run", "step")},
-        "files": {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in files.items()},
+        "files": {
+            name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files
+        },
         "open": HOW[config.format],
         "outputs": ("logits; probabilities by " + source.outputs) if source.num_classes else "features",
         "classes": list(source.classes),

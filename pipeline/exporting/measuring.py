@@ -1,4 +1,4 @@
-"""An export and its source, each in a process of its own, asked in turn: answers, speed, memory."""
+"""An export and its source, each in a process of its own, asked in turn: what they answer, and what that takes."""
 
 import contextlib
 import json
@@ -28,7 +28,6 @@ class Opened:
         environment = os.environ | {
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_VERBOSITY": "error",
         }
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, text=True, env=environment

@@ -15,11 +15,12 @@ from PIL import Image
 from flows.requests.training import training_run
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import HealthError
-from pipeline.health.log import read_verdicts
+from pipeline.health.log import bad_in_a_row, read_verdicts
 from pipeline.ingestion.build import ingest
 from pipeline.rank import Rank
 from pipeline.run_directory import RunDirectory, write_json
 from tests.pipeline.pictures import small_dataset
+from tests.pipeline.training.runs import train_until
 from tests.ranks import run_on_ranks
 
 
@@ -205,3 +206,21 @@ def test_attention_is_seen_in_a_network_that_was_compiled_before_it_was_looked_a
     with as_if_not_compiled():
         found = attention_by_block(module.encoder, images, relative_entropy)
     assert len(found) == 2 and all(map(torch.equal, found, expected))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_measures_what_the_uninterrupted_one_does_and_remembers_bad_measurements(pictures, tmp_path):
+    """Resumed at two ranks and another stage; a spread of 2 is reached by none, so every measurement is bad."""
+    settings = ["steps=7", "health.every_steps=2", "health.least_spread=2", "health.settling=0"]
+    whole = new_run(tmp_path / "whole", pictures, "mae", *settings, "zero.stage=0")
+    run_on_ranks(train_until, 1, str(whole.path), 1, 99, timeout_seconds=400)
+    stopped = new_run(tmp_path / "stopped", pictures, "mae", *settings, ranks=2)
+    run_on_ranks(train_until, 2, str(stopped.path), 1, 5, timeout_seconds=400)
+    assert [one[0].step for one in read_verdicts(stopped)] == [2, 4]
+    run_on_ranks(train_until, 2, str(stopped.path), 2, 99, timeout_seconds=400)
+    expected, found = read_verdicts(whole), read_verdicts(stopped)
+    assert [one[0].step for one in found] == [2, 4, 6, 7]
+    for measurements in zip(expected, found, strict=True):
+        values = [{verdict.metric: verdict.value for verdict in one} for one in measurements]
+        assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-5)
+    assert bad_in_a_row(found) == 4
