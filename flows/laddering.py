@@ -36,7 +36,7 @@ from pipeline.forecast.ladder import FILE, FOLDER, Ladder, Rung, Score, compared
 from pipeline.forecast.law import LEAST_POINTS, TooFew
 from pipeline.forecast.pace import Pace, learned_pace, planned_seconds
 from pipeline.forecast.past import past_runs, place_of, seconds_taken
-from pipeline.forecast.rungs import size_settings, sizes, slice_settings
+from pipeline.forecast.rungs import health_settings, size_settings, sizes, slice_settings
 from pipeline.preparation.training import PreparedRun
 from pipeline.preparation.write import run_path
 from pipeline.run_directory import RunDirectory, read_json
@@ -78,7 +78,8 @@ def planned_ladder(recipe: str, *, data: Data, profile: str, overrides: Sequence
     rungs = {
         f"{size}-{fraction:g}": checked_training(
             stage, recipe, data=data, profile=profile, home=home, rehearse="never",
-            overrides=[*fixed, *size_settings(size, full.config.encoder), *slice_settings(fraction, full.config)],
+            overrides=[*fixed, *size_settings(size, full.config.encoder), *slice_settings(fraction, full.config),
+                       *health_settings(fraction, full.config, full.plan["steps"]["steps"])],
         )[0]
         for size in chosen_sizes for fraction in sorted(config.fractions)
     }  # fmt: skip

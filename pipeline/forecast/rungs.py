@@ -6,6 +6,8 @@ from models.encoders.config import SIZES, EncoderConfig
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 
+MEASUREMENTS = 10  # of a rung's health
+
 
 def sizes(config: TrainingConfig, goes_on: bool, asked: tuple[str, ...] | None) -> tuple[str, ...]:
     """The sizes `asked` for, or those that suit a run's encoder; InputError for one that is no smaller network of its
@@ -47,6 +49,15 @@ def size_settings(size: str, encoder: Any) -> list[str]:
         f"encoder.name=vit_{size}{encoder.patch_size}", f"encoder.image_size={image}", f"encoder.embed_dim={embed_dim}",
         f"encoder.depth={depth}", f"encoder.num_heads={num_heads}", f"encoder.mlp_ratio={mlp_ratio}",
     ]  # fmt: skip
+
+
+def health_settings(fraction: float, config: TrainingConfig, steps: int) -> list[str]:
+    """The health of a rung, of a run of so many `steps`, is measured some ten times, however short it is, as bands
+    follow from it, and on as many images as the run's: RankMe is bounded by their number. Off where the run's is."""
+    if not config.health.every_steps:
+        return ["health.every_steps=0"]
+    every = max(1, int(fraction * steps / MEASUREMENTS))
+    return [f"health.every_steps={min(every, config.health.every_steps)}", f"health.images={config.health.images}"]
 
 
 def slice_settings(fraction: float, config: TrainingConfig) -> list[str]:

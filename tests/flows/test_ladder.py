@@ -97,6 +97,16 @@ def test_slices_lie_within_each_other_and_lengths_in_steps_shrink_with_them(home
     assert slices[0] < slices[1] < slices[2]
 
 
+def test_the_health_of_short_rungs_is_measured_too_and_is_off_where_the_run_has_none(home, with_validation):
+    plan = planned(home, with_validation, "epochs=100")
+    full = plan.full.config.health
+    for name, rung in plan.rungs.items():
+        steps, every = rung.plan["steps"]["steps"], rung.config.health.every_steps
+        assert 9 <= steps // every and every <= full.every_steps and rung.config.health.images == full.images, name
+    off = planned(home, with_validation, "health.every_steps=0")
+    assert {rung.config.health.every_steps for rung in off.rungs.values()} == {0}
+
+
 def test_the_dearest_rungs_are_left_out_for_the_budget_and_named(home, with_validation):
     hours = planned(home, with_validation).hours
     plan = planned(home, with_validation, f"ladder.budget_hours={0.99 * sum(hours.values())}")

@@ -11,6 +11,7 @@ from pipeline.forecast.bands import bands, health_curves
 from pipeline.forecast.ladder import Rung, compared, differences, ladders, read_ladder, why_not
 from pipeline.forecast.law import TooFew
 from pipeline.forecast.outlook import outlook
+from pipeline.health.bands import read_bands
 from pipeline.run_directory import RunDirectory, write_json
 from tests.pipeline.forecast.homes import PLAN, done, ladder
 
@@ -176,3 +177,22 @@ def test_differences_name_keys_and_both_values():
     assert list(differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})) == ["a.b is 3 there and 1 here"]
     made = config()
     assert why_not.__doc__ and list(differences(compared(made), compared(made))) == []
+
+
+def test_bands_of_a_ladder_are_what_the_trainer_reads(tmp_path):
+    shapes = [(samples, parameters) for parameters in (1000, 4000) for samples in (1000, 2000, 4000)]
+    curves = [
+        {"explained_variance": [[p, explained(p, *shape)] for p in (0.1, 0.4, 0.7, 1.0)],
+         "rankme": [[p, 20 * p + shape[1] / 1000] for p in (0.1, 0.4, 0.7, 1.0)],
+         "knn_top1": [[p, 0.9 + p / 10] for p in (0.1, 0.4, 0.7, 1.0)]}
+        for shape in shapes
+    ]  # fmt: skip
+    ladder(tmp_path, compared(config()), VALUES, curves=curves)
+    run = RunDirectory(tmp_path / "runs" / "x")
+    run.path.mkdir(parents=True)
+    said(tmp_path).write(run)
+    found = read_bands(run.path)
+    assert found.basis == "6 rungs of ladder digits-1" and set(found.metrics) == set(curves[0])
+    assert found.at("explained_variance", 0.05) is None  # before the first that every rung has measured
+    low, high = found.at("rankme", 1.0)
+    assert 1 < low < high and found.at("knn_top1", 1.0)[1] <= 1.0
