@@ -86,7 +86,9 @@ def health(facts: RunFacts) -> Html:
     """Each measurement's newest verdict, its curve before the band it was held against, and what was outside."""
     told = facts.health
     if not told.measured:
-        return paragraph(f"{NOT_MEASURED}: the run kept no health.jsonl", "quiet")
+        is_off = (facts.raw.get("health") or {}).get("every_steps") == 0
+        why = "health.every_steps is 0" if is_off else "the run kept no health.jsonl"
+        return paragraph(f"{NOT_MEASURED}: {why}", "quiet")
     rows = [_health_row(metric, told.of(metric)) for metric in told.metrics]
     charts = [_health_chart(facts, told, metric) for metric in told.metrics]
     outside = [one for one in told.outside]
@@ -99,6 +101,7 @@ def health(facts: RunFacts) -> Html:
     more = f" (the newest {LISTED} of {len(lines):,})" if len(lines) > LISTED else ""
     return joined(
         paragraph(words + basis),
+        bullets(str(told.of(metric)[-1].get("words") or metric) for metric in told.metrics),
         table(("measured", "newest value", "expected", "verdict", "outside"), rows, numbers=(1, 2)),
         Html(f'<div class="curves">{"".join(charts)}</div>'),
         folded(f"Every verdict in words{more}", bullets(lines[-LISTED:])),

@@ -39,6 +39,12 @@ def test_a_finished_run_says_what_was_asked_how_it_learned_and_what_it_cost(run)
     assert "could not be shown" not in page.text
 
 
+def test_health_that_was_switched_off_is_said_to_be(run):
+    with open(run.config_file, "a") as file:
+        file.write("health: {every_steps: 0}\n")
+    assert "not measured: health.every_steps is 0" in page_of(run).text
+
+
 def test_health_is_drawn_before_its_band_and_said_in_words(run):
     measured_health(run, {"explained_variance": [0.2, 0.41, 0.42], "rankme": [0.4, 0.4]}, (0.38, 0.45))
     page = page_of(run)
