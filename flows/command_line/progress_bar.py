@@ -25,7 +25,7 @@ from pipeline.ingestion.progress import Progress as Told
 class _SpeedColumn(ProgressColumn):
     def render(self, task: Row) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} images/s")
+        return Text("" if speed is None or task.description != INGESTING else f"{speed:,.0f} images/s")
 
 
 @contextmanager
@@ -43,6 +43,8 @@ def ingest_display(say: Say, console: Console | None = None) -> Iterator[Told]:
         row = bar.add_task("listing the source", total=None, rejected=0)
 
         def show(done: int, total: int, rejected: int, what: str = INGESTING) -> None:
+            if bar.tasks[row].description != what:
+                bar.reset(row)  # what comes has a speed of its own
             bar.update(row, description=what, completed=done, total=total, rejected=rejected)
 
         yield show
