@@ -195,7 +195,7 @@ def _add_positions(encoder: Encoder, patches: Tensor) -> tuple[Tensor, Tensor]:
     if table is not None:
         positions, split = table.to(patches.dtype), encoder.num_prefix_tokens
         prefix, patches = prefix + positions[:, :split], patches + positions[:, split:]
-    return patches, prefix.expand(len(patches), -1, -1)
+    return patches, prefix.expand(patches.shape[0], -1, -1)
 
 
 def encode_tokens(encoder: Encoder, tokens: Tensor, visible: Tensor | None = None) -> Tensor:

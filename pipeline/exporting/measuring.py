@@ -55,6 +55,7 @@ class Opened:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
 
 @contextlib.contextmanager
