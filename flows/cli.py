@@ -148,6 +148,21 @@ def study(file: str, *, set: Set = [], dry_run: Switch = False, dir: Dir = None)
 
 
 @app.command
+def ladder(
+    recipe: str, *, data: Data = [], profile: str = "local", set: Set = [], dry_run: bool = False, dir: Dir = None
+) -> int:  # fmt: skip
+    """Train small encoders on slices of the data, and forecast what RECIPE's own run will score, take and cost.
+
+    --dry-run shows the rungs and what they take by their plan; --set ladder.sizes=[ti,s],
+    ladder.fractions=[0.1,0.2,0.4] and ladder.budget_hours=N choose them. The same command goes on with what is not
+    done; a later `vit pretrain RECIPE` on the same data is told the forecast and the bands of its health.
+    """
+    from flows.command_line.commands import ladder_command
+
+    return ladder_command(recipe, data, profile, set, dry_run, dir, say)
+
+
+@app.command
 def evaluate(
     model: str, *, data: str | None = None, protocol: Protocols = [], suite: str | None = None,
     profile: str = "local", set: Set = [], run_dir: str | None = None, dir: Dir = None,

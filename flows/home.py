@@ -1,6 +1,7 @@
 """The home directory of runs, records and servers, a person's or a group's, and what it says.
 
-`D/{stack.json, mlflow.db, artifacts/, prefect/, runs/, data/, logs/}`; D is `--dir`, else $VIT_HOME, else ~/.vit.
+`D/{stack.json, mlflow.db, artifacts/, prefect/, runs/, lifecycles/, data/, logs/}`; D is `--dir`, else
+$VIT_HOME, else ~/.vit.
 Of a home whose servers are a team's, `D/team.json` says where they are, also while they are down.
 Imports neither torch nor Prefect nor MLflow, so every command can ask it at no cost.
 """

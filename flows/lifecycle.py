@@ -1,13 +1,14 @@
-"""The whole path as one flow: ingest, pretrain, fine-tune, evaluate, register.
+"""The whole path as one flow: ingest, pretrain, fine-tune, evaluate, register, look into, report.
 
 With a `scratch_recipe` it keeps honest company: the same network from scratch, and both with a tenth of the labels.
 """
 
 import contextvars
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from prefect import flow
 from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.control.progress import ingest_progress
-from flows.home import home_directory
-from flows.orchestration.own_state import own_state
+from flows.home import home_directory, tracking_uri
+from flows.lifecycle_report import lifecycle_folder, publish
+from flows.orchestration.own_state import own_state, this_watch
 from flows.orchestration.reporting import controlled, refused, reporter, settled, stop_job
 from flows.requests.evaluation import evaluation_run
+from flows.requests.inspection import inspection_run
 from flows.requests.registration import registration_run
 from flows.requests.training import sequence_run, training_run
 from pipeline.config.ingest import IngestConfig
@@ -26,10 +29,20 @@ from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import EXIT_DONE, InputError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.ingestion.making import IngestError
+from pipeline.redaction import without_secrets
+from pipeline.report.record import Record
 from pipeline.run_directory import RunDirectory, read_json
 
 TENTH = "data.label_fraction=0.1"
 FROZEN, RANDOM_WEIGHTS = "pretrained, frozen", "random, frozen"  # encoders that the labels never reached
+IN_WORDS = {
+    "fine-tuned": "what is registered",
+    "fine-tuned, tenth": "the same pretraining, fine-tuned on a tenth of the labels",
+    "scratch": "the same network from random weights, on all labels",
+    "scratch, tenth": "the same network from random weights, on a tenth of the labels",
+    FROZEN: "the pretrained encoder as it is: no label has reached it",
+    RANDOM_WEIGHTS: "the same encoder with random weights: what is left is the data's and the probe's",
+}
 PROTOCOLS = ("classify-v1", "calibration-v1", "knn-20-v1", "linear-cached-v1", "fewshot-lsr-v1")
 
 
@@ -39,7 +52,7 @@ class StageFailed(Exception):
 
 @dataclass
 class Lifecycle:
-    """What a lifecycle was asked, and what it has made so far. `stages` are rows of (stage, seconds, result)."""
+    """What a lifecycle was asked, and what it has made so far, which its `record` says."""
 
     home: Path
     source: str
@@ -51,10 +64,36 @@ class Lifecycle:
     set: list[str]
     ingest_set: list[str]
     report: Callable[[str], None]
-    stages: list[tuple[str, float, str]] = field(default_factory=list)
+    stage: str = ""  # the one that is at work
+
+    @functools.cached_property
+    def record(self) -> Record:
+        asked = {
+            "pretrain_recipe": self.pretrain_recipe, "finetune_recipe": self.finetune_recipe,
+            "scratch_recipe": self.scratch_recipe, "profile": self.profile,
+            "set": [without_secrets(one) for one in self.set],
+            "ingest_set": [without_secrets(one) for one in self.ingest_set],
+        }  # fmt: skip
+        source = without_secrets(self.source)
+        return Record(self.name, source, str(self.home), without_secrets(tracking_uri(self.home)), asked)
 
     def run(self) -> dict[str, Any]:
-        """Every stage in order; returns {uri, tracking_uri, stages, metrics, pretrained, finetuned}."""
+        """Every stage in order; returns {uri, tracking_uri, stages, metrics, pretrained, finetuned, report}.
+
+        The report is written whatever becomes of the stages; it is None where it cannot be.
+        """
+        try:
+            summary = self._run()
+        except Exception as error:
+            self.record.failure = {"stage": self.stage, "reason": without_secrets(str(error) or type(error).__name__)}
+            publish(self.record, self.report)
+            raise
+        started = time.monotonic()
+        path = publish(self.record, self.report)
+        self.record.stages.append(("report", time.monotonic() - started, str(path or "not written")))
+        return summary | {"stages": self.record.stages, "report": str(path) if path else None}
+
+    def _run(self) -> dict[str, Any]:
         data = self._timed("ingest", self._ingest)
         pretrained = self._timed("pretrain", lambda: self._pretrain(data))
         finetuned = self._timed("fine-tune", lambda: self._finetune(pretrained, data, []))
@@ -63,30 +102,36 @@ class Lifecycle:
             scored |= self._timed("compare", lambda: self._companions(pretrained, data))
         evaluation = self._timed("evaluate", lambda: self._evaluate(scored, pretrained, data))
         registered = self._timed("register", lambda: self._register(finetuned, evaluation))
+        self._timed("inspect", lambda: self._inspect(finetuned, data))
         metrics = _result(evaluation)["metrics"]
         return _result(registered) | {
-            "stages": self.stages, "metrics": metrics, "pretrained": str(pretrained.path),
-            "finetuned": str(finetuned.path), "data": str(data),
+            "metrics": metrics, "pretrained": str(pretrained.path), "finetuned": str(finetuned.path), "data": str(data),
         }  # fmt: skip
 
     def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
+        self.stage = stage
         self.report(f"-- {stage}")
         started = time.monotonic()
         made = work()
-        self.stages.append((stage, time.monotonic() - started, _words(made)))
+        self.record.stages.append((stage, time.monotonic() - started, _words(made)))
         return made
 
     def _ingest(self) -> Path:
         destination = self.home / "data" / self.name
         config = validate(IngestConfig, apply_overrides({}, parse_overrides(self.ingest_set)), "ingest_set")
         build_dataset(self.source, destination, config, progress=ingest_progress(self.report))
+        self.record.data = str(destination)
         return destination
 
     def _pretrain(self, data: Path) -> RunDirectory:
-        return self._done(self._training("pretrain", self.pretrain_recipe, data, self.set))
+        run = self._training("pretrain", self.pretrain_recipe, data, self.set)
+        self.record.pretrained = str(run.path)
+        return self._done(run)
 
     def _finetune(self, pretrained: RunDirectory, data: Path, settings: list[str]) -> RunDirectory:
-        return self._done(self._finetuning(pretrained, data, settings))
+        run = self._finetuning(pretrained, data, settings)
+        self.record.finetuned = str(run.path)
+        return self._done(run)
 
     def _companions(self, pretrained: RunDirectory, data: Path) -> dict[str, RunDirectory]:
         """Scratch with all labels, and both with a tenth: two sets of one process each, side by side."""
@@ -94,6 +139,7 @@ class Lifecycle:
         scratch = self._training("pretrain", self.scratch_recipe, data, alone)
         tenth = self._finetuning(pretrained, data, [TENTH, *alone])
         scratch_tenth = self._training("pretrain", self.scratch_recipe, data, [TENTH, *alone])
+        compared = {"fine-tuned, tenth": tenth, "scratch": scratch, "scratch, tenth": scratch_tenth}
         sequences = [
             sequence_run(runs, profile=self.profile, overrides=alone, home=self.home)
             for runs in ([scratch], [tenth, scratch_tenth])
@@ -102,22 +148,39 @@ class Lifecycle:
         with ThreadPoolExecutor() as pool:
             for done in [pool.submit(context().run, self._done, sequence) for sequence in sequences]:
                 done.result()
-        return {"fine-tuned, tenth": tenth, "scratch": scratch, "scratch, tenth": scratch_tenth}
+        return compared
 
     def _evaluate(self, scored: dict[str, RunDirectory], pretrained: RunDirectory, data: Path) -> RunDirectory:
         models = {name: str(run.path) for name, run in scored.items()}
         models |= {FROZEN: str(pretrained.path), RANDOM_WEIGHTS: f"random:{pretrained.path}"}
-        return self._done(
-            evaluation_run(
-                models, data=str(data), protocols=PROTOCOLS, profile=self.profile, overrides=[], run_dir=None,
-                home=self.home,
-            )
+        run = evaluation_run(
+            models, data=str(data), protocols=PROTOCOLS, profile=self.profile, overrides=[], run_dir=None,
+            home=self.home,
         )  # fmt: skip
+        self.record.evaluation, self.record.models = str(run.path), {name: IN_WORDS[name] for name in models}
+        return self._done(run)
 
     def _register(self, finetuned: RunDirectory, evaluation: RunDirectory) -> RunDirectory:
-        return self._done(
-            registration_run(str(finetuned.path), self.name, home=self.home, evaluations=[str(evaluation.path)])
-        )
+        run = registration_run(str(finetuned.path), self.name, home=self.home, evaluations=[str(evaluation.path)])
+        self._done(run)
+        self.record.registration = str(run.path)
+        return run
+
+    def _inspect(self, finetuned: RunDirectory, data: Path) -> str:
+        """Pictures of what the model learned, on images that it was not trained on. What has none is registered all
+        the same."""
+        folder = lifecycle_folder(self.home, self.name) / "pictures"
+        try:
+            run = self._done(
+                inspection_run(str(finetuned.path), [str(data)], str(folder), overrides=[], home=self.home)
+            )
+        except (InputError, StageFailed) as error:
+            if this_watch().cancelled.is_set():
+                raise
+            self.record.notes.append(f"no pictures of what it learned: {without_secrets(str(error))}")
+            return f"no pictures: {str(error).splitlines()[0]}"
+        self.record.pictures = str(folder)
+        return f"{len(_result(run)['pictures'])} pictures"
 
     def _training(
         self, stage: str, recipe: str, data: Path, settings: list[str], model: str | None = None
@@ -131,6 +194,7 @@ class Lifecycle:
         return self._training("finetune", self.finetune_recipe, data, settings, model=str(pretrained.path))
 
     def _done(self, run: RunDirectory) -> RunDirectory:
+        self.record.runs.append(str(run.path))
         conclusion = controlled(run, self.home, self.report)
         if conclusion.code != EXIT_DONE:
             raise StageFailed(conclusion.message)
@@ -143,7 +207,7 @@ def _result(run: RunDirectory) -> dict[str, Any]:
 
 def _words(made: Any) -> str:
     """A stage's result in a few words."""
-    if isinstance(made, Path):
+    if isinstance(made, str | Path):
         return str(made)
     if isinstance(made, dict):
         return f"{len(made)} runs"

@@ -4,18 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster.profile import LocalProfile, Profile
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, InputError
+from pipeline.forecast.grading import kept_words
+from pipeline.forecast.outlook import outlook
+from pipeline.forecast.pace import ACCELERATOR_FLOPS, LEAST_RUNS, PROCESSOR_FLOPS, learned_pace
+from pipeline.forecast.past import PastRun, past_runs, place_of
 from pipeline.launch import environment_of_ranks
 from pipeline.loading.verdict import expected_images_per_second, expected_verdict
 from pipeline.preparation.training import PreparedRun
+from pipeline.preparation.write import run_path
 from pipeline.training.start_table import trained_in_words
 from pipeline.words import bytes_in_words, duration_in_words, number_in_words
-
-ASSUMED_FLOPS = 1e14  # per second, where no accelerator can be timed: about what an A100 reaches at training a ViT
-ASSUMED_CPU_FLOPS = 1e11  # per second and rank, in fp32 on a few cores
 
 
 def plan_lines(prepared: PreparedRun, profile: str, lowest_stage: int | None) -> list[str]:
@@ -114,15 +118,53 @@ def cost_lines(prepared: PreparedRun, images_per_second: float, price_per_device
     return lines
 
 
+def learned_lines(prepared: PreparedRun, profile: Profile, home: Path) -> list[str]:
+    """What past runs of the home and its ladders say of this one, and how well forecasts here were kept."""
+    plan, runs = prepared.plan, past_runs(home)
+    pace = learned_pace(runs, place_of(plan, profile.kind))
+    lines = [f"learned     {'no past runs to learn from' if pace is None else pace.in_words}"]
+    if pace is not None and len(pace.ratios) < LEAST_RUNS:
+        lines[0] += f"; {LEAST_RUNS} make a forecast"
+    path, price = run_path(prepared, home, None), profile.price_per_device_hour
+    said = outlook(prepared.config, plan, home, profile.kind, price, path)
+    lines += [f"            {words}" for words in said.in_words]
+    lines += [f"            {note}" for note in said.notes]
+    if (scores := _past_scores(prepared, runs)) is not None:
+        lines.append(f"            {scores}")
+    if (kept := kept_words(runs)) is not None:
+        lines.append(f"            forecasts of past runs held what came (80 of 100 should): {kept}")
+    return lines
+
+
+def _past_scores(prepared: PreparedRun, runs: Sequence[PastRun]) -> str | None:
+    """What past runs of this objective scored on this very dataset, whatever their settings; None where none did."""
+    metric, kind = prepared.config.validation.best_metric, prepared.config.objective.kind
+    if metric is None:
+        return None
+    bests = {
+        past.run.path.name: past.result["best"]["value"] for past in runs
+        if (past.result.get("best") or {}).get("metric") == metric[0] and past.objective == kind
+        and past.plan["data"]["fingerprint"] == prepared.plan["data"]["fingerprint"]
+    }  # fmt: skip
+    if not bests:
+        return None
+    in_order = sorted(bests, key=bests.__getitem__, reverse=metric[1] == "min")
+    worst, best = in_order[0], in_order[-1]
+    return (
+        f"{kind} on these images so far: {metric[0]} {bests[worst]:.4f} to {bests[best]:.4f} in {len(bests)} past "
+        f"run{'' if len(bests) == 1 else 's'}, the best {best}"
+    )
+
+
 def unmeasured_lines(plan: dict[str, Any], price_per_device_hour: float, *, here: bool = True) -> list[str]:
     """Instead of the time, where the plan is for devices that this machine does not have."""
     devices, seconds = plan["accelerators_per_node"], plan["steps"]["steps"] * seconds_per_step(plan)
     why = "the run goes to other machines than this one"
     if here:
         why = f"profile.accelerators_per_node is {devices} and there is no accelerator here"
-    assumed = f"{ASSUMED_FLOPS / 1e12:.0f} TFLOP/s from each"
+    assumed = f"{ACCELERATOR_FLOPS / 1e12:.0f} TFLOP/s from each"
     if not devices:
-        assumed = f"{ASSUMED_CPU_FLOPS / 1e9:.0f} GFLOP/s from each rank"
+        assumed = f"{PROCESSOR_FLOPS / 1e9:.0f} GFLOP/s from each rank"
     return [
         f"time        not measured: {why}; run `vit plan` where they are",
         f"cost        not measured; {assumed} would make it {duration_in_words(seconds)}, "
@@ -132,7 +174,7 @@ def unmeasured_lines(plan: dict[str, Any], price_per_device_hour: float, *, here
 
 def seconds_per_step(plan: dict[str, Any]) -> float:
     """What a step would take at a stated speed, where nothing was measured."""
-    speed = ASSUMED_FLOPS if plan["accelerators_per_node"] else ASSUMED_CPU_FLOPS
+    speed = ACCELERATOR_FLOPS if plan["accelerators_per_node"] else PROCESSOR_FLOPS
     flops = plan["batches"]["global_batch_size"] * plan["training_flops_per_image"]
     return flops / (speed * plan["batches"]["world_size"])
 

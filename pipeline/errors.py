@@ -3,6 +3,7 @@
 `InputError` is the user's: it collects every problem found, one line each, and ends with exit code 2 before anything
 is written. `FaultError` is the machine's: a lost peer, a hang, a broken device; the job may be run again (exit code
 76). `DataError` is damaged data: a shard, its table or a sample is not what the index says (exit code 1).
+`HealthError` is a model that does not learn as it should (exit code 1).
 Everything else is a defect of ours and keeps its traceback.
 """
 
@@ -30,6 +31,10 @@ class InputError(Exception):
 
 class FaultError(Exception):
     """An infrastructure fault: a peer lost, a hang verdict, a device error."""
+
+
+class HealthError(Exception):
+    """The model in training was in bad health for so long that its run was to stop; its checkpoint stands."""
 
 
 Cause = Literal["missing", "cut", "changed", "undecodable"]

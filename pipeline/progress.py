@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 # What a rank can be in. Any other phase (of an evaluation, a registration) has a name, but is not watched.
 STEP_PHASES = ("train", "data", "forward", "backward", "update")
-LONG_PHASES = ("start", "model", "checkpoint", "roll back", "validation", "finish")
+LONG_PHASES = ("start", "model", "checkpoint", "roll back", "validation", "finish", "health")
 PHASES = (*STEP_PHASES, *LONG_PHASES)
 _WORDS = struct.Struct("=qqqq")
 

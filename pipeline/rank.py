@@ -26,6 +26,7 @@ from pipeline.errors import (
     EXIT_STOPPED,
     DataError,
     FaultError,
+    HealthError,
     InputError,
 )
 from pipeline.parenthood import STOP_SIGNALS
@@ -201,6 +202,8 @@ def _run(me: Rank, stage: str, *, interruptible: bool = False) -> tuple[int, str
         return EXIT_FAULT, str(error)
     except DataError as error:
         return EXIT_FAILED, f"DataError: {error}"
+    except HealthError as error:
+        return EXIT_FAILED, str(error)
     except BaseException as error:
         with contextlib.suppress(OSError):
             sys.stderr.write(without_secrets(traceback.format_exc()))

@@ -1,12 +1,13 @@
 """The run directory: the one truth about a run. Everything else (Prefect, MLflow, the cluster) mirrors it.
 
     RUN/config.yaml  profile.yaml  plan.json  deepspeed.json  provenance.json   written before submission
+    RUN/bands.json                                              what is to be expected of its health, where known
     RUN/code.diff                                               what differed from the commit in provenance.json, if any
     RUN/job.json                                                where it runs: kind, id, key, attempt; start, host
-    RUN/attempts/01/{log, metrics.jsonl, heartbeat, samples, rolled-back, exit}; meeting.json on a cluster
+    RUN/attempts/01/{log, metrics.jsonl, health.jsonl, heartbeat, samples, rolled-back, exit}; meeting.json on a cluster
     RUN/checkpoints/step-00000100/{manifest.json, ...}          complete when and only when manifest.json verifies
     RUN/weights/step-00000100/model.safetensors                 weights alone, at a cadence of their own
-    RUN/result.json                                             what the next stage reads
+    RUN/result.json  report.html                                what the next stage reads; what a person reads
 
 Every start is a new attempt and writes only under its own number. Torch-free.
 """

@@ -16,6 +16,24 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+SERVERS = ("cluster", "flows")  # folders whose tests hold the usual ports, a SLURM, a PostgreSQL: one process runs them
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole suite, none beside pytest's own where a part of it is named."""
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    return 2 if whole and (os.cpu_count() or 1) > 1 else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The servers' tests are one piece of work and begin at once; of the others each file is one, the longest first."""
+    folders = {item: item.path.relative_to(Path(__file__).parent).parts[0] for item in items}
+    items.sort(key=lambda item: (folders[item] not in SERVERS, item.path.name != "test_quickstart.py"))
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("servers" if folders[item] in SERVERS else file))
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """scikit-learn's handwritten digits as a dataset directory."""

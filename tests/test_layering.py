@@ -26,6 +26,7 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "errors",
         "budget",
         "config",
+        "forecast",
         "ingestion",
         "loading",
         "registry",
@@ -34,12 +35,32 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "storage",
         "words",
     },
+    # what is said of a run before it, and how that is held against what came; it needs no trainer either
+    "forecast": {"config", "errors", "run_directory", "words"},
     "evaluation": {"config", "errors", "ingestion", "loading", "rank", "registry", "run_directory", "shards", "views"},
+    # torch-free but for its measures: flows read verdicts too
+    "health": {"config", "errors", "evaluation", "run_directory", "words"},
+    "pages": set(),
+    "report": {  # reads what all others wrote; the trainer's own it needs for the words of a run's start alone
+        "budget",
+        "config",
+        "errors",
+        "inspection",
+        "lineage",
+        "pages",
+        "redaction",
+        "registry",
+        "run_directory",
+        "shards",
+        "storage",
+        "training",
+        "words",
+    },
     "embedding": {"config", "errors", "evaluation", "loading", "rank", "registry", "run_directory", "shards"},
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
-    "registration": {"budget", "config", "errors", "rank", "registry", "run_directory", "shards", "words"},
     "studies": {"run_directory", "words"},
+    "registration": {"budget", "config", "errors", "forecast", "rank", "registry", "run_directory", "shards", "words"},
     "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage", "words"},
 }
 

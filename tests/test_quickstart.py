@@ -4,8 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from pipeline.registry.tracking import connect
+from tests.pipeline.pages import Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -25,3 +29,14 @@ def test_quickstart_ends_in_a_registered_model_and_a_table_that_is_true(home):
     assert os.path.getsize(summary["reconstruction"]) > 1000
     for method in methods:
         assert method in done.stdout
+    report = Path(summary["report"])
+    assert report.parent.name == "register-digits-001" and f"open in a browser: {report}" in done.stdout
+    page = Page(report.read_text())
+    page.require_alone()
+    assert "Registered as models:/digits/1" in page.text and "could not be shown" not in page.text
+    assert "3-NN, 10 % of the labels" in page.text and report.stat().st_size < 5_000_000
+    assert page.links.count("#s0") == 1 and sum(link.startswith("data:image/") for link in page.links) >= 7
+    client = connect(summary["tracking_uri"])
+    run_id = client.get_model_version("digits", "1").run_id
+    logged = {artifact.path for folder in ("", "lifecycle") for artifact in client.list_artifacts(run_id, folder)}
+    assert {"report.html", "lifecycle/report.html"} <= logged

@@ -36,7 +36,9 @@ def test_the_test_command_of_the_readme_is_what_ci_runs():
 def test_deployments_named_in_the_readme_are_those_of_the_deployment_file():
     deployments = yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]
     names = {f"{d['entrypoint'].rpartition('.')[2]}/{d['name']}" for d in deployments}
-    said = set(re.findall(r"`((?:ingest|finetune|evaluate|register|lifecycle|sweep|reconcile)/\w+)`", README))
+    said = set(
+        re.findall(r"`((?:ingest|finetune|evaluate|register|lifecycle|sweep|ladder|study|reconcile)/\w+)`", README)
+    )
     said |= {f"pretrain/{encoder}" for encoder in re.search(r"pretrain/\{([^}]+)\}", README)[1].split(",")}
     assert said == names
 

@@ -13,7 +13,7 @@ from flows.control.jobs import control
 from flows.control.progress import certificate_lines, ingest_words
 from flows.control.submission import launcher_of, request_of, runs_here
 from flows.home import home_directory
-from flows.planning import measured, plan_lines
+from flows.planning import learned_lines, measured, plan_lines
 from flows.profiles import load_profile
 from flows.requests.embedding import embedding_run
 from flows.requests.evaluation import model_name, requested_evaluation
@@ -94,7 +94,7 @@ def plan_command(
     for line in plan_lines(prepared, profile, lowest_stage_that_fits(prepared, placement)):
         say(line)
     code, lines = measured(prepared, chosen)
-    for line in lines:
+    for line in [*lines, *learned_lines(prepared, chosen, home)]:
         say(line)
     if (shortage := memory_shortage(prepared, placement)) is not None:
         say(f"does not fit here: {shortage}")
@@ -168,6 +168,26 @@ def study_command(file: str, overrides: list[str], dry_run: bool, directory: str
     with interrupts(isinstance(study.profile, LocalProfile)) as (cancelled, detached):
         code, message = carry_out(
             study, say,
+            lambda run, told: control(run, home, told, cancelled=cancelled, detached=detached, introduced=True),
+        )  # fmt: skip
+    say(message)
+    return code
+
+
+def ladder_command(
+    recipe: str, data: list[str], profile: str, overrides: list[str], dry_run: bool, directory: str | None, say: Say
+) -> int:  # fmt: skip
+    from flows import laddering
+
+    home = home_directory(directory)
+    plan = laddering.planned_ladder(recipe, data=data, profile=profile, overrides=overrides, home=home)
+    if dry_run:
+        for line in laddering.plan_lines(plan):
+            say(line)
+        return EXIT_DONE
+    with interrupts(isinstance(plan.profile, LocalProfile)) as (cancelled, detached):
+        code, message = laddering.carry_out(
+            plan, say,
             lambda run, told: control(run, home, told, cancelled=cancelled, detached=detached, introduced=True),
         )  # fmt: skip
     say(message)

@@ -1,5 +1,6 @@
 """The progress of an ingestion in a terminal: a bar with images/s, rejected images and the time left."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +30,7 @@ class _SpeedColumn(ProgressColumn):
 @contextmanager
 def ingest_display(say: Say, console: Console | None = None) -> Iterator[Counted]:
     """The callback that `ingest` tells its progress: a bar on a terminal, elsewhere a line now and then by `say`."""
-    console = console or Console()
+    console = console or Console(force_terminal=sys.stdout.isatty())  # not what FORCE_COLOR says: that is of colours
     if not console.is_terminal:
         yield ingest_progress(say)
         return

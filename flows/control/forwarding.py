@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flows.control.run_reports import write_run_reports
 from flows.home import tracking_uri
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED
 from pipeline.registry.tracking import Mirror
@@ -43,7 +44,8 @@ class Forwarder:
             self._forward()
 
     def finish(self, code: int, result: dict[str, Any]) -> None:
-        """Forward what there is and say how the run ended."""
+        """Write the run's report, forward what there is and say how the run ended."""
+        write_run_reports(self.mirror.run, self.report)
         if not self.enabled:
             return
         self._stop()

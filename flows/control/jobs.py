@@ -18,6 +18,7 @@ from flows.control.submission import launcher_of, runs_here
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import EXIT_DONE
+from pipeline.forecast.grading import forecast_lines, grade_evaluated, graded_in_words
 from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.rehearsal import verdict as rehearsal_verdict
 from pipeline.run_directory import RunDirectory, read_json, write_json
@@ -77,8 +78,18 @@ def control(
     result = result_of(run) if code == EXIT_DONE else read_json(run.result_file) or {}
     if best := result.get("best"):
         report(f"best: {best['metric']} {best['value']:.4f} at step {best['step']:,}: {best['directory']}")
+    for line in _graded(run, code, result):
+        report(line)
     forwarder.finish(code, result)
     return Conclusion(code, reason, run, result)
+
+
+def _graded(run: RunDirectory, code: int, result: dict[str, Any]) -> Iterator[str]:
+    """A run's forecast beside what came; of an evaluation, those of the runs that it says the outcome of."""
+    if found := result.get("forecast"):
+        yield graded_in_words(found)
+    if code == EXIT_DONE and result.get("stage") == "evaluate":
+        yield from grade_evaluated(run)
 
 
 def introduce(run: RunDirectory, report: Report) -> None:
@@ -93,6 +104,8 @@ def introduce(run: RunDirectory, report: Report) -> None:
         report(f"note: {note}")
     if isinstance(config := read_run_config(run.path), TrainingConfig):
         for line in start_table(config, plan):
+            report(line)
+        for line in forecast_lines(run):
             report(line)
 
 

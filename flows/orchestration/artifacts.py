@@ -24,9 +24,11 @@ from flows.control.forwarding import MIRRORED
 from flows.control.jobs import Conclusion
 from flows.control.progress import progress_line
 from flows.home import read_stack, tracking_uri
+from flows.orchestration.health import HealthWatch, emit_call, health_table, say_in_state
 from flows.services.api import impatient_client
 from flows.services.servers import answers
 from pipeline.errors import EXIT_DONE
+from pipeline.health.verdicts import in_one_line
 from pipeline.registry.tracking import find_mirrored_run
 from pipeline.run_directory import RunDirectory
 from pipeline.words import duration_in_words
@@ -45,6 +47,7 @@ class RunArtifacts:
         self._sent_step = -1
         self._ids: dict[str, UUID] = {}
         self._linked, self._tabled = self.stage not in MIRRORED, False
+        self._health = HealthWatch(run)
         self._ended, self._began = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._send,), daemon=True)
 
@@ -57,7 +60,7 @@ class RunArtifacts:
     def finish(self, conclusion: Conclusion) -> bool:
         """Send what is not there yet, and the table; whether all of it was taken. May be called again where not."""
         self.end()
-        parts = (self._show_progress, self._link, lambda client: self._table(client, conclusion))
+        parts = (self._show_progress, self._show_health, self._link, lambda client: self._table(client, conclusion))
         taken = []
         for part in parts:
             taken.append(False)
@@ -77,6 +80,7 @@ class RunArtifacts:
         while not self._ended.wait(SEND_SECONDS):
             with contextlib.suppress(Exception), impatient_client() as client:
                 self._show_progress(client)
+                self._show_health(client)
                 self._link(client)
 
     def _show_progress(self, client: SyncPrefectClient) -> None:
@@ -87,6 +91,19 @@ class RunArtifacts:
         description = f"{self.run.path.name}: {words}"
         self._put(client, "progress", share, description)
         self._sent_step = seen.step
+
+    def _show_health(self, client: SyncPrefectClient) -> None:
+        """The newest verdicts, and where the policy asks for it, once, a call for help while the run goes on."""
+        if not (measurements := self._health.fresh()):
+            return
+        newest = measurements[-1]
+        self._put(client, "markdown", health_table(newest), in_one_line(newest), key="health")
+        if (words := self._health.call_for_help(measurements)) is not None:
+            emit_call(self.run, self.flow_run_id, words, newest)
+            self._health.called(measurements)
+            if not self._ended.is_set():
+                say_in_state(client, self.flow_run_id, words)
+        self._health.shown()
 
     def _link(self, client: SyncPrefectClient) -> None:
         if self._linked or not (self.run.path / "forwarded.json").exists():
@@ -111,22 +128,31 @@ class RunArtifacts:
     ) -> None:  # fmt: skip
         """Make this flow run's artifact of this key, or change the one that it or an earlier process of it made."""
         key = artifact_key(key or kind, self.run)
-        known = self._ids.get(key) or self._made_earlier(client, key)
-        if known is not None:
-            client.update_artifact(known, ArtifactUpdate(data=data, description=description))
-        else:
-            made = ArtifactCreate(
-                key=key, type=kind, data=data, description=description, flow_run_id=self.flow_run_id
-            )  # fmt: skip
-            known = client.create_artifact(made).id
-        self._ids[key] = known
+        known = self._ids.get(key) or _made_earlier(client, self.flow_run_id, key)
+        self._ids[key] = _put(client, known, self.flow_run_id, key, kind, data, description)
 
-    def _made_earlier(self, client: SyncPrefectClient, key: str) -> UUID | None:
-        wanted = ArtifactFilter(
-            key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[self.flow_run_id])
-        )
-        found = client.read_artifacts(artifact_filter=wanted, limit=1)
-        return found[0].id if found else None
+
+def show(flow_run_id: str, name: str, markdown: str, description: str) -> None:
+    """Make a flow run's artifact of this name, or change the one that it has. Raises whatever the API raises."""
+    of_run, key = UUID(flow_run_id), prefect_key(name)
+    with impatient_client() as client:
+        _put(client, _made_earlier(client, of_run, key), of_run, key, "markdown", markdown, description)
+
+
+def _put(
+    client: SyncPrefectClient, known: UUID | None, of_run: UUID, key: str, kind: str, data: Any, description: str
+) -> UUID:  # fmt: skip
+    if known is None:
+        made = ArtifactCreate(key=key, type=kind, data=data, description=description, flow_run_id=of_run)
+        return client.create_artifact(made).id
+    client.update_artifact(known, ArtifactUpdate(data=data, description=description))
+    return known
+
+
+def _made_earlier(client: SyncPrefectClient, of_run: UUID, key: str) -> UUID | None:
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[of_run]))
+    found = client.read_artifacts(artifact_filter=wanted, limit=1)
+    return found[0].id if found else None
 
 
 @contextlib.contextmanager
@@ -141,8 +167,12 @@ def run_artifacts(run: RunDirectory, home: Path, flow_run_id: str) -> Iterator[R
 
 
 def artifact_key(what: str, run: RunDirectory) -> str:
+    return prefect_key(f"{what}-{run.key}")
+
+
+def prefect_key(name: str) -> str:
     """Prefect's keys are of lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{what}-{run.key}".lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def result_row(run: RunDirectory, conclusion: Conclusion, seconds: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pipeline.config.recipe import (
 )
 from pipeline.config.stages import SequenceConfig
 from pipeline.errors import InputError, near_matches
+from pipeline.forecast.outlook import Outlook, outlook
 from pipeline.loading.sources import Sources
 from pipeline.preparation.memory import memory_shortage
 from pipeline.preparation.placement import Placement, require_every_size
@@ -34,7 +35,7 @@ from pipeline.preparation.rehearsal import (
     seconds_without_accelerator,
 )
 from pipeline.preparation.training import PreparedRun, prepare_training
-from pipeline.preparation.write import is_same_profile, run_path, write_run
+from pipeline.preparation.write import has_begun, is_same_profile, run_path, write_run
 from pipeline.registry.locate import ModelSource
 from pipeline.run_directory import RunDirectory
 
@@ -82,9 +83,20 @@ def written(prepared: PreparedRun, profile: Profile, run_dir: str | None, home: 
     """A prepared training on disk, where it was asked for or in the home."""
     path = run_path(prepared, home, run_dir)
     _require_no_job_elsewhere(RunDirectory(path), profile_text(profile))
+    said = outlook(prepared.config, prepared.plan, home, profile.kind, profile.price_per_device_hour, path)
+    prepared.notes.extend(said.notes)
     run = write_run(prepared, path, profile_text(profile))
+    if not has_begun(run):
+        _write_outlook(said, run)
     _make_known(run, home)
     return run
+
+
+def _write_outlook(said: Outlook, run: RunDirectory) -> None:
+    try:
+        said.write(run)
+    except OSError as error:
+        raise InputError(f"{run.path}: the run directory cannot be written: {error.strerror}") from None
 
 
 def _require_no_job_elsewhere(run: RunDirectory, text: str) -> None:

@@ -1,12 +1,6 @@
-"""Where a ViT looks: its attention weights, how far they reach, and what of the image they bring to the read-out.
+"""Where a ViT looks: how far its attention reaches, and what of the image it brings to the read-out."""
 
-timm's fused attention keeps no weights. They are taken where timm's own unfused code drops them out, so whatever a
-block does before (normalised queries and keys, relative bias, rotary positions) is in them. Each block's weights are
-summarised as they are made: those of all blocks of a large model would not fit into memory together.
-"""
-
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,60 +8,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor, nn
 
-from models.inspection.display import NothingToDraw
+from models.inspection.attention_weights import attention_by_block, require_sequence
 from models.inspection.panels import Panel, Scale, drawn, new_figure, panel_sheet
 
 MOST_HEADS = 12  # that a picture shows
-
-
-@torch.no_grad()
-def attention_by_block(
-    encoder: nn.Module, images: Tensor, summarise: Callable[[Tensor], Tensor] = torch.clone
-) -> list[Tensor]:
-    """`summarise` of each block's attention weights, (B, heads, L, L) of which each row sums to 1; first block first.
-
-    NothingToDraw where a block has no such weights.
-
-    Shape:
-        images: (B, C, H, W) float, normalised
-    """
-    _require_sequence(encoder)
-    found: list[Tensor] = []
-    with contextlib.ExitStack() as stack:
-        for number, block in enumerate(encoder.blocks):
-            stack.enter_context(_watched(block.attn, number, found, summarise))
-        encoder.forward_features(images)
-    if len(found) != len(encoder.blocks):
-        attention = type(encoder.blocks[0].attn).__name__
-        raise NothingToDraw(f"{attention} shows no attention weights: {len(found)} of {len(encoder.blocks)} blocks did")
-    return found
-
-
-@contextlib.contextmanager
-def _watched(attention: nn.Module, number: int, found: list[Tensor], summarise: Callable) -> Iterator[None]:
-    def look(dropout: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        weights = arguments[0].float()
-        if weights.dim() != 4 or weights.shape[1] != attention.num_heads:
-            raise NothingToDraw(f"{type(attention).__name__} of block {number + 1} has not one map of weights per head")
-        found.append(summarise(weights))
-
-    fused = getattr(attention, "fused_attn", False)
-    dropout = getattr(attention, "attn_drop", None)
-    if not isinstance(dropout, nn.Module):
-        raise NothingToDraw(f"{type(attention).__name__} of block {number + 1} shows no attention weights")
-    attention.fused_attn = False
-    hook = dropout.register_forward_pre_hook(look)
-    try:
-        yield
-    finally:
-        hook.remove()
-        attention.fused_attn = fused
-
-
-def _require_sequence(encoder: nn.Module) -> None:
-    """NothingToDraw unless every block attends over one sequence of prefix tokens and all patches."""
-    if not all(hasattr(encoder, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")):
-        raise NothingToDraw(f"{type(encoder).__name__} has no blocks that attend over all patches")
 
 
 def mean_attention_distance(encoder: nn.Module, images: Tensor) -> Tensor:
@@ -76,7 +20,7 @@ def mean_attention_distance(encoder: nn.Module, images: Tensor) -> Tensor:
     The measure of arXiv:2010.11929, figure 7 right. Prefix tokens have no place: weights count as shares of what goes
     to patches.
     """
-    _require_sequence(encoder)
+    require_sequence(encoder)
     distances, prefix = patch_distances(encoder).to(images.device), encoder.num_prefix_tokens
 
     def distance(weights: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""What every objective takes and returns, and what one may tell of its parameters."""
+"""What every objective takes and returns, and what one may tell of its parameters.
+
+An objective that predicts what it hides offers `hidden_predictions(images, positions)`, (predicted, target) with a row
+for each hidden patch, (B, M, ...): numbers and their targets, of one shape, or scores and int64 classes.
+"""
 
 from typing import NamedTuple
 

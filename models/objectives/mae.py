@@ -55,6 +55,14 @@ class MaskedAutoencoder(nn.Module):
         mean, deviation = _patch_statistics(patches)
         return (patches - mean) / deviation
 
+    def hidden_predictions(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M, P*P*C) float32 each: of every hidden patch what is predicted, and its target."""
+        mask = self.mask(positions)
+        hidden = mask.masked.unsqueeze(-1)
+        parts = self.predict(images, mask).float(), self.target(images)
+        predicted, target = (part.masked_select(hidden).view(len(images), -1, part.shape[2]) for part in parts)
+        return predicted, target
+
     @torch.no_grad()
     def reconstruct(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Images with their hidden patches filled in by the decoder, and the images as the encoder saw them.

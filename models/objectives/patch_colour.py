@@ -44,9 +44,7 @@ class PatchColour(nn.Module):
 
     def forward(self, batch: Batch) -> Outcome:
         self.coins.toss(batch.positions)
-        corruption = self.corruption(batch.positions)
-        predicted = self.predict(batch.images, corruption)
-        target = _rows(self.target(batch.images), corruption.corrupted)
+        predicted, target = self.hidden_predictions(batch.images, batch.positions)
         if self.config.target == "pixels":
             losses = (predicted - target).square().mean(dim=(1, 2))
             return Outcome(losses.mean(), {}, losses.detach())
@@ -54,6 +52,11 @@ class PatchColour(nn.Module):
         losses = losses.mean(dim=(1, 2))
         right = (predicted.argmax(dim=-1) == target).float().mean(dim=(1, 2))
         return Outcome(losses.mean(), {"patch_accuracy": right.sum()}, losses.detach())
+
+    def hidden_predictions(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every corrupted patch what is predicted, as `predict` has it, and its target, as `target` has it."""
+        corruption = self.corruption(positions)
+        return self.predict(images, corruption), _rows(self.target(images), corruption.corrupted)
 
     def corruption(self, positions: Tensor) -> Corruption:
         patches = self.grid[0] * self.grid[1]

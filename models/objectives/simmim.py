@@ -63,6 +63,14 @@ class SimMIM(nn.Module):
             return self.encoder.norm(self.encoder.layers(embedded)).flatten(1, 2)
         return encode_embedded(self.encoder, embedded)[:, self.encoder.num_prefix_tokens :]
 
+    def hidden_predictions(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M, P*P*C) float32 each: of every hidden cell what is predicted, and its pixels as they are normalised."""
+        masked = self.mask(positions)
+        hidden = masked.unsqueeze(-1)
+        parts = self.predict(images, masked).float(), patchify(images.float(), self.cell_size)
+        predicted, target = (part.masked_select(hidden).view(len(images), -1, part.shape[2]) for part in parts)
+        return predicted, target
+
     @torch.no_grad()
     def reconstruct(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Images with their hidden cells filled in, and the images as the encoder saw them.

@@ -15,7 +15,7 @@ from pipeline.run_directory import RunDirectory
 
 CHANGEABLE = (  # beginnings of the keys that a run may change on its way
     "zero.", "compile", "activation_checkpointing", "micro_batch_size", "checkpoint.", "validation.", "profiling.",
-    "guard.", "budget_gpu_hours", "writers", "data.max_damaged", "data.verify", "data.record",
+    "health.", "guard.", "budget_gpu_hours", "writers", "data.max_damaged", "data.verify", "data.record",
 )  # fmt: skip
 EXTENSIBLE = (*LENGTH_UNITS, "optimizer.cooldown")  # keys that a run at a constant rate may change until it cools down
 Facts = Mapping[str, Any]
@@ -45,6 +45,12 @@ def require_own(theirs: Facts, run: RunDirectory, where: object) -> None:
             f"{where}: belongs to another run than {run.path} (its {', '.join(differing)} {verb}); choose another "
             "checkpoint.mirror or --run-dir"
         )
+
+
+def differing_settings(theirs: Facts, ours: Facts) -> list[str]:
+    """Keys of two configs, of those that both have, by which their runs learn differently; other seeds do not count."""
+    different = _different(_unchangeable(theirs), _unchangeable(ours))
+    return [key for key in different if key not in ("seed", "log_every_steps")]
 
 
 def _differing_keys(theirs: Facts, ours: Facts) -> list[str]:

@@ -14,6 +14,7 @@ from pipeline.config.checkpoint import CheckpointConfig
 from pipeline.config.data import DataConfig
 from pipeline.config.engine import ZeroConfig
 from pipeline.config.guard import GuardConfig
+from pipeline.config.health import HealthConfig
 from pipeline.config.optimizer import WHOLE_TENSORS, OptimizerConfig
 from pipeline.config.profiling import ProfilingConfig
 from pipeline.config.validation import ValidationConfig
@@ -46,6 +47,8 @@ class TrainingConfig(Config):
     """What happens when the loss or the gradient goes bad."""
     validation: ValidationConfig = ValidationConfig()
     """When the model is scored on images that it does not learn from."""
+    health: HealthConfig = HealthConfig()
+    """When it is measured whether the model learns as it should, with labels or without."""
     profiling: ProfilingConfig = ProfilingConfig()
     """Which steps are traced."""
     global_batch_size: Size

@@ -54,19 +54,23 @@ def evaluation_input_of(source: ModelSource) -> EvaluationInput:
     )  # fmt: skip
 
 
+def features_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """(B, D): the mean of a ViT's patch tokens after the final norm, whatever its own pooling, or what another
+    network's head reads. `tokens` are what `forward_features` gives."""
+    if isinstance(model, Encoder):
+        return model.fc_norm(tokens[:, model.num_prefix_tokens :].mean(dim=1))
+    return model.forward_head(tokens, pre_logits=True)
+
+
 def pooled_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of a ViT's patch tokens after the final norm, whatever its own pooling, or what another network's head
-    reads; and the model's logits.
+    """`features_of` the images, and the model's logits.
 
     Shape:
         images: (B, C, H, W) float, normalised
         returns: (B, D), (B, V)
     """
     tokens = model.forward_features(images)
-    if isinstance(model, Encoder):
-        features = model.fc_norm(tokens[:, model.num_prefix_tokens :].mean(dim=1))
-    else:
-        features = model.forward_head(tokens, pre_logits=True)
+    features = features_of(model, tokens)
     has_head = model.num_classes > 0
     logits = model.forward_head(tokens) if has_head else features.new_zeros(len(features), 0)
     return features, logits

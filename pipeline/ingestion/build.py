@@ -19,10 +19,10 @@ from pipeline.ingestion.examination import make_dataset
 from pipeline.ingestion.journal import check_destination, open_journal
 from pipeline.ingestion.machines.shard_groups import RunGroups
 from pipeline.ingestion.making import Progress, ShardMaker
+from pipeline.ingestion.opening import source_name
 from pipeline.ingestion.plan import identify, plan_ingest
 from pipeline.ingestion.rejected import reasons, write_rejected
 from pipeline.ingestion.sources.digits import DIGITS
-from pipeline.ingestion.sources.opening import source_name
 from pipeline.shards.certificate import REJECTED_SHA256
 from pipeline.shards.index import table_name, write_index
 from pipeline.storage.location import is_url, location

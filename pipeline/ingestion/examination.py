@@ -10,8 +10,8 @@ from pathlib import Path
 
 import PIL
 
-from pipeline.ingestion.annotations import mask_class_names
 from pipeline.ingestion.duplicates.search import CopySearch, ExaminedDataset, search_copies
+from pipeline.ingestion.labelling.annotations import mask_class_names
 from pipeline.ingestion.making import REJECTED_NAME, IngestError, ShardMaker
 from pipeline.ingestion.plan import IngestPlan
 from pipeline.ingestion.rejected import Rejected, write_rejected

@@ -9,10 +9,10 @@ not where its format says. What is damaged between header and end goes unseen.
 import io
 import struct
 import warnings
-import zlib
 from typing import NamedTuple
 
 from PIL import Image
+from zlib_ng.zlib_ng import crc32
 
 ORIENTATION_TAG = 0x0112
 TURNED = range(2, 9)  # EXIF's orientations that are not upright
@@ -110,7 +110,7 @@ def _png_header(content: bytes) -> Header | None:
         if kind not in _PLAIN_CHUNKS and not (kind == b"tEXt" and _is_comment(content[position + 8 : position + 24])):
             return None
         after = position + 8 + length
-        if zlib.crc32(view[position + 4 : after]) != int.from_bytes(view[after : after + 4], "big"):
+        if crc32(view[position + 4 : after]) != int.from_bytes(view[after : after + 4], "big"):
             return None
         position = after + 4
     whole = position == end and content.endswith(b"\0\0\0\0IEND\xae\x42\x60\x82")

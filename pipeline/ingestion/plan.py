@@ -14,14 +14,15 @@ import numpy as np
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion.adopt import AdoptTar
-from pipeline.ingestion.annotations import FoundAnnotations, find_annotations, require_no_masks
+from pipeline.ingestion.archives.adopting import AdoptTar
 from pipeline.ingestion.archives.naming import shown_names
 from pipeline.ingestion.archives.opening import AdoptedTars, survey_tars
+from pipeline.ingestion.archives.tars import label_rule, split_of_tar
 from pipeline.ingestion.archives.unpacking import Scratch
-from pipeline.ingestion.groups import hash_group_splits, read_groups, require_whole_groups
 from pipeline.ingestion.images import ImageRule
-from pipeline.ingestion.labels import (
+from pipeline.ingestion.labelling.annotations import FoundAnnotations, find_annotations, require_no_masks
+from pipeline.ingestion.labelling.groups import hash_group_splits, read_groups, require_whole_groups
+from pipeline.ingestion.labelling.labels import (
     Labels,
     Table,
     name_classes,
@@ -31,14 +32,13 @@ from pipeline.ingestion.labels import (
     read_split_lists,
     table_rows,
 )
-from pipeline.ingestion.layout import Layout, read_layout, require_no_hidden_splits
+from pipeline.ingestion.labelling.layout import Layout, read_layout, require_no_hidden_splits
+from pipeline.ingestion.labelling.splits import class_folders, folder_splits, hash_splits, root_folder
+from pipeline.ingestion.opening import Opened, list_source, source_name
 from pipeline.ingestion.plan_notes import shares_of_splits, unread_labels
 from pipeline.ingestion.rejected import Rejected, num_counted
 from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
 from pipeline.ingestion.sources.listing import Listing, SourceFiles
-from pipeline.ingestion.sources.opening import Opened, list_source, source_name
-from pipeline.ingestion.splits import class_folders, folder_splits, hash_splits, root_folder
-from pipeline.ingestion.tars import label_rule, split_of_tar
 from pipeline.shards.index import SPLITS
 from pipeline.shards.label_sets import LabelSets, names_of
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores

@@ -12,17 +12,17 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from pipeline.errors import DISK_FULL
-from pipeline.ingestion.annotations import (
+from pipeline.ingestion.counts import CountedImages, ImageCounts
+from pipeline.ingestion.duplicates.hash_file import ExaminedImages
+from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
+from pipeline.ingestion.isolation import held
+from pipeline.ingestion.labelling.annotations import (
     AnnotationRule,
     FoundAnnotations,
     MaskFile,
     PreparedAnnotations,
     prepare_annotations,
 )
-from pipeline.ingestion.counts import CountedImages, ImageCounts
-from pipeline.ingestion.duplicates.hash_file import ExaminedImages
-from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
-from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Source, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals
@@ -31,7 +31,7 @@ from pipeline.shards.decoding import ImageFault
 from pipeline.shards.fingerprint import content_sum, sample_digest
 from pipeline.shards.index import Shard
 from pipeline.shards.table import NO_LABEL
-from pipeline.shards.writer import NewSample, write_shard
+from pipeline.shards.writer import Expected, NewSample, write_shard
 
 JOB_VERSION = 2  # raise it when the same file would become another sample
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
@@ -199,7 +199,7 @@ class WriteShard:
 
     def run(self, destination: Path) -> ShardSummary:
         made = _Made()
-        table = write_shard(destination / self.name, self._samples(made))
+        table = write_shard(destination / self.name, self._samples(made), self._expected())
         shard = None
         if table is not None:
             labelled = int((table.records["label"] != NO_LABEL).sum())
@@ -211,6 +211,12 @@ class WriteShard:
             self.name, self.split, self.num_files, shard, f"{content_sum(made.digests):064x}", made.totals,
             made.rejected, made.mask_classes, made.counted.counts(), job,
         )  # fmt: skip
+
+    def _expected(self) -> Expected | None:
+        """None where images are made anew, most of them smaller than their files."""
+        if self.images.max_side is not None or self.images.format is not None:
+            return None
+        return Expected(self.num_files, self.num_bytes)
 
     def _samples(self, made: "_Made") -> Iterator[NewSample]:
         """One file at a time, so a worker holds one image; `made` is filled on the way."""

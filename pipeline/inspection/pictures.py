@@ -31,7 +31,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.single_images import file_samples
 from pipeline.inspection.artifacts import log_pictures
 from pipeline.inspection.images import covered_pixels, dataset_samples, model_views, read_mask
-from pipeline.inspection.page import PAGE, NotShown, Shown, page
+from pipeline.inspection.page import PAGE, WORDS, NotShown, Shown, page
 from pipeline.rank import Rank
 from pipeline.registry.locate import ModelSource, source_from_dict
 from pipeline.registry.weights import load_masked_autoencoder, load_model
@@ -40,46 +40,6 @@ from pipeline.shards.index import read_index
 from pipeline.shards.reader import Sample
 
 NO_DECODER = "the model is an encoder alone; a run of objective mae has the decoder that fills in"
-WORDS = {  # title and sentence of each picture
-    "filters.png": (
-        "Patch-embedding filters",
-        "What the first layer looks for in a patch. Trained well, smooth edges, blobs and colours come first; noise "
-        "says that it has learned little.",
-    ),
-    "position-similarity.png": (
-        "Position embedding",
-        "How alike the positions of patches are to the model. Near patches, and those of one row or column, should be "
-        "more alike than far ones.",
-    ),
-    "attention-distance.png": (
-        "Attention distance",
-        "How far each head looks. Heads of the first blocks that stay near work as convolutions do; heads that look "
-        "far bring the whole image together.",
-    ),
-    "attention-heads.png": (
-        "Attention of the last block",
-        "Which patches each head of the last block reads. The same few bright patches in every image are the model's "
-        "memory rather than the image.",
-    ),
-    "attention-rollout.png": (
-        "Attention rollout",
-        "Which patches the output depends on through all blocks, as far as attention tells.",
-    ),
-    "features.png": (
-        "Patch features",
-        "Which patches the model holds for alike. Parts of one thing should share a colour, also from image to image.",
-    ),
-    "reconstructions.png": (
-        "Masked reconstructions",
-        "What the model fills in where patches are hidden as in training. If it learned patches without their "
-        "brightness and contrast (objective.normalise_target), a hidden patch has its own back.",
-    ),
-    "filled-in.png": (
-        "Filled in",
-        "What the model fills in where the mask covers an image; it sees no patch that the mask touches. Brightness "
-        "and contrast that it did not learn come from the patches around.",
-    ),
-}
 
 
 class Picture(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.forecast.grading import FORECAST, OUTCOME
 from pipeline.registry.locate import same_checkpoint
 from pipeline.run_directory import RunDirectory, read_json
 
@@ -46,7 +47,7 @@ def version_facts(uri: str, tracking_uri: str) -> dict[str, Any]:
     found = client.get_model_version(name, version)
     return {
         "aliases": sorted(alias for alias, number in aliases.items() if str(number) == version),
-        "tags": {key: value for key, value in found.tags.items() if key.startswith("vit.")},
+        "tags": {key: value for key, value in found.tags.items() if key.startswith(("vit.", FORECAST, OUTCOME))},
     }
 
 

@@ -196,6 +196,7 @@ def _run_facts(run: RunDirectory, plan: dict, recorded: dict) -> dict[str, Any]:
         "packages": recorded.get("packages"),
         "python": recorded.get("python"),
         "rolled_back": [[one.start, one.end] for one in run.rolled_back()],
+        "forecast": (read_json(run.result_file) or {}).get("forecast"),
     }
 
 

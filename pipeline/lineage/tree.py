@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.forecast.grading import graded_in_words
 from pipeline.lineage.trail import Node
 from pipeline.words import duration_in_words, number_in_words
 
@@ -14,6 +15,8 @@ def tree_lines(node: Node, indent: str = "") -> list[str]:
     lines = [("model", _model(node)), *_records(node)]
     if node["run"]:
         lines.append(("run", _run(node["run"], node["weights"])))
+        if forecast := node["run"].get("forecast"):
+            lines.append(("forecast", graded_in_words(forecast).removeprefix("forecast: ")))
     if node["config"]:
         lines.append(("config", _config(node["config"])))
     if node["code"]:

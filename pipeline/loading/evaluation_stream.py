@@ -11,12 +11,13 @@ import numpy as np
 from models.objectives.batch import NO_LABEL
 from pipeline.errors import DataError, InputError
 from pipeline.loading.left_out import all_but_left_out
+from pipeline.loading.selection import Selection
 from pipeline.loading.sources import label_map
 from pipeline.loading.staging import Stager
 from pipeline.loading.stream import Damaged, dtype_of
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.reader import node_readers
+from pipeline.shards.reader import ShardReader, node_readers
 from pipeline.views.evaluation import EvaluationInput
 
 Alteration = Callable[[np.ndarray, int], None]  # of a view in place, from its position: (H, W, C) uint8
@@ -28,13 +29,15 @@ class EvaluationStream:
     def __init__(
         self, indexes: Sequence[DatasetIndex], split: str, rows_per_batch: int, inputs: EvaluationInput,
         classes: Sequence[str] | None, alter: Alteration | None = None,
+        select: Callable[[ShardReader], Selection] = all_but_left_out,
     ):  # fmt: skip
-        """`rows_per_batch` counts those of all ranks; labels are numbers among `classes`. `alter` spoils the views."""
+        """`rows_per_batch` counts those of all ranks; labels are numbers among `classes`. `alter` spoils the views.
+        `select` says which samples have a row."""
         self.inputs, self.alter = inputs, alter
         self.readers, _ = node_readers(indexes, split)
         self.dtype = np.result_type(*(dtype_of(reader, inputs.channels) for reader in self.readers))
         self.label_maps = [label_map(index, classes) for index in indexes]
-        self.selections = [all_but_left_out(reader) for reader in self.readers]
+        self.selections = [select(reader) for reader in self.readers]
         sizes = [(source, int(size)) for source, s in enumerate(self.selections) for size in s.shard_sizes]
         self.sources = np.array([source for source, _ in sizes])
         self.first_shards = np.cumsum([0, *(len(reader.shard_sizes) for reader in self.readers)])

@@ -52,15 +52,15 @@ def num_scored(index: DatasetIndex, split: str) -> int:
     return index.num_samples(split) - _NUM_LEFT_OUT[read]
 
 
-def all_but_left_out(reader: ShardReader) -> Selection:
-    """What is scored of a split: every sample but those on the tombstone list, and nothing in their place."""
+def all_but_left_out(reader: ShardReader, selection: Selection | None = None) -> Selection:
+    """What is scored of a split, or of a selection of it: every sample but those on the tombstone list, and nothing in
+    their place."""
+    selection = selection or Selection(reader.shard_sizes)
     if not (samples := reader.left_out()):
-        return Selection(reader.shard_sizes)
+        return selection
     gone: dict[int, list[int]] = {}
     for shard, sample in samples:
         gone.setdefault(shard, []).append(sample)
-    chosen = tuple(
-        np.setdiff1d(np.arange(size), gone.get(shard, [])).astype(np.int64)
-        for shard, size in enumerate(reader.shard_sizes.tolist())
-    )
+    every = selection.chosen or tuple(np.arange(size) for size in selection.shard_sizes.tolist())
+    chosen = tuple(np.setdiff1d(of_shard, gone.get(shard, [])).astype(np.int64) for shard, of_shard in enumerate(every))
     return Selection(np.array([len(samples) for samples in chosen], np.int64), chosen)

@@ -41,11 +41,12 @@ def prepare_rehearsal(
         "log_every_steps=1",
         "data.lanes=null",
         "validation.every_steps=0",
+        "health.every_steps=0",
         "profiling.steps=null",
     ]
     dropped = {"checkpoint.keep", "checkpoint.every_steps", "log_every_steps", "data.lanes", "micro_batch_size",
-               "global_batch_size", "validation.every_steps", "profiling.steps", "optimizer.warmup",
-               "optimizer.cooldown", *LENGTH_UNITS}  # fmt: skip
+               "global_batch_size", "validation.every_steps", "health.every_steps", "profiling.steps",
+               "optimizer.warmup", "optimizer.cooldown", *LENGTH_UNITS}  # fmt: skip
     kept = [override for override in overrides if override.partition("=")[0] not in dropped]
     rehearsal = prepare_training(stage, recipe, [*kept, *shortened], sources, placement, model, teacher)
     return PreparedRun(

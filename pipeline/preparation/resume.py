@@ -12,6 +12,7 @@ from pipeline.config.stages import read_run_config
 from pipeline.config.training import LENGTH_UNITS, TrainingConfig
 from pipeline.errors import InputError
 from pipeline.loading.sources import open_sources
+from pipeline.preparation.health import with_health
 from pipeline.preparation.placement import Placement, placed, require_every_size
 from pipeline.preparation.preflight import require_mirror, require_writable
 from pipeline.preparation.training import dump_config, with_validation
@@ -38,6 +39,8 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
     require_packages(changed.writers)
     if any(key.startswith("validation") for key in settings):
         changed = with_validation(changed, open_sources(changed.data), plan["samples_per_epoch"], "--set")
+    if any(key.startswith("health") for key in settings):
+        changed = with_health(changed, open_sources(changed.data), plan["samples_per_epoch"], "--set")
     is_longer = changed.length != config.length or changed.optimizer != config.optimizer
     if run.result_file.is_file() and not is_longer:
         return
@@ -83,8 +86,8 @@ def _require_changeable(config: TrainingConfig, keys: Iterable[str]) -> None:
         elif not key.startswith(CHANGEABLE):
             raise InputError(
                 f"--set {key}: would change the training; a resumed run may change zero.*, compile, "
-                "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, profiling.*, guard.*, "
-                "budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
+                "activation_checkpointing, micro_batch_size, checkpoint.*, validation.*, health.*, profiling.*, "
+                "guard.*, budget_gpu_hours, writers, data.max_damaged, data.verify, data.record and profile.*"
             )
 
 

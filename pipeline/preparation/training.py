@@ -20,6 +20,7 @@ from pipeline.config.validation import SPLIT
 from pipeline.errors import InputError
 from pipeline.loading.selection import Selection
 from pipeline.loading.sources import Sources
+from pipeline.preparation.health import bytes_of_images, with_health
 from pipeline.preparation.origin import changed, start_from, taught_by, without_keys_of_a_plain_vit
 from pipeline.preparation.placement import Placement
 from pipeline.registry.locate import ModelSource, probe_head
@@ -96,6 +97,7 @@ def prepare_training(
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
         config = _shortened_ramps(config, settings, recipe_unit, samples_per_epoch, notes)
     config = with_validation(config, sources, samples_per_epoch, path.name)
+    config = with_health(config, sources, samples_per_epoch, path.name)
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
     plan = training_plan(config, sources, placement, samples_per_epoch, model)
@@ -309,6 +311,7 @@ def training_plan(
         rank_memory(config, batches, trained, stage=stage, precision=precision, frozen=frozen) for stage in range(4)
     ]
     checkpoint = checkpoint_bytes(config, trained, frozen)
+    kept = checkpoint + bytes_of_images(config, sources)  # by all ranks together
     return {
         "format_version": 1,
         "stage": config.stage,
@@ -326,6 +329,6 @@ def training_plan(
         "trained_parameters": trained,
         "training_flops_per_image": training_flops(*network),
         "memory_bytes_per_rank": {f"stage {stage}": one.device for stage, one in enumerate(memory)},
-        "host_bytes_per_rank": PROCESS_BYTES + checkpoint // placement.world_size + memory[config.zero.stage].host,
+        "host_bytes_per_rank": PROCESS_BYTES + kept // placement.world_size + memory[config.zero.stage].host,
         "checkpoint_bytes": checkpoint,
     }

@@ -18,6 +18,7 @@ from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.lineage.trail import ancestors_of_plan
+from pipeline.preparation.bands import write_bands
 from pipeline.preparation.code_state import code_state
 from pipeline.preparation.training import PreparedRun, dump_config
 from pipeline.redaction import require_no_secret, without_secrets
@@ -48,7 +49,7 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
     for name, text in (("config.yaml", prepared.config_text), ("profile.yaml", profile_text)):
         require_no_secret(f"{path / name}", text)
     run = RunDirectory(path)
-    if run.config_file.is_file() and _has_begun(run):
+    if run.config_file.is_file() and has_begun(run):
         if run.plan().get("request_sha256") not in (_request(prepared), _request_with_paths(prepared)):
             raise InputError(
                 f"{path}: holds another run; go on with it by `vit resume {path}`, or choose another --run-dir"
@@ -69,6 +70,8 @@ def write_run(prepared: PreparedRun, path: Path, profile_text: str) -> RunDirect
         run.checkpoints.mkdir(exist_ok=True)
         write_json(run.plan_file, prepared.plan | {"notes": prepared.notes, "request_sha256": _request(prepared)})
         write_deepspeed(run, prepared.config, prepared.plan)
+        if isinstance(prepared.config, TrainingConfig):
+            write_bands(run, prepared)
         code, difference = code_state()
         if difference:
             write_file(run.difference_file, difference)
@@ -89,7 +92,7 @@ def is_same_profile(one: str, other: str) -> bool:
     return first == second
 
 
-def _has_begun(run: RunDirectory) -> bool:
+def has_begun(run: RunDirectory) -> bool:
     """Whether more than a dry run was made of it: a job was submitted, or there is a checkpoint, if an imported one."""
     return bool(run.last_attempt() or run.job_file.exists() or run.checkpoint_directories())
 

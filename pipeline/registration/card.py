@@ -20,6 +20,7 @@ class Facts(NamedTuple):
     test_reads: Mapping[str, int] = {}  # by "PROTOCOL/DATASET FINGERPRINT"
     training: Mapping[str, Any] | None = None  # of the run: data, recipe, compute, as `trained.training_facts` has them
     licence: str | None = None
+    forecast: Mapping[str, Mapping[str, Any]] = {}  # value, low, high; outcome, inside where known
     uri: str = "models:/NAME/VERSION"
 
 
@@ -31,6 +32,7 @@ def model_card(source: ModelSource, facts: Facts) -> str:
         "How it learned": _recipe(source, training.get("recipe", {})),
         "Compute": _rows(training.get("compute", {})) or "Not recorded.",
         "Results": _results(facts),
+        **({"Forecast": _forecast(facts.forecast)} if facts.forecast else {}),
         "Limits": _limits(source, facts),
         "Licence": facts.licence or "Not stated by whoever registered it.",
         "How to load": _loading(source, facts.uri),
@@ -105,6 +107,17 @@ def _results(facts: Facts) -> str:
     if facts.test_reads:
         reads = ", ".join(f"{key.split()[0]} {count}x" for key, count in sorted(facts.test_reads.items()))
         lines += ["", f"How often a test split was read to score these weights, by then: {reads}."]
+    return "\n".join(lines)
+
+
+def _forecast(forecasts: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ["Said before the run was submitted, beside what came of it.", "",
+             "| | forecast | 80 % interval | outcome | |", "|---|---|---|---|---|"]  # fmt: skip
+    for name, one in forecasts.items():
+        came, verdict = "not known", ""
+        if "outcome" in one:
+            came, verdict = f"{one['outcome']:.4g}", "inside" if one["inside"] else "outside"
+        lines.append(f"| {name} | {one['value']:.4g} | {one['low']:.4g} – {one['high']:.4g} | {came} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 from pipeline.config.stages import RegisterConfig, read_run_config
 from pipeline.errors import FaultError, InputError
+from pipeline.forecast.grading import FORECAST, OUTCOME
 from pipeline.rank import Rank
 from pipeline.registration.card import Facts, model_card
 from pipeline.registration.evidence import GATE, Evidence, deciding, evidence_for, read_evidence, write_evidence
 from pipeline.registration.promotion import DECISION, Promotion
-from pipeline.registration.training_facts import training_facts
+from pipeline.registration.training_facts import forecast_facts, training_facts
 from pipeline.registration.upload import patiently, send_verified, upload_model, use_settings
 from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import Standing
@@ -65,6 +66,7 @@ def register(me: Rank) -> None:
         training,
         licence,
         uri=f"models:/{config.name}/VERSION",
+        forecast=forecast_facts(source, evidence.metrics, evidence.scored),
     )
     request = Request(config, source, evidence, facts, Path(plan["home"]))
     model = load_model(source)
@@ -134,6 +136,10 @@ def _tags(request: Request, weights: str, sums: str, evidence_sha256: str) -> di
     if first := next(iter(deciding(evidence.standings)), None):
         tags |= {"vit.gate_metric": first.metric, "vit.gate_value": repr(first.value), "vit.gate_data": first.data,
                  "vit.gate_split": first.split}  # fmt: skip
+    for name, one in request.facts.forecast.items():
+        tags[f"{FORECAST}{name}"] = f"{one['value']:.6g} [{one['low']:.6g}, {one['high']:.6g}]"
+        if "outcome" in one:
+            tags[f"{OUTCOME}{name}"] = f"{one['outcome']:.6g}"
     if request.facts.licence:
         tags["vit.licence"] = request.facts.licence
     if commit := _git_commit(source):
@@ -204,7 +210,8 @@ def _nothing_new(client: Any, config: RegisterConfig, version: Any) -> dict[str,
 
 def _renew(client: Any, request: Request, version: Any, tags: dict[str, str], folder: Path, scratch: Path) -> None:
     """Give a version that is there what newer evaluations say of it; what its tags say of its files stays."""
-    tags = {key: value for key, value in tags.items() if key.startswith("vit.gate_") or key == "vit.licence"}
+    newer = ("vit.gate_", FORECAST, OUTCOME)
+    tags = {key: value for key, value in tags.items() if key.startswith(newer) or key == "vit.licence"}
     tags[TEST_READS] = merged_reads(version.tags, request.evidence.test_reads)
     model = client.get_logged_model(_model_id(version))
     parent = scratch / "renewed"

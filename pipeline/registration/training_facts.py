@@ -8,6 +8,7 @@ from pipeline.budget import hours_of
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError, InputError
+from pipeline.forecast.grading import forecast_of, graded_by
 from pipeline.registry.integrity import sha256_of
 from pipeline.registry.locate import ModelSource
 from pipeline.run_directory import RunDirectory, read_json
@@ -32,6 +33,22 @@ def training_facts(source: ModelSource) -> dict[str, Any] | None:
         "recipe": _recipe(config, plan, provenance, step),
         "compute": _compute(run, plan, provenance),
     }
+
+
+def forecast_facts(
+    source: ModelSource, metrics: Mapping[str, float], scored: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """By name, what was forecast of the run that made this checkpoint, with `outcome` and `inside` where they are known
+    by its end or by the evaluations that it is registered with; {} where nothing was forecast."""
+    path = source.lineage.get("run")
+    if not path or not Path(path).is_dir():
+        return {}
+    run = RunDirectory(path)
+    said, ended = forecast_of(run), read_json(run.result_file) or {}
+    found = {name: dict(one) for name, one in said.get("forecasts", {}).items()}
+    if source.lineage.get("step") == ended.get("steps"):
+        found |= graded_by(said, metrics, scored)
+    return found | (ended.get("forecast") or {})
 
 
 def _datasets(config: TrainingConfig, plan: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -48,9 +48,23 @@ class VisionTransformerModel(PythonModel):
         paths, base64 of an encoded file (also behind `data:image/...;base64,`); or an (S, H, W, C) uint8 array; or a
         data frame or a dictionary with such a column, its only one or the one named `image`.
         """
+        return self._rows(model_input, lambda batch: self._activated(self.module(batch).float()), self._width)
+
+    def features(self, model_input):
+        """(S, D) float32: what the head reads, pooled as the model was trained. Images as `predict` takes them."""
+        return self._rows(model_input, self._pooled, self.module.num_features)
+
+    @property
+    def _width(self):
+        return self.module.num_classes or self.module.num_features
+
+    def _pooled(self, batch):
+        return self.module.forward_head(self.module.forward_features(batch), pre_logits=True).float()
+
+    def _rows(self, model_input, compute, width):
         images = [self._open(item) for item in _items(model_input)]
         if not images:
-            return np.zeros((0, self.module.num_classes or self.module.num_features), np.float32)
+            return np.zeros((0, width), np.float32)
         device = next(self.module.parameters()).device
         training = self.module.training
         self.module.eval()
@@ -60,7 +74,7 @@ class VisionTransformerModel(PythonModel):
                 for start in range(0, len(images), self.batch_size):
                     chosen = images[start : start + self.batch_size]
                     batch = torch.stack([self.transform(image) for image in chosen]).to(device)
-                    rows.append(self._activated(self.module(batch).float()).cpu().numpy())
+                    rows.append(compute(batch).cpu().numpy())
         finally:
             self.module.train(training)
         return np.concatenate(rows)

@@ -18,7 +18,7 @@ from pipeline.run_directory import RunDirectory, read_json
 
 KEY_TAG = "vit.run_key"
 BATCH = 1000  # metrics per request, MLflow's limit
-SHOWN_FILES = ("config.yaml", "plan.json", "provenance.json", "reconstructions.png")
+SHOWN_FILES = ("config.yaml", "plan.json", "provenance.json", "reconstructions.png", "report.html")
 
 
 def connect(tracking_uri: str) -> Any:

@@ -12,7 +12,6 @@ import json
 import os
 import tarfile
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from pipeline.errors import Cause, DataError
 from pipeline.shards.annotations import MASK_EXTENSION
@@ -87,13 +87,13 @@ class ShardReader:
         DataError where the shard is not what the index says, FaultError where its server does not answer.
         """
         opened = self._opened_for(shard, sample)
-        offset, _, size, _, crc32, label, _ = opened.table.records[sample].item()  # quicker than by name
+        offset, _, size, _, checksum, label, _ = opened.table.records[sample].item()  # quicker than by name
         member = opened.table.member(sample)
         image = opened.read(offset, size, member)
-        if verify and zlib.crc32(image) != crc32:
+        if verify and crc32(image) != checksum:
             opened.file.distrust()
             image = opened.read(offset, size, member)
-            if zlib.crc32(image) != crc32:
+            if crc32(image) != checksum:
                 raise opened.error(member, "its bytes have changed since it was ingested", "changed")
         key, extensions = split_member(member)
         return Sample(key, image, extensions.rpartition(".")[2], label, opened.name)

@@ -7,11 +7,11 @@ rest), then one `RECORD` per sample, then the image members' names, concatenated
 
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from pipeline.errors import DataError
 from pipeline.shards.atomic import write_file
@@ -81,7 +81,7 @@ def table_bytes(table: ShardTable) -> bytes:
         len(table.names),
         table.shard_bytes,
         bytes.fromhex(table.shard_sha256),
-        zlib.crc32(body),
+        crc32(body),
     )
     return header + body
 
@@ -110,7 +110,7 @@ def parse_table(content: bytes, path: Location) -> ShardTable:
         raise DataError(f"{path}: {versions}; ingest the dataset again", cause="changed")
     body = memoryview(content)[HEADER.size :]
     names_start = samples * RECORD.itemsize
-    if len(body) != names_start + names_bytes or zlib.crc32(body) != checksum:
+    if len(body) != names_start + names_bytes or crc32(body) != checksum:
         cause = "cut" if len(body) < names_start + names_bytes else "changed"
         raise DataError(f"{path}: cut or changed since it was written; ingest the dataset again", cause=cause)
     records = np.frombuffer(body[:names_start], dtype=RECORD)

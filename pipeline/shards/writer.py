@@ -8,16 +8,16 @@ import hashlib
 import json
 import os
 import tarfile
-import zlib
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from pipeline.shards.annotations import MASK_EXTENSION
-from pipeline.shards.atomic import replaced_file
+from pipeline.shards.atomic import replaced_file, reserve
 from pipeline.shards.index import table_name
 from pipeline.shards.table import NO_LABEL, RECORD, ShardTable, write_table
 
@@ -33,20 +33,30 @@ class NewSample(NamedTuple):
     mask: bytes | None = None
 
 
+class Expected(NamedTuple):
+    """About what a shard will hold."""
+
+    samples: int
+    image_bytes: int
+
+
 _JSON = json.JSONEncoder(sort_keys=True, check_circular=False)
 _PADDING = bytes(tarfile.BLOCKSIZE)
 _PLAIN_NAME_BYTES = 100  # of an ASCII name; longer ones take an extended header
 _PLAIN_CONTENT_BYTES = 1 << 33
 _WRITE_BYTES = 1 << 20  # that wait to be written together
 _WRITE_PARTS = 1000  # the system takes 1,024
+_SMALL_BYTES = 1 << 12  # a member of less is joined to its neighbours: hashing and writing want few parts
+_JOINED_BYTES = 1 << 16  # of neighbours
+_BYTES_BESIDE = 1 << 12  # what a sample takes beside its image, or less: two headers, its .json, padding
 
 
 class _TarWriter:
     def __init__(self, file: BinaryIO):
         self._file = file
         self._sha256 = hashlib.sha256()
-        self._position = 0
-        self._padding = b""  # after the last member, not yet added
+        self._position = 0  # of what was added
+        self._small = bytearray()  # behind it: padding, headers and small members, not yet added
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._records: list[tuple[int, ...]] = []
@@ -63,26 +73,37 @@ class _TarWriter:
             self._append(f"{key}.{MASK_EXTENSION}", sample.mask)
         self._names += member.encode()
         self._records.append(
-            (image_offset, json_offset, len(image), len(content), zlib.crc32(image), sample.label, len(self._names))
+            (image_offset, json_offset, len(image), len(content), crc32(image), sample.label, len(self._names))
         )
 
     def finish(self) -> ShardTable:
         """End the archive; its table."""
-        end = len(self._padding) + 2 * tarfile.BLOCKSIZE  # the marker that an uncut archive ends with
-        self._add(bytes(end + -(self._position + end) % tarfile.RECORDSIZE))
+        self._small += bytes(2 * tarfile.BLOCKSIZE)  # the marker that an uncut archive ends with
+        self._small += bytes(-(self._position + len(self._small)) % tarfile.RECORDSIZE)
+        self._add_small()
         self._write_out()
         records = np.array(self._records, dtype=RECORD)
         return ShardTable(records, bytes(self._names), self._position, self._sha256.hexdigest())
 
     def _append(self, name: str, content: bytes) -> int:
         """The offset of the content."""
-        self._add(self._padding + member_header(name, len(content)))
-        offset = self._position
-        self._add(content)
-        self._padding = _PADDING[: -len(content) % tarfile.BLOCKSIZE]
+        self._small += member_header(name, len(content))
+        offset = self._position + len(self._small)
+        if len(content) < _SMALL_BYTES:
+            self._small += content
+        else:
+            self._add_small()
+            self._add(content)
+        self._small += _PADDING[: -len(content) % tarfile.BLOCKSIZE]
+        if len(self._small) >= _JOINED_BYTES:
+            self._add_small()
         if self._waiting_bytes >= _WRITE_BYTES or len(self._waiting) >= _WRITE_PARTS:
             self._write_out()
         return offset
+
+    def _add_small(self) -> None:
+        self._add(bytes(self._small))
+        self._small.clear()
 
     def _add(self, part: bytes) -> None:
         self._sha256.update(part)
@@ -121,16 +142,22 @@ def _header_of_nothing() -> tuple[bytes, bytes, bytes, int]:
 _AFTER_NAME, _AFTER_SIZE, _AFTER_CHECKSUM, _CHECKSUM_OF_REST = _header_of_nothing()
 
 
-def write_shard(path: Path, samples: Iterable[NewSample]) -> ShardTable | None:
-    """Write the tar `path`, then the table beside it; each appears whole or not at all. No samples: None, no files."""
+def write_shard(path: Path, samples: Iterable[NewSample], expected: Expected | None = None) -> ShardTable | None:
+    """Write the tar `path`, then the table beside it; each appears whole or not at all. No samples: None, no files.
+
+    Where it is known what to expect, that space is asked for at once, whether there is as much or not.
+    """
     samples = iter(samples)
     first = next(samples, None)
     if first is None:
         return None
     with replaced_file(path) as file:
+        if expected is not None:
+            reserve(file, expected.image_bytes + expected.samples * _BYTES_BESIDE)
         tar = _TarWriter(file)
         for sample in chain([first], samples):
             tar.add(sample)
         table = tar.finish()
+        file.truncate(table.shard_bytes)  # to what was written
     write_table(path.with_name(table_name(path.name)), table)
     return table

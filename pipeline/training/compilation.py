@@ -33,6 +33,11 @@ def _ask_for_gradient(block: nn.Module, arguments: tuple[Any, ...]) -> None:
         arguments[0].requires_grad_()
 
 
+def as_if_not_compiled() -> Any:
+    """A context in which what was compiled runs as it is: hooks that were set since are called, and shapes are free."""
+    return torch.compiler.set_stance("force_eager")
+
+
 def compile_in_place(module: nn.Module, stage: int, backend: str) -> None:
     """`backend`: as torch.compile names it, e.g. `inductor`. Shapes are static: a training has one."""
     if stage < 3:

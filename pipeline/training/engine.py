@@ -8,8 +8,8 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from pipeline.config.training import TrainingConfig
 from pipeline.errors import InputError
 from pipeline.supervision.watchdog import collective_time_out
 from pipeline.telemetry.clock import StepClock
-from pipeline.training.compilation import compile_in_place, make_leaves
+from pipeline.training.compilation import as_if_not_compiled, compile_in_place, make_leaves
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -86,8 +86,10 @@ class Engine:
         # Contexts of 16-bit computing without ZeRO, and of accumulation under ddp, where gradients are exchanged once.
         self._autocast = self.accelerator.autocast if self.accelerator.native_amp else nullcontext
         self._unsynchronised = nullcontext if self.stage else getattr(self.wrapped, "no_sync", nullcontext)
+        self._uncompiled: Callable[[], Any] = nullcontext
         if compile_backend is not None:
             compile_in_place(module, self.stage, compile_backend)
+            self._uncompiled = as_if_not_compiled
         _set_time_out()
         base = self.optimizer.optimizer if self.stage == 0 else self.optimizer.optimizer.optimizer
         self.clock = StepClock(self.device, enter)
@@ -179,6 +181,26 @@ class Engine:
                 losses = outcome.losses.double() * counted
                 _add(outcome.sums | {"loss": losses.sum(), "count": counted.sum()}, totals)
         return self.add_up(totals)
+
+    @contextmanager
+    def asking(self) -> Iterator[Callable[[Callable[[Batch], Any], Batch], Any]]:
+        """`ask(look, batch)`: what `look` makes of a batch inside the network's forward, of its averaged weights if
+        there are. Not compiled, without gradients; look gives tensors. Collective: every rank asks as often.
+        """
+        self.wrapped.eval()
+        self.before_change()
+        with torch.no_grad(), self.state.averaged(), self._uncompiled():
+            yield self._ask
+
+    def _ask(self, look: Callable[[Batch], Any], batch: Batch) -> Any:
+        with self._autocast():
+            if self.stage < 3:
+                return look(batch)
+            self.module.forward = look  # ZeRO-3's hooks, which gather weights, must find a forward of the whole module
+            try:
+                return self.wrapped(batch)
+            finally:
+                del self.module.forward
 
     def add_up(self, numbers: Mapping[str, Any]) -> dict[str, float]:
         """Each number's sum over all ranks, which give the same names. One collective."""

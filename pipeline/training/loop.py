@@ -19,7 +19,7 @@ from pipeline.checkpoints.retention import require_room
 from pipeline.config.plan import BatchPlan, StepPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
-from pipeline.errors import InputError
+from pipeline.errors import HealthError, InputError
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
 from pipeline.meeting import open_store, stop_together
@@ -34,6 +34,7 @@ from pipeline.telemetry.profiling import StepTrace
 from pipeline.training.agreement import open_agreed_sources
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard
+from pipeline.training.health import Health
 from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
 from pipeline.training.roll_back import roll_back
@@ -71,7 +72,9 @@ def train(me: Rank) -> None:
     with Loader(
         SampleStream(config, sources.indexes), batches, rank=me.rank, first_step=first_step, last_step=last_step,
         workers=plan["loader_workers"], skipped=supply.skipped, ranks_per_node=plan["ranks_per_node"],
-    ) as loader, Validation(me, config, plan, sources, first_step, last_step) as validation:  # fmt: skip
+    ) as loader, Validation(me, config, plan, sources, first_step, last_step) as validation, Health(
+        me, config, plan, sources, first_step, last_step
+    ) as health:  # fmt: skip
         # 2. Model: its weights are (a) those of this run's newest checkpoint, else (b) another model's, else (c) the
         # seed's.
         me.phase = "model"
@@ -88,7 +91,7 @@ def train(me: Rank) -> None:
         stop_together(me, store)
 
         # 3. Steps, to the last.
-        train_steps(me, config, plan, engine, loader, supply, validation, first_step)
+        train_steps(me, config, plan, engine, loader, supply, validation, health, first_step)
     me.phase = "finish"
     if me.is_first:
         write_json(me.run.result_file, result_of(me, config, plan))
@@ -98,7 +101,7 @@ def train(me: Rank) -> None:
 
 def train_steps(
     me: Rank, config: TrainingConfig, plan: dict, engine: Engine, loader: Loader, supply: Supply,
-    validation: Validation, step: int,
+    validation: Validation, health: Health, step: int,
 ) -> None:  # fmt: skip
     """The steps from `step` on. All ranks leave together: behind the last, or by Stopped with a checkpoint."""
     lengths = StepPlan(**plan["steps"])
@@ -127,9 +130,9 @@ def train_steps(
             saver.follow(result.sums)
             report.meter.end()
 
-            # Validate and report.
-            scores = validation.scores(engine, done)
-            report.step(done, result, rate, supply, loader, scores)
+            # Validate, measure its health, and report.
+            scores, measured = validation.scores(engine, done), health.measure(engine, done)
+            report.step(done, result, rate, supply, loader, scores | measured.scores)
             trace.after(done, lengths.steps)
 
             # After too many bad steps in a row go on from before them, without their samples.
@@ -143,9 +146,12 @@ def train_steps(
             # Save when it is time, what was scored, and before stopping.
             stopping = done < lengths.steps and (result.stop or _rehearses_a_stop(me, plan, done))
             due = saver.is_due(done) or bool(scores)
-            if (due and not guard.in_doubt) or stopping or done == lengths.steps:
+            unhealthy = measured.reason is not None
+            if (due and not guard.in_doubt) or stopping or unhealthy or done == lengths.steps:
                 report.flush()
-                saver.save(done, supply, validation=scores, wait=stopping)
+                saver.save(done, supply, validation=scores, wait=stopping or unhealthy)
+            if unhealthy:
+                raise HealthError(measured.reason)
             if stopping:
                 raise Stopped(f"{budget.why_stopped} at step {done} of {lengths.steps}, checkpoint complete")
             step = done

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from pipeline.checkpoints.retention import Best, best_checkpoint
 from pipeline.config.training import TrainingConfig
+from pipeline.forecast.grading import grade_at_end
 from pipeline.loading.loader import Loader
 from pipeline.rank import Rank
 from pipeline.run_directory import Checkpoint
@@ -134,7 +135,7 @@ def log_start(config: TrainingConfig, plan: dict) -> None:
 def result_of(me: Rank, config: TrainingConfig, plan: dict) -> dict:
     """What result.json says of a run that reached its last step."""
     checkpoints = me.run.committed_checkpoints()
-    return {
+    result = {
         "format_version": 1,
         "stage": config.stage,
         "rehearsal": bool(plan.get("rehearsal")),
@@ -144,6 +145,8 @@ def result_of(me: Rank, config: TrainingConfig, plan: dict) -> dict:
         "data_fingerprint": plan["data"]["fingerprint"],
         "metrics": {key: value for key, value in _last_ledger_line(me).items() if "/" in key},
     }
+    forecast = grade_at_end(me.run, result)
+    return result | ({"forecast": forecast} if forecast else {})
 
 
 def _best(checkpoints: list[Checkpoint], metric: Best | None) -> dict | None:

@@ -26,6 +26,7 @@ def start_table(config: TrainingConfig, plan: dict) -> list[str]:
         f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}"
         f"{', and at every validation' if every else ''}",
         f"validation  {f'every {every:,} steps' if every else 'off'}",
+        f"health      {_health_in_words(config)}",
         f"guard       {_guard_in_words(config)}",
         *([f"budget      {config.budget_gpu_hours:g} GPU-hours"] if config.budget_gpu_hours else []),
     ]
@@ -66,6 +67,15 @@ def _rate_in_words(config: TrainingConfig, steps: dict) -> str:
         return f"{words}{optimizer.schedule} {end}"
     cooldown = steps.get("cooldown_samples", 0) // batch
     return f"{words}constant" + (f", and over the last {cooldown:,} steps down {end}" if cooldown else "")
+
+
+def _health_in_words(config: TrainingConfig) -> str:
+    health = config.health
+    if not health.every_steps:
+        return "off"
+    act = {"report": "said", "stop": "a stop", "escalate": "told to Prefect"}[health.policy]
+    when = f", after {health.patience} bad ones in a row" if health.policy != "report" else ""
+    return f"every {health.every_steps:,} steps, from {health.images:,} images of a split; what is bad is {act}{when}"
 
 
 def _guard_in_words(config: TrainingConfig) -> str:

@@ -130,6 +130,7 @@ def prepared(raw: RawBatch) -> Batch:
 def ours(turns: Any, workspace: Path, stage: int) -> None:
     """The product's own loop, with its ledger, log and meters."""
     from pipeline.training.engine import Engine
+    from pipeline.training.health import Health
     from pipeline.training.loop import train_steps
     from pipeline.training.report import log_to_stdout
     from pipeline.training.supply import Supply
@@ -146,8 +147,9 @@ def ours(turns: Any, workspace: Path, stage: int) -> None:
     }  # fmt: skip
     engine = Engine(micro_module(config), config, batches, precision="fp32")
     validation = Validation(me, config, plan, None, 0, FOR_EVER)  # none: there is no split
+    health = Health(me, config, plan, None, 0, FOR_EVER)  # none: its config does not say when
     turns.bare_step = deepspeed_step(engine.wrapped) if stage else plain_step(engine.module, engine.optimizer)
-    train_steps(me, config, plan, engine, turns, Supply(config, {}), validation, 0)
+    train_steps(me, config, plan, engine, turns, Supply(config, {}), validation, health, 0)
 
 
 def accelerate(turns: Any, workspace: Path, stage: int) -> None:

@@ -11,7 +11,6 @@ from timm.models.vision_transformer import VisionTransformer
 from models.build import build_objective
 from models.encoders.config import EncoderConfig
 from models.inspection.attention import (
-    attention_by_block,
     attention_distance_picture,
     attention_rollout,
     heads_picture,
@@ -20,6 +19,7 @@ from models.inspection.attention import (
     readout_attention,
     rollout_picture,
 )
+from models.inspection.attention_weights import attention_by_block
 from models.inspection.display import NothingToDraw, display_pixels
 from models.inspection.features import feature_components, features_picture, patch_features
 from models.inspection.filters import filter_components, filters_picture, patch_filters

@@ -9,8 +9,8 @@ from pipeline.ingestion.archives.members import TarFault
 from pipeline.ingestion.archives.naming import count_up, is_compressed, is_zip
 from pipeline.ingestion.archives.rewriting import SampleSource
 from pipeline.ingestion.archives.source import ArchiveSource, archives_at
+from pipeline.ingestion.archives.tars import TarSurvey, label_rule, looks_like_samples, split_of_tar, survey_tar
 from pipeline.ingestion.archives.unpacking import Scratch
-from pipeline.ingestion.tars import TarSurvey, label_rule, looks_like_samples, split_of_tar, survey_tar
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.storage.location import Location, size_of
 

@@ -13,9 +13,17 @@ from pipeline.errors import InputError
 from pipeline.ingestion.archives.entries import PLAIN, ROW, path_hash, safe_path
 from pipeline.ingestion.archives.members import TarFault
 from pipeline.ingestion.archives.source import Archive, ArchiveSource
+from pipeline.ingestion.archives.tars import (
+    PARTNERS,
+    LabelRule,
+    TarFile,
+    TarMember,
+    TarSample,
+    split_of_tar,
+    tar_samples,
+)
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing, SourceFile
-from pipeline.ingestion.tars import PARTNERS, LabelRule, TarFile, TarMember, TarSample, split_of_tar, tar_samples
 from pipeline.shards.table import NO_LABEL
 from pipeline.storage.location import location
 from pipeline.storage.random_access import open_random

@@ -19,7 +19,8 @@ from pipeline.ingestion.archives.entries import ROW, Entry, climbing_path, path_
 from pipeline.ingestion.archives.members import TarFault, tar_entries
 from pipeline.ingestion.archives.naming import count_up, is_zip, prefixes
 from pipeline.ingestion.archives.zips import read_zip_entry, zip_entries
-from pipeline.ingestion.labels import number_folders
+from pipeline.ingestion.labelling.labels import number_folders
+from pipeline.ingestion.labelling.splits import SPLIT_FOLDERS, class_folders, folder_splits, root_folder
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import (
     HEAD_BYTES,
@@ -32,7 +33,6 @@ from pipeline.ingestion.sources.listing import (
     named_like_image,
 )
 from pipeline.ingestion.sources.read_ahead import sent_ahead
-from pipeline.ingestion.splits import SPLIT_FOLDERS, class_folders, folder_splits, root_folder
 from pipeline.shards.decoding import ImageFault
 from pipeline.shards.shard_file import LocalFile
 from pipeline.storage.location import Location, Url, location, read_range, size_of, stamp_of

@@ -18,7 +18,7 @@ from pipeline.ingestion.certificate.facts import certificate_facts
 from pipeline.ingestion.certificate.page import certificate_page
 from pipeline.ingestion.certificate.pictures import contact_sheets, pair_pictures
 from pipeline.ingestion.duplicates.search import CopySearch
-from pipeline.ingestion.layout import Layout
+from pipeline.ingestion.labelling.layout import Layout
 from pipeline.ingestion.rejected import Rejected, rejected_lines
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.shards.atomic import sync_directory, write_file

@@ -14,7 +14,7 @@ from pipeline.ingestion.certificate.copy_facts import LISTED, copy_facts
 from pipeline.ingestion.certificate.verdict import verdict
 from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.search import CopySearch
-from pipeline.ingestion.layout import Layout
+from pipeline.ingestion.labelling.layout import Layout
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected
 from pipeline.ingestion.shard_jobs import ShardSummary
 from pipeline.shards.index import DatasetIndex

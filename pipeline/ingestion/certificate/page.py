@@ -12,9 +12,9 @@ from pipeline.ingestion.certificate.charts import class_skyline, colour_statisti
 from pipeline.ingestion.certificate.copy_sections import copy_sections
 from pipeline.ingestion.certificate.pictures import MOST_SHEETS, Sheet
 from pipeline.ingestion.certificate.style import STYLE
+from pipeline.pages.document import document
 from pipeline.words import bytes_in_words
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser loads nothing, whatever is inside
 PIXELATED = 40  # pixels a side of a picture, up to which it is shown enlarged, pixel by pixel
 Facts = Mapping[str, Any]
 
@@ -36,12 +36,7 @@ def certificate_page(facts: Facts, sheets: Sequence[Sheet], pictures: Mapping[in
             _how_to_read(facts),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
-    )
+    return document(title, STYLE, body)
 
 
 def _name(facts: Facts) -> str:

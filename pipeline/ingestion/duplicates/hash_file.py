@@ -6,12 +6,12 @@ another shard is no error: hashes can be computed again.
 """
 
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL
+from zlib_ng.zlib_ng import crc32
 
 from pipeline.errors import DataError
 from pipeline.ingestion.duplicates.likeness import HASHES, hashes_of_prepared
@@ -70,7 +70,7 @@ def write_hashes(path: Path, hashes: HashFile, shard: Shard | None) -> None:
     body = hashes.rows.tobytes()
     sha256 = bytes(32) if shard is None else bytes.fromhex(shard.sha256)
     version = PIL.__version__.encode()[:16]
-    header = HEADER.pack(MAGIC, VERSION, len(hashes.rows), sha256, hashes.job, version, zlib.crc32(body))
+    header = HEADER.pack(MAGIC, VERSION, len(hashes.rows), sha256, hashes.job, version, crc32(body))
     write_file(path, header + body)
 
 
@@ -87,7 +87,7 @@ def read_hashes(path: Location, shard: Shard | None) -> HashFile | None:
     if (version, pillow.rstrip(b"\0"), sha256) != (VERSION, PIL.__version__.encode()[:16], wanted):
         return None
     body = memoryview(content)[HEADER.size :]
-    if len(body) != images * EXAMINED.itemsize or zlib.crc32(body) != checksum:
+    if len(body) != images * EXAMINED.itemsize or crc32(body) != checksum:
         return None
     rows = np.frombuffer(body, EXAMINED)
     if shard is not None and int(rows["kept"].sum()) != shard.samples:

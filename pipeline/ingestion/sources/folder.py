@@ -30,7 +30,7 @@ class FolderSource:
     def list_files(self) -> Listing:
         listing = Listing()
         for name in self.only:
-            self._list_file(name, os.stat(self.root / name), listing)
+            self._list_file(name, os.stat(self.root / name), listing, hidden=in_hidden_folder(name))
         if not self.only:
             self._list_folder("", (), listing)
         return listing
@@ -52,6 +52,7 @@ class FolderSource:
         if here in above:
             listing.rejected.append(Rejected(folder, "repeated_link", "a link to a folder that holds it"))
             return
+        hidden = in_hidden_folder(f"{folder}/")
         with os.scandir(self.root / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = f"{folder}/{entry.name}" if folder else entry.name
@@ -59,15 +60,15 @@ class FolderSource:
                     if entry.is_dir():
                         self._list_folder(path, (*above, here), listing)
                     else:
-                        self._list_file(path, entry.stat(), listing)
+                        self._list_file(path, entry.stat(), listing, hidden=hidden)
                 except OSError as error:
                     listing.rejected.append(Rejected(path, "unreadable_file", error.strerror or str(error)))
 
-    def _list_file(self, path: str, status: os.stat_result, listing: Listing) -> None:
+    def _list_file(self, path: str, status: os.stat_result, listing: Listing, *, hidden: bool) -> None:
         if not stat.S_ISREG(status.st_mode):
             listing.rejected.append(Rejected(path, "unreadable_file", "not a regular file"))
         elif named_like_image(path) or looks_like_image(self.read(path, HEAD_BYTES)):
-            if in_hidden_folder(path):
+            if hidden:
                 listing.rejected.append(Rejected(path, "hidden", HIDDEN))
             else:
                 listing.images.append(SourceFile(path, status.st_size, status.st_mtime_ns))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingestion import build, plan
+from pipeline.ingestion.opening import Opened
 from pipeline.ingestion.sources.listing import Listing, SourceFile
-from pipeline.ingestion.sources.opening import Opened
 from tests.pipeline.pictures import encoded, picture
 
 NUM_BYTES = 2000  # of each file, by a comment as long as it takes

@@ -15,7 +15,8 @@ from PIL import Image, ImageEnhance
 
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import InputError
-from pipeline.ingestion import adopt, build, examination
+from pipeline.ingestion import build, examination
+from pipeline.ingestion.archives import adopting
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.duplicates.likeness import hashes_of_prepared, likeness
 from pipeline.ingestion.duplicates.sample_hashes import hashed_shards
@@ -215,13 +216,13 @@ def test_each_adopted_tar_is_read_through_once_however_many_copies_leave_it(tmp_
     for tar in range(6):
         members = [(f"t{tar}-{number}.png", encoded(image, "PNG")) for number, image in enumerate(copied)]
         write_tar(tmp_path / f"train-{tar}.tar", [*members, (f"own-{tar}.png", encoded(scene(50 + tar, 80), "PNG"))])
-    real, read = adopt.tar_samples, []
+    real, read = adopting.tar_samples, []
 
     def counted(file: object, shown: str) -> object:
         read.append(shown)
         return real(file, shown)
 
-    monkeypatch.setattr(adopt, "tar_samples", counted)
+    monkeypatch.setattr(adopting, "tar_samples", counted)
     config = IngestConfig(duplicates="remove", workers=1)
     report = ingest(str(tmp_path / "train-{0..5}.tar"), tmp_path / "dataset", config)
     assert report.samples == {"train": 9} and report.rejected == {"duplicate": 15}

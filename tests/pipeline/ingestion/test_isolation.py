@@ -159,7 +159,7 @@ def test_an_ingestion_survives_crashes_and_its_dataset_is_as_without_these_files
     config = IngestConfig(samples_per_shard=20, split_fractions={"train": 1.0}, max_rejected_fraction=0.1)
     for name in ("ant/deadly.jpg", "bee/deadly.jpg"):
         (source / name).write_bytes(encoded(picture(77)))
-    monkeypatch.setattr("pipeline.ingestion.sources.opening.open_source", lambda source: DeadlySource(Path(source)))
+    monkeypatch.setattr("pipeline.ingestion.opening.open_source", lambda source: DeadlySource(Path(source)))
     report = ingest(str(source), tmp_path / "dataset", config)
     assert report.rejected == {"decoder_crashed": 2} and report.samples == {"train": 40}
     rejected = rejected_of(tmp_path / "dataset")
@@ -179,7 +179,7 @@ def test_an_ingestion_survives_crashes_and_its_dataset_is_as_without_these_files
 
 def test_a_decoder_that_crashes_on_every_image_is_one_line(tmp_path, monkeypatch):
     source = class_folders(tmp_path / "deadly", per_class=4)
-    monkeypatch.setattr("pipeline.ingestion.sources.opening.open_source", lambda name: DeadlySource(source.parent))
+    monkeypatch.setattr("pipeline.ingestion.opening.open_source", lambda name: DeadlySource(source.parent))
     monkeypatch.setattr(making, "FAULTS_BEYOND_BUDGET", 1)
     with pytest.raises(IngestError, match="images that end the process which decodes them .2 decoder_crashed"):
         ingest(str(source), tmp_path / "dataset", IngestConfig())
@@ -215,7 +215,7 @@ class KilledSource(FolderSource):
 def test_a_worker_that_is_killed_again_and_again_is_one_line_and_no_file_is_blamed(tmp_path, monkeypatch):
     source = class_folders(tmp_path / "source", per_class=3)
     (source / "ant/killed.jpg").write_bytes(encoded(picture(1)))
-    monkeypatch.setattr("pipeline.ingestion.sources.opening.open_source", lambda name: KilledSource(source))
+    monkeypatch.setattr("pipeline.ingestion.opening.open_source", lambda name: KilledSource(source))
     with pytest.raises(IngestError, match="killed by SIGKILL, twice .* workers=1") as caught:
         ingest(str(source), tmp_path / "dataset", IngestConfig())
     assert "\n" not in str(caught.value)

@@ -21,8 +21,8 @@ from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
 from pipeline.storage import location as locations
 from pipeline.storage.location import Url
-from tests.pipeline.ingestion.test_tar_archives import packed, samples
-from tests.pipeline.ingestion.test_zips import files_in, rejected_of, write_zip
+from tests.pipeline.ingestion.archives.test_tar_archives import packed, samples
+from tests.pipeline.ingestion.archives.test_zips import files_in, rejected_of, write_zip
 from tests.pipeline.pictures import class_folders, encoded, picture, shards_of, write_tar
 
 CONFIG = IngestConfig(samples_per_shard=7, split_fractions={"train": 1.0})

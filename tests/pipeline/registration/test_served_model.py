@@ -133,6 +133,15 @@ def test_a_model_of_a_sigmoid_gives_sigmoids_and_one_without_a_head_features(tmp
     assert headless.predict([IMAGE]).shape == (1, 48)
 
 
+def test_features_are_what_the_head_reads(model):
+    loaded = model.unwrap_python_model()
+    features = loaded.features([IMAGE, png()])
+    assert features.shape == (2, 48) and features.dtype == np.float32 and np.array_equal(features[0], features[1])
+    probabilities = loaded.module.head(torch.from_numpy(features)).softmax(1).detach().numpy()
+    assert np.allclose(probabilities, model.predict([IMAGE, IMAGE]), atol=1e-6)
+    assert loaded.features([]).shape == (0, 48)
+
+
 def test_where_and_in_which_batches_it_computes_can_be_said(tmp_path, monkeypatch):
     path = str(saved(tmp_path))
     loaded = mlflow.pyfunc.load_model(path, model_config={"device": "cpu", "batch_size": 2})

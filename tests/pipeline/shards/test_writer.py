@@ -12,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.shards.index import read_index
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.table import read_table, split_member
-from pipeline.shards.writer import NewSample, member_header, write_shard
+from pipeline.shards.writer import Expected, NewSample, member_header, write_shard
 from tests.pipeline.pictures import small_dataset
 
 
@@ -99,6 +99,22 @@ def test_webdataset_and_tar_read_every_sample_we_write(tmp_path):
             assert len(listed.stdout.split()) == 2 * shard.samples and listed.stderr == ""
 
 
+def test_a_shard_of_small_members_alone_is_written_as_it_comes(tmp_path):
+    half = []
+
+    def pictures():
+        for number in range(4000):
+            if number == 3000:
+                (partial,) = tmp_path.iterdir()
+                half.append(partial.stat().st_size)
+            yield NewSample(f"key{number}", "png", bytes(1000), {"n": number})
+
+    table = write_shard(tmp_path / "a.tar", pictures())
+    whole = (tmp_path / "a.tar").read_bytes()
+    assert half[0] > len(whole) // 2
+    assert (len(whole), hashlib.sha256(whole).hexdigest()) == (table.shard_bytes, table.shard_sha256)
+
+
 @pytest.mark.parametrize("name", ["", "a.jpg", "a" * 96 + ".jpg", "a" * 97 + ".jpg", "b/" + "c" * 120, "n\u00e4me.jpg"])
 @pytest.mark.parametrize("num_bytes", [0, 1, 512, 1_234_567, (1 << 33) - 1, 1 << 33])
 def test_headers_are_those_of_tarfile(name, num_bytes):
@@ -107,10 +123,11 @@ def test_headers_are_those_of_tarfile(name, num_bytes):
     assert member_header(name, num_bytes) == member.tobuf(tarfile.PAX_FORMAT)
 
 
-def test_samples_of_any_size_and_number_make_a_whole_tar(tmp_path):
+@pytest.mark.parametrize("expected", [None, Expected(1, 10), Expected(1000, 1 << 26)], ids=["", "less", "more"])
+def test_samples_of_any_size_and_number_make_a_whole_tar(tmp_path, expected):
     contents = [bytes(size) for size in (*range(0, 3000, 7), 2_000_000, 3, 1 << 20)]
     samples = [NewSample(f"key{number}", "jpg", content, {"n": number}) for number, content in enumerate(contents)]
-    table = write_shard(tmp_path / "train-000000.tar", samples)
+    table = write_shard(tmp_path / "train-000000.tar", samples, expected)
     whole = (tmp_path / "train-000000.tar").read_bytes()
     assert (len(whole), hashlib.sha256(whole).hexdigest()) == (table.shard_bytes, table.shard_sha256)
     with tarfile.open(tmp_path / "train-000000.tar") as tar:

@@ -17,7 +17,7 @@ from pipeline.ingestion import plan
 from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.making import IngestError
-from pipeline.ingestion.sources.opening import list_source
+from pipeline.ingestion.opening import list_source
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.tables.idx_files import samples

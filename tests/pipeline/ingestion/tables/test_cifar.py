@@ -175,7 +175,7 @@ def test_no_name_but_those_of_arrays_passes(tmp_path, names):
 
 
 def test_what_stands_for_numpy_cannot_be_changed_by_a_pickle(tmp_path):
-    from pipeline.ingestion.sources.tables import pickles
+    from pipeline.ingestion.tables import pickles
 
     write_cifar10(tmp_path / "cifar", "python")
     for module, name in pickles.ALLOWED:

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.build import ingest
-from pipeline.ingestion.sources.opening import list_source
+from pipeline.ingestion.opening import list_source
 from pipeline.shards.check import check_dataset
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.tables.idx_files import idx_bytes, pixels, samples, write_idx

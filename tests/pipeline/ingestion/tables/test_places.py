@@ -19,8 +19,8 @@ from pipeline.errors import InputError
 from pipeline.ingestion import plan
 from pipeline.ingestion.archives.unpacking import Scratch, remove_unpacked
 from pipeline.ingestion.build import ingest
-from pipeline.ingestion.sources.opening import list_source
-from pipeline.ingestion.sources.tables import source as tables
+from pipeline.ingestion.opening import list_source
+from pipeline.ingestion.tables import source as tables
 from pipeline.shards.index import read_index
 from tests.pipeline.ingestion.tables.test_arrow import contents, saved, write_parquet
 from tests.pipeline.ingestion.tables.test_cifar import write_cifar10
@@ -98,7 +98,7 @@ import sys
 from pathlib import Path
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingestion.archives.unpacking import Scratch
-from pipeline.ingestion.sources.opening import list_source
+from pipeline.ingestion.opening import list_source
 with Scratch(Path({str(tmp_path / "dataset")!r})) as scratch:
     source, listing = list_source({str(tmp_path / "set")!r}, IngestConfig(), scratch)
     source.read(listing.images[0].path)
@@ -199,7 +199,7 @@ import resource
 from pathlib import Path
 from pipeline.config.ingest import IngestConfig
 from pipeline.ingestion.archives.unpacking import Scratch
-from pipeline.ingestion.sources.opening import list_source
+from pipeline.ingestion.opening import list_source
 with Scratch(Path({str(tmp_path / "dataset")!r})) as scratch:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     listing = list_source({str(tmp_path / "train.parquet")!r}, IngestConfig(), scratch).listing

@@ -1,0 +1,76 @@
+"""How long a run takes, learned from the runs of the same home: what they took of what their arithmetic promised.
+
+A plan promises samples x arithmetic per image / (speed x ranks), at a speed that is stated and nobody measured. What
+past runs took of that tells the rest: their ratio as a line over the arithmetic of a step (small steps are less
+efficient), with what it scatters. Torch-free.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.forecast.law import COVERS, Interval
+from pipeline.forecast.past import PastRun
+from pipeline.forecast.regression import DRAWS, Belief, fit_lines
+
+ACCELERATOR_FLOPS = 1e14  # per second: about what an A100 reaches at training a ViT
+PROCESSOR_FLOPS = 1e11  # per second and rank, in fp32 on a few cores
+LEAST_RUNS = 3  # of fewer no interval follows
+RATIO = Belief(mean=(0.0, -0.1), deviation=(3.0, 0.2), scatter=0.1)
+
+
+def planned_seconds(plan: Mapping[str, Any]) -> float:
+    """What the arithmetic of a plan takes at the stated speed."""
+    speed = ACCELERATOR_FLOPS if plan["accelerators_per_node"] else PROCESSOR_FLOPS
+    return plan["steps"]["samples"] * plan["training_flops_per_image"] / (speed * plan["world_size"])
+
+
+def _log_step(plan: Mapping[str, Any]) -> float:
+    """Log of a rank's arithmetic in a step."""
+    return float(np.log(plan["batches"]["global_batch_size"] * plan["training_flops_per_image"] / plan["world_size"]))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What past runs took of their plans: ratios (N,), their logs of a step's arithmetic, and the seconds around."""
+
+    ratios: np.ndarray
+    log_steps: np.ndarray
+    around: float
+    shares: np.ndarray  # whole seconds of each, around and all, by its plan
+
+    @property
+    def in_words(self) -> str:
+        """`past runs here took 1.12 (0.98–1.31) of their plan: 5 runs of this profile`."""
+        low, middle, high = np.quantile(self.shares, [0.1, 0.5, 0.9])
+        runs = f"{len(self.shares)} run{'' if len(self.shares) == 1 else 's'} of this profile"
+        return f"past runs here took {middle:.2f} ({low:.2f}–{high:.2f}) of their plan: {runs}"
+
+    def hours(self, plan: Mapping[str, Any]) -> Interval | None:
+        """Of a run like these; None where they are too few to say how much they scatter."""
+        if len(self.ratios) < LEAST_RUNS:
+            return None
+        centre = self.log_steps.mean()
+        rows = np.column_stack([np.ones(len(self.ratios)), self.log_steps - centre])
+        lines = fit_lines(rows, np.log(self.ratios), np.zeros(len(self.ratios)), RATIO)
+        random = np.random.default_rng(0)
+        weights, scatter = lines.draws(DRAWS, random)
+        ratio = np.exp(weights @ [1.0, _log_step(plan) - centre] + scatter * random.standard_normal(DRAWS))
+        hours = (planned_seconds(plan) * ratio + self.around) / 3600
+        low, middle, high = np.quantile(hours, [(1 - COVERS) / 2, 0.5, (1 + COVERS) / 2])
+        return Interval(float(middle), float(low), float(high))
+
+
+def learned_pace(runs: Sequence[PastRun], place: tuple[Any, ...]) -> Pace | None:
+    """From the past runs of one place; None where there are none."""
+    found = []
+    for one in runs:
+        if one.place == place and one.taken is not None:
+            planned, taken = planned_seconds(one.plan), one.taken
+            found.append((taken.training / planned, _log_step(one.plan), taken.around, taken.whole / planned))
+    if not found:
+        return None
+    ratios, log_steps, around, shares = (np.array(column) for column in zip(*found, strict=True))
+    return Pace(ratios, log_steps, float(np.median(around)), shares)

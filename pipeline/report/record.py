@@ -1,0 +1,44 @@
+"""`lifecycle.json`: what a lifecycle was asked and which runs it made, so that its report can be written again."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.run_directory import read_json, write_json
+
+RECORD = "lifecycle.json"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Record:
+    """Paths are absolute. `stages` are (stage, seconds, result), `runs` all run directories that were followed."""
+
+    name: str
+    source: str
+    home: str
+    tracking_uri: str
+    asked: dict[str, Any] = field(default_factory=dict)
+    stages: list[tuple[str, float, str]] = field(default_factory=list)
+    data: str | None = None
+    pretrained: str | None = None
+    finetuned: str | None = None
+    models: dict[str, str] = field(default_factory=dict)  # those that are scored by name, in words
+    evaluation: str | None = None
+    registration: str | None = None
+    pictures: str | None = None  # the folder of an inspection
+    runs: list[str] = field(default_factory=list)
+    baselines: list[dict[str, Any]] = field(default_factory=list)  # {method, labels, accuracy, low?, high?}
+    notes: list[str] = field(default_factory=list)
+    failure: dict[str, str] | None = None  # {stage, reason}
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RECORD, {"format_version": FORMAT_VERSION} | asdict(self))
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record in a folder; None where there is none."""
+    found = read_json(folder / RECORD)
+    known = {one.name for one in fields(Record)}
+    return None if found is None else Record(**{key: value for key, value in found.items() if key in known})

@@ -1,0 +1,220 @@
+"""What a report says of a training: what was asked, how it learned, whether it was healthy, how fast it was."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.pages.parts import Html, bullets, facts_table, folded, joined, paragraph, table, word
+from pipeline.report.charts import Line, line_chart
+from pipeline.report.health import TITLES, Health
+from pipeline.report.ledger import Curve
+from pipeline.report.run_facts import RunFacts, price_of, unit_of_hours
+from pipeline.training.start_table import start_table
+from pipeline.words import bytes_in_words, duration_in_words, number_in_words
+
+NOT_MEASURED = "not measured"
+PLAIN = ("train/loss", "train/accuracy", "train/learning_rate", "train/gradient_norm", "train/skipped")
+LISTED = 400  # verdicts at most
+FIRST_COLUMN = 12  # of the start table's lines
+
+
+def asked(facts: RunFacts) -> Html:
+    """What was trained on what, for how long and how, as the run began."""
+    rows: list[tuple[str, object]] = []
+    if command := facts.provenance.get("command"):
+        rows.append(("command", word(" ".join(["vit", *command[1:]]))))
+    if facts.config is not None and facts.plan.get("batches"):
+        for line in start_table(facts.config, facts.plan):
+            rows.append((line[:FIRST_COLUMN].strip(), line[FIRST_COLUMN:]))
+    rows.append(("seed", facts.raw.get("seed", "not recorded")))
+    if parent := facts.plan.get("initialise_from"):
+        rows.append(("began from", word(str(parent.get("reference", "a model that is not named")))))
+    rows.append(("where", _placement(facts)))
+    notes = [note for note in facts.plan.get("notes") or ()]
+    return joined(facts_table(rows), bullets(notes) if notes else "")
+
+
+def _placement(facts: RunFacts) -> str:
+    plan = facts.plan
+    devices = "an accelerator each" if plan.get("accelerators_per_node") else "no accelerator"
+    host = f", on {facts.provenance['host']}" if facts.provenance.get("host") else ""
+    nodes, ranks = plan.get("nodes", 1), plan.get("ranks_per_node", 1)
+    return (
+        f"profile {facts.profile.get('kind', 'not recorded')}: {nodes} node{'s' * (nodes != 1)} of {ranks} "
+        f"rank{'s' * (ranks != 1)}, {devices}{host}"
+    )
+
+
+def curves(facts: RunFacts) -> Html:
+    """Loss, accuracy, what else the objective tells, and rates, over the steps."""
+    found = facts.story.curves
+    if not found:
+        return paragraph(f"{NOT_MEASURED}: the run has no ledger", "quiet")
+    charts = [
+        _chart(facts, "Loss", ("training", "train/loss"), ("validation", "validation/loss"), logarithmic=True),
+        _chart(facts, "Accuracy, 0 to 1", ("training", "train/accuracy"), ("validation", "validation/accuracy")),
+    ]
+    own = [key for key in sorted(found) if key.startswith("train/") and key not in PLAIN]
+    own += [
+        key
+        for key in sorted(found)
+        if key.startswith("validation/") and key.partition("/")[2] not in ("loss", "accuracy")
+    ]
+    for name in dict.fromkeys(key.partition("/")[2] for key in own):
+        title = name.replace("_", " ").capitalize()
+        charts.append(_chart(facts, title, ("training", f"train/{name}"), ("validation", f"validation/{name}")))
+    charts += [
+        _chart(facts, "Learning rate", ("last", "train/learning_rate")),
+        _chart(facts, "Gradient norm before clipping", ("last", "train/gradient_norm"), logarithmic=True),
+        _chart(facts, "Images per second", ("last", "perf/images_per_second")),
+    ]
+    thinned = "Of a ledger this long one line in several is drawn; validations all. " if facts.story.thinned else ""
+    spread = "Where steps share a point: their mean, and around it the least and greatest."
+    return joined(Html(f'<div class="curves">{"".join(charts)}</div>'), paragraph(thinned + spread, "quiet"))
+
+
+def _chart(facts: RunFacts, title: str, *wanted: tuple[str, str], logarithmic: bool = False) -> Html:
+    kinds = ("one", "two")
+    lines = [
+        Line(name, facts.story.curves[key], kind)
+        for (name, key), kind in zip(wanted, kinds, strict=False)
+        if key in facts.story.curves
+    ]
+    return line_chart(title, lines, last_step=facts.steps_planned, logarithmic=logarithmic)
+
+
+def health(facts: RunFacts) -> Html:
+    """Each measurement's newest verdict, its curve before the band it was held against, and what was outside."""
+    told = facts.health
+    if not told.measured:
+        return paragraph(f"{NOT_MEASURED}: the run kept no health.jsonl", "quiet")
+    rows = [_health_row(metric, told.of(metric)) for metric in told.metrics]
+    charts = [_health_chart(facts, told, metric) for metric in told.metrics]
+    outside = [one for one in told.outside]
+    judged = [one for one in told.measured if one.get("verdict") in ("ok", "low", "high")]
+    words = f"{len(judged) - len(outside):,} of {len(judged):,} measurements with a band were inside it."
+    if not judged:
+        words = "There was no band to hold the measurements against: they are shown, not judged."
+    basis = f" Bands: {told.basis}." if told.basis else ""
+    lines = [str(one.get("words") or one["metric"]) for one in told.measured]
+    more = f" (the newest {LISTED} of {len(lines):,})" if len(lines) > LISTED else ""
+    return joined(
+        paragraph(words + basis),
+        table(("measured", "newest value", "expected", "verdict", "outside"), rows, numbers=(1, 2)),
+        Html(f'<div class="curves">{"".join(charts)}</div>'),
+        folded(f"Every verdict in words{more}", bullets(lines[-LISTED:])),
+    )
+
+
+def _health_row(metric: str, measured: Sequence[dict[str, Any]]) -> tuple[object, ...]:
+    newest, outside = measured[-1], sum(one.get("verdict") in ("low", "high") for one in measured)
+    low, high = newest.get("low"), newest.get("high")
+    expected = (
+        f"{low:.4g} – {high:.4g}" if isinstance(low, int | float) and isinstance(high, int | float) else "no band"
+    )
+    verdict = newest.get("verdict")
+    kind = {"ok": "good", "low": "bad", "high": "bad"}.get(str(verdict))
+    mark = Html(f'<span class="mark {kind}">{verdict}</span>') if kind else "no band"
+    return TITLES.get(metric, metric), f"{newest['value']:.4g}", expected, mark, f"{outside} of {len(measured)} times"
+
+
+def _health_chart(facts: RunFacts, told: Health, metric: str) -> Html:
+    measured = told.of(metric)
+    steps, values = [float(one["step"]) for one in measured], [float(one["value"]) for one in measured]
+    last = max(facts.steps_planned, *steps)
+    band = [(progress * last, low, high) for progress, low, high in told.bands.get(metric, ())]
+    if not band and _has_limits(measured):
+        band = [(float(one["step"]), one["low"], one["high"]) for one in measured if _has_limits([one])]
+    line = Line("measured", Curve(steps, values, values, values))
+    return line_chart(TITLES.get(metric, metric), [line], band=band, last_step=last)
+
+
+def _has_limits(measured: Sequence[dict[str, Any]]) -> bool:
+    return all(isinstance(one.get(end), int | float) for one in measured for end in ("low", "high"))
+
+
+def speed(facts: RunFacts) -> Html:
+    """Where the time went at the end, and what it came to."""
+    found = {key: curve.last for key, curve in facts.story.curves.items()}
+    rows: list[tuple[str, object]] = []
+    if "perf/images_per_second" in found:
+        rows.append(
+            ("images per second", f"{number_in_words(found['perf/images_per_second'])}, mean of the last steps")
+        )
+    if "perf/mfu" in found:
+        rows.append(("share of the devices' peak (MFU)", f"{100 * found['perf/mfu']:.1f} %"))
+    if "perf/data_wait_share" in found:
+        rows.append(("waiting for data", f"{100 * found['perf/data_wait_share']:.0f} % of the time"))
+    if "perf/step_seconds" in found:
+        parts = ("data", "forward", "backward", "update")
+        each = [
+            f"{part} {1000 * found[f'perf/{part}_seconds']:.3g} ms" for part in parts if f"perf/{part}_seconds" in found
+        ]
+        rows.append(("a step", f"{1000 * found['perf/step_seconds']:.3g} ms: {', '.join(each)}"))
+    if "perf/peak_memory_bytes" in found:
+        planned = (facts.plan.get("memory_bytes_per_rank") or {}).get(
+            f"stage {(facts.raw.get('zero') or {}).get('stage')}"
+        )
+        plan = f"; planned for the model and its optimizer: {bytes_in_words(planned)}" if planned else ""
+        rows.append(("memory of a rank at most", bytes_in_words(found["perf/peak_memory_bytes"]) + plan))
+    return joined(facts_table([*rows, *ended(facts)]))
+
+
+def ended(facts: RunFacts) -> list[tuple[str, object]]:
+    """How far it came, by how many attempts, and at what cost."""
+    reached = f"{facts.story.last_step:,} of {facts.steps_planned:,}"
+    rows: list[tuple[str, object]] = [("steps", reached), ("attempts", facts.run.last_attempt())]
+    if facts.story.skipped:
+        rows.append(("steps that left the weights alone", f"{facts.story.skipped:,}: loss or gradient was not finite"))
+    if rolled := facts.run.rolled_back():
+        rows.append(("gone back over", f"{len(rolled)} times, {sum(one.end - one.start for one in rolled):,} images"))
+    rows.append((unit_of_hours(facts), NOT_MEASURED if facts.hours is None else _hours(facts.hours)))
+    if (price := price_of(facts)) is not None:
+        rows.append(("price by the profile", f"{price:,.2f}"))
+    return rows
+
+
+def _hours(value: float) -> str:
+    return f"{number_in_words(value)} ({duration_in_words(3600 * value)})"
+
+
+def forecast(facts: RunFacts) -> Html:
+    """What was said before the run, beside what came of it."""
+    graded, said = facts.result.get("forecast") or {}, facts.forecast.get("forecasts") or {}
+    names = list(dict.fromkeys([*said, *graded]))
+    if not names:
+        hint = "<code>vit ladder</code> on the same data gives the next run one."
+        return paragraph(Html(f"{NOT_MEASURED}: nothing was forecast. {hint}"), "quiet")
+    rows = []
+    for name in names:
+        one = said.get(name, {}) | graded.get(name, {})
+        unit = f" {one['unit']}" if one.get("unit") else ""
+        named = f"{name} ({one['metric']})" if one.get("metric") else name
+        between = f"{_figure(one.get('low'))} – {_figure(one.get('high'))}"
+        outcome = "not known" if one.get("outcome") is None else f"{_figure(one['outcome'])}{unit}"
+        rows.append((named, f"{_figure(one.get('value'))}{unit}", between, outcome, _grade(one.get("inside"))))
+    basis = f"Rests on: {facts.forecast['basis']}." if facts.forecast.get("basis") else ""
+    return joined(
+        table(("forecast", "said", "interval", "outcome", ""), rows, numbers=(1, 2, 3)), paragraph(basis, "quiet")
+    )
+
+
+def _grade(inside: bool | None) -> object:
+    if inside is None:
+        return "not graded"
+    return Html('<span class="mark good">inside</span>' if inside else '<span class="mark bad">outside</span>')
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, int | float) else "not known"
+
+
+def is_healthy(facts: RunFacts) -> bool:
+    """Whether no measurement's newest verdict is outside of its band."""
+    newest = {one["metric"]: one for one in facts.health.measured}
+    return not any(one.get("verdict") in ("low", "high") for one in newest.values())
+
+
+def best(facts: RunFacts) -> str:
+    """The best state by its validation, in words; empty where none was scored."""
+    found = facts.result.get("best") or {}
+    return f"{found['metric']} {found['value']:.4f} at step {found['step']:,}" if found else ""

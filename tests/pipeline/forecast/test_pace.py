@@ -1,0 +1,87 @@
+"""What past runs of a home say of the time of another."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.forecast.pace import Pace, learned_pace, planned_seconds
+from pipeline.forecast.past import past_runs, place_of, seconds_taken
+from tests.pipeline.forecast.homes import PLAN, done
+
+HERE = place_of(PLAN, "local")
+
+
+def test_a_run_took_what_its_heartbeats_say_and_its_training_what_its_ledger_says(tmp_path):
+    run = done(tmp_path, "one", seconds=80.0, around=12.0)
+    taken = seconds_taken(run)
+    assert (
+        taken.whole == pytest.approx(92.0)
+        and taken.training == pytest.approx(80.0)
+        and taken.around == pytest.approx(12)
+    )
+    run.attempt(2).make()  # killed before it said anything
+    assert seconds_taken(run) == taken
+    assert seconds_taken(done(tmp_path, "none", seconds=0.0)) is None
+
+
+def test_hours_are_learned_from_runs_of_the_same_place_alone(tmp_path):
+    planned = planned_seconds(PLAN)
+    assert planned == pytest.approx(10_000 * 1e8 / 2e11)
+    for number, ratio in enumerate((1.1, 1.2, 1.3, 1.2, 1.15)):
+        done(tmp_path / "runs", f"run-{number}", seconds=ratio * planned)
+    done(tmp_path / "runs", "cluster", seconds=100 * planned, kind="slurm")
+    done(tmp_path / "runs", "more-ranks", seconds=50 * planned, world_size=4)
+    done(tmp_path / "runs", "rehearsal", seconds=70 * planned, rehearsal=True)
+    damaged = done(tmp_path / "runs", "damaged", seconds=planned)
+    damaged.plan_file.write_text("{")
+    runs = past_runs(tmp_path)
+    assert {past.run.path.name for past in runs} == {*(f"run-{n}" for n in range(5)), "cluster", "more-ranks"}
+    pace = learned_pace(runs, HERE)
+    assert pace.in_words.startswith("past runs here took ") and pace.in_words.endswith("5 runs of this profile")
+    hours = pace.hours(PLAN)
+    assert hours.value == pytest.approx((1.2 * planned + 12) / 3600, rel=0.05) and hours.low < hours.value < hours.high
+    longer = PLAN | {"steps": {"steps": 10_000, "samples": 1_000_000}}  # start-up weighs less
+    assert pace.hours(longer).value == pytest.approx(1.2 * 100 * planned / 3600, rel=0.05)
+    larger = PLAN | {"training_flops_per_image": 1e11}
+    spread, wider = (np.log(one.high / one.low) for one in (pace.hours(longer), pace.hours(larger)))
+    assert wider > 1.5 * spread  # a thousand times the arithmetic of what was ever measured
+    assert learned_pace(runs, ("kubernetes", 2, 0, "fp32")) is None
+
+
+def test_two_runs_say_their_ratio_and_make_no_interval(tmp_path):
+    for number in range(2):
+        done(tmp_path / "runs", f"run-{number}", seconds=6.0)
+    pace = learned_pace(past_runs(tmp_path), HERE)
+    assert pace.in_words == "past runs here took 3.60 (3.60–3.60) of their plan: 2 runs of this profile"
+    assert pace.hours(PLAN) is None
+
+
+def test_intervals_of_time_hold_80_of_a_hundred_runs():
+    inside, random = 0, np.random.default_rng(0)
+    for _ in range(200):
+        logs = np.log(1e10) + random.uniform(0, 3, 6)
+        slope = -random.uniform(0, 0.2)
+        log_ratios = 0.3 + slope * (logs - logs[0]) + 0.08 * random.standard_normal(6)
+        plan = PLAN | {"training_flops_per_image": 2e9}
+        target = np.log(100 * 2e9 / 2)
+        outcome = planned_seconds(plan) * np.exp(0.3 + slope * (target - logs[0]) + 0.08 * random.standard_normal())
+        hours = Pace(np.exp(log_ratios), logs, 0.0, np.exp(log_ratios)).hours(plan)
+        inside += hours.low <= outcome / 3600 <= hours.high
+    assert 0.70 <= inside / 200 <= 0.90
+
+
+def test_a_home_of_ten_thousand_runs_is_learned_from_in_a_second(tmp_path):
+    for number in range(10_000):
+        (tmp_path / "runs" / f"old-{number:05d}").mkdir(parents=True)
+    old = time.time() - 1e6
+    for entry in os.scandir(tmp_path / "runs"):
+        os.utime(entry.path, (old, old))
+    for number in range(40):
+        done(tmp_path / "runs", f"new-{number:03d}", seconds=6.0)
+    started = time.process_time()
+    assert len(past_runs(tmp_path)) == 40 and time.process_time() - started < 2.0
+    started = time.process_time()
+    past_runs(tmp_path)  # what was read once is read no more
+    assert time.process_time() - started < 0.5
