@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.studies.points import Point, at_longest
 
+SINGLE = "; of one seed: what chance does to a training is not in it"
+
 
 def findings(points: Sequence[Point]) -> list[str]:
     """One sentence for each objective and pair of networks that share an amount of data; of the longest runs."""
@@ -19,7 +21,8 @@ def findings(points: Sequence[Point]) -> list[str]:
         for one, other in itertools.combinations(networks, 2):
             pairs = _pairs(of_objective, one, other)
             if pairs:
-                sentences.append(f"{objective}: {_sentence(one, other, pairs)}")
+                chance = SINGLE if min(point.seeds for pair in pairs for point in pair) == 1 else ""
+                sentences.append(f"{objective}: {_sentence(one, other, pairs)}{chance}")
     return sentences
 
 

@@ -73,6 +73,8 @@ def test_networks_are_compared_at_the_amounts_of_data_that_both_have_and_at_the_
         "supervised: no crossing of ViT and ResNet seen up to 1,000 images: ViT is ahead at 1,000"
     ]
     assert findings(points[:2]) == []
+    (one_seed,) = findings([*points[:2], points[2]._replace(seeds=1)])
+    assert one_seed.endswith("ViT is ahead at 1,000; of one seed: what chance does to a training is not in it")
 
 
 def test_the_files_hold_every_row_and_the_same_points_are_the_same_picture(tmp_path):
