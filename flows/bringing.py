@@ -15,7 +15,7 @@ Report = Callable[[str], None]
 Bring = Callable[[RunDirectory, Report], Conclusion]
 
 
-def brought(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> list[Conclusion]:
+def bring_each(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> list[Conclusion]:
     """Where the runs go, all of them go. `bring` controls one; a stop is one for all that are left."""
     if runs and not runs_here(runs[0]):
         return _as_array(runs, report, bring)
@@ -25,7 +25,7 @@ def brought(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> list[
 def in_turn(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> list[Conclusion]:
     ends = []
     for run in runs:
-        ends.append(brought_one(run, report, bring))
+        ends.append(bring_one(run, report, bring))
         if ends[-1].code == EXIT_STOPPED:  # somebody wants it all to stop
             break
     return ends
@@ -39,10 +39,10 @@ def _as_array(runs: Sequence[RunDirectory], report: Report, bring: Bring) -> lis
     report(f"submitted: {len(jobs)} runs as {', '.join(dict.fromkeys(job.id.partition('_')[0] for job in jobs))}")
     context = contextvars.copy_context
     with ThreadPoolExecutor(len(runs)) as pool:
-        return [end.result() for end in [pool.submit(context().run, brought_one, run, report, bring) for run in runs]]
+        return [end.result() for end in [pool.submit(context().run, bring_one, run, report, bring) for run in runs]]
 
 
-def brought_one(run: RunDirectory, report: Report, bring: Bring) -> Conclusion:
+def bring_one(run: RunDirectory, report: Report, bring: Bring) -> Conclusion:
     def told(line: str) -> None:
         report(line if run.path.name in line else f"{run.path.name}: {line}")
 

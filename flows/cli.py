@@ -68,8 +68,8 @@ def ingest(source: str, dest: str, *, set: Set = []) -> int:
 
     Keys of --set, which the README has in a table. Labels: labels, class_names, image_column, label_column, masks,
     mask_classes, boxes. Splits: splits, split_fractions, split.group, seed. Images: channels, colour, max_side,
-    quality, format, max_pixels, max_image_seconds, max_rejected_fraction, examine. Copies: duplicates,
-    leakage_against. Shards: samples_per_shard, tars, workers.
+    quality, format, max_pixels, max_image_seconds, max_read_seconds, max_rejected_fraction, examine. Copies:
+    duplicates, leakage_against. Shards: samples_per_shard, tars, workers.
     """
     from flows.command_line.commands import ingest_command
 
@@ -136,18 +136,6 @@ def sweep(
 
 
 @app.command
-def study(file: str, *, set: Set = [], dry_run: Switch = False, dir: Dir = None) -> int:
-    """A grid of networks, shares of a dataset and objectives: each pretrained and scored; one table, one plot.
-
-    FILE is a study's YAML, or the name of a shipped one; --set sets its keys, for example --set data=DATASET. --dry-run
-    shows the cells and what they cost. Ctrl-C stops with checkpoints; the same command goes on with what is not done.
-    """
-    from flows.command_line.commands import study_command
-
-    return study_command(file, set, dry_run, dir, say)
-
-
-@app.command
 def ladder(
     recipe: str, *, data: Data = [], profile: str = "local", set: Set = [], dry_run: bool = False, dir: Dir = None
 ) -> int:  # fmt: skip
@@ -160,6 +148,18 @@ def ladder(
     from flows.command_line.commands import ladder_command
 
     return ladder_command(recipe, data, profile, set, dry_run, dir, say)
+
+
+@app.command
+def study(file: str, *, set: Set = [], dry_run: Switch = False, dir: Dir = None) -> int:
+    """A grid of networks, shares of a dataset and objectives: each pretrained and scored; one table, one plot.
+
+    FILE is a study's YAML, or the name of a shipped one; --set sets its keys, for example --set data=DATASET. --dry-run
+    shows the cells and what they cost. Ctrl-C stops with checkpoints; the same command goes on with what is not done.
+    """
+    from flows.command_line.commands import study_command
+
+    return study_command(file, set, dry_run, dir, say)
 
 
 @app.command
@@ -209,6 +209,22 @@ def inspect(model: str, *images_dest: str, set: Set = [], dir: Dir = None) -> in
     from flows.command_line.commands import inspect_command
 
     return inspect_command(model, images_dest, set, dir, say)
+
+
+@app.command
+def export(
+    model: str, dest: str, *, format: str, data: str | None = None, set: Set = [], dir: Dir = None
+) -> int:  # fmt: skip
+    """A MODEL for other programs, in the new folder DEST: safetensors (timm), hf (transformers), onnx, pt2, int8.
+
+    It is opened there as anybody would and held against the model on a fixed sample of images (of --data, or of what
+    the model was trained on): size, latency, memory, largest difference, agreement, accuracy in a table and in
+    DEST/export.json. Out of bounds nothing is written, exit 1. Keys of --set: images, repeats, bounds.max_difference,
+    bounds.min_agreement, bounds.max_accuracy_drop, token_reduction.keep.
+    """
+    from flows.command_line.exports import export_command
+
+    return export_command(model, dest, format, data, set, dir, say)
 
 
 @app.command

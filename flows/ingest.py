@@ -26,7 +26,7 @@ from pipeline.ingestion.isolation import TooManyFaults
 from pipeline.ingestion.machines.dask_cluster import require_distributed, run_by_client, started_cluster
 from pipeline.ingestion.machines.shard_groups import NotWanted, RunGroups, WantedGroups
 from pipeline.ingestion.making import IngestError
-from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.shard_contract import ShardSummary
 
 GROUP_RETRIES = 2  # beside those that Dask makes when a worker is lost
 

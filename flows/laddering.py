@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profile import Profile
-from flows.bringing import Bring, Report, brought
+from flows.bringing import Bring, Report, bring_each
 from flows.control.jobs import Conclusion
 from flows.evaluating import carry_out as carry_out_evaluation
 from flows.profiles import load_profile
@@ -207,7 +207,7 @@ def carry_out(plan: Plan, report: Report, bring: Bring) -> tuple[int, str]:
     home = plan.ask["home"]
     runs = {name: written(rung, plan.profile, str(plan.directory / name), home) for name, rung in plan.rungs.items()}
     todo = [run for run in runs.values() if not run.result_file.is_file()]
-    ends = brought(todo, report, bring)
+    ends = bring_each(todo, report, bring)
     reasons = {end.run.path.name: end.reason for end in ends if end.code != EXIT_DONE}
     codes = [end.code for end in ends]
     done = {name: run for name, run in runs.items() if run.result_file.is_file()}

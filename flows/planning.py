@@ -143,8 +143,8 @@ def _past_scores(prepared: PreparedRun, runs: Sequence[PastRun]) -> str | None:
         return None
     bests = {
         past.run.path.name: past.result["best"]["value"] for past in runs
-        if (past.result.get("best") or {}).get("metric") == metric[0] and past.objective == kind
-        and past.plan["data"]["fingerprint"] == prepared.plan["data"]["fingerprint"]
+        if (past.result.get("best") or {}).get("metric") == metric[0]
+        and past.plan["data"]["fingerprint"] == prepared.plan["data"]["fingerprint"] and past.objective == kind
     }  # fmt: skip
     if not bests:
         return None

@@ -12,7 +12,7 @@ from cluster.profile import resolved_profile as resolved
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, validate
 from pipeline.errors import InputError, near_matches
 from pipeline.preparation.placement import Placement
-from pipeline.redaction import is_secret
+from pipeline.secret_forms import is_secret
 
 
 def load_profile(profile: str, overrides: Sequence[str] = ()) -> tuple[Profile, Placement]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 
 from flows import evaluating
-from flows.bringing import Bring, Report, brought, brought_one
+from flows.bringing import Bring, Report, bring_each, bring_one
 from flows.command_line.runs import run_state
 from flows.control.forwarding import Forwarder
 from flows.control.jobs import Conclusion, introduce, result_of
@@ -51,14 +51,14 @@ def _trained(study: Study, runs: Sequence[RunDirectory], report: Report, bring: 
     report(f"{todo[0].path.name}, and the others but for what cells differ in:")
     introduce(todo[0], report)
     if not runs_here(todo[0]) or len(todo) == 1:
-        return brought(todo, report, bring)
+        return bring_each(todo, report, bring)
     together = _together(study, runs, todo, report, bring)
     if together is not None and together.code == EXIT_STOPPED:
         return [together]
     left = [run for run in todo if not run.result_file.is_file()]
     if left and together is not None:
         report(f"{together.reason}; the {len(left)} runs that are left go each by itself")
-    return brought(left, report, bring)
+    return bring_each(left, report, bring)
 
 
 def _together(
@@ -73,7 +73,7 @@ def _together(
     sequence = sequence_run(
         runs, profile=study.config.profile, overrides=study.of_profile, home=study.home, run_dir=str(path)
     )
-    conclusion = brought_one(sequence, report, bring)
+    conclusion = bring_one(sequence, report, bring)
     for run in todo:
         if run.result_file.is_file():
             Forwarder(run, study.home, report).finish(EXIT_DONE, result_of(run))

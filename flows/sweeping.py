@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from cluster.profile import LocalProfile
-from flows.bringing import Bring, Report, brought
+from flows.bringing import Bring, Report, bring_each
 from flows.command_line.runs import run_state
 from flows.control.jobs import introduce
 from flows.control.submission import launcher_of
@@ -136,7 +136,7 @@ def carry_out(sweep: Sweep, report: Report, bring: Bring) -> tuple[int, str]:
     if todo:
         report(f"{todo[0].path.name}, and the others but for what is swept:")
         introduce(todo[0], report)
-    ends = brought(todo, report, bring)
+    ends = bring_each(todo, report, bring)
     rows = write_table(sweep, report)
     codes = [end.code for end in ends]
     done = sum(row["state"] == "done" for row in rows)

@@ -37,6 +37,10 @@ class HealthError(Exception):
     """The model in training was in bad health for so long that its run was to stop; its checkpoint stands."""
 
 
+class RefusedError(Exception):
+    """What was made does not keep what it promises, and is thrown away: one line says why (exit code 1)."""
+
+
 Cause = Literal["missing", "cut", "changed", "undecodable"]
 
 

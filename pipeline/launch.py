@@ -35,6 +35,7 @@ ENTRY_POINTS = {
     "register": "pipeline.register",
     "inspect": "pipeline.inspect_model",
     "embed": "pipeline.embed",
+    "export": "pipeline.export_model",
     "sequence": "pipeline.sequence",
 }
 

@@ -28,6 +28,7 @@ from pipeline.errors import (
     FaultError,
     HealthError,
     InputError,
+    RefusedError,
 )
 from pipeline.parenthood import STOP_SIGNALS
 from pipeline.progress import Position, Progress, progress_file
@@ -202,7 +203,7 @@ def _run(me: Rank, stage: str, *, interruptible: bool = False) -> tuple[int, str
         return EXIT_FAULT, str(error)
     except DataError as error:
         return EXIT_FAILED, f"DataError: {error}"
-    except HealthError as error:
+    except (HealthError, RefusedError) as error:
         return EXIT_FAILED, str(error)
     except BaseException as error:
         with contextlib.suppress(OSError):

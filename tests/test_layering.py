@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "budget",
         "config",
         "errors",
+        "health",
         "inspection",
         "lineage",
         "pages",
@@ -57,10 +59,22 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "words",
     },
     "embedding": {"config", "errors", "evaluation", "loading", "rank", "registry", "run_directory", "shards"},
+    "exporting": {
+        "config",
+        "errors",
+        "evaluation",
+        "ingestion",
+        "loading",
+        "rank",
+        "registry",
+        "run_directory",
+        "shards",
+        "words",
+    },
     # and what training leans on
     "telemetry": {"config", "rank", "run_directory"},
-    "studies": {"run_directory", "words"},
     "registration": {"budget", "config", "errors", "forecast", "rank", "registry", "run_directory", "shards", "words"},
+    "studies": {"run_directory", "words"},
     "checkpoints": {"errors", "config", "meeting", "rank", "run_directory", "shards", "storage", "words"},
 }
 
@@ -72,6 +86,21 @@ MODEL_ROOMS = {  # what each room of models may import of the others; objectives
     "objectives": {"encoders", "masked", "schema"},
     "inspection": {"encoders", "masked", "objectives"},
     "tuning": {"encoders", "schema"},
+}
+
+
+INGESTION_ROOMS = {  # what each room of ingestion may import of the rest of it, from files to shards
+    "pixels": set(),
+    "sources": {"rejected"},
+    "labelling": {"images", "rejected", "sources"},
+    "duplicates": {"images", "pixels", "progress", "rejected", "shard_contract"},
+    "archives": {
+        *("labelling", "locks", "rejected", "sources"),
+        *("counts", "duplicates", "images", "isolation", "shard_contract", "statistics"),  # to adopt tars as shards
+    },
+    "tables": {"archives", "progress", "rejected", "sources"},
+    "machines": {"isolation", "shard_contract"},
+    "certificate": {"counts", "duplicates", "labelling", "rejected", "shard_contract"},
 }
 
 
@@ -111,6 +140,21 @@ def test_rooms_know_nothing_of_those_behind_them(package, rooms):
             }
             imported = {module.split(".")[1] for module in modules if module and module.startswith(f"{package}.")}
             assert imported <= allowed | {room}, f"{path} imports {imported - allowed - {room}}"
+
+
+def test_rooms_of_ingestion_import_only_what_lies_below_and_nothing_goes_round():
+    below: dict[str, set[str]] = {}
+    start = ("pipeline", "ingestion")
+    for path in ROOT.joinpath(*start).rglob("*.py"):
+        room = path.relative_to(ROOT.joinpath(*start)).parts[0].removesuffix(".py")
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        names = [f"{node.module}.{alias.name}".split(".") for node in nodes for alias in node.names]
+        imported = {name[2] for name in names if tuple(name[:2]) == start} - {room}
+        surplus = imported - INGESTION_ROOMS.get(room, imported)
+        assert not surplus, f"{path} imports {surplus}"
+        below.setdefault(room, set()).update(imported)
+    assert INGESTION_ROOMS.keys() <= below.keys()
+    tuple(TopologicalSorter(below).static_order())  # CycleError where a ring is
 
 
 def test_rooms_of_flows_import_only_what_lies_below():

@@ -19,6 +19,7 @@ def commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
     lines = [line.split("#")[0] for block in blocks for line in block.splitlines()]
     inline = re.findall(r"`((?:uv run )?vit [^`]+)`", README)
+    lines = [re.sub(r"^.*?( -- |env( -u \w+)+ )(?=vit )", "", line) for line in lines]  # in a pod, or without variables
     found = {part.strip() for line in [*lines, *inline] for part in line.replace("\n", " ").split("&&")}
     return sorted(command for command in found if re.match(r"(uv run )?vit ", command))
 
@@ -36,9 +37,8 @@ def test_the_test_command_of_the_readme_is_what_ci_runs():
 def test_deployments_named_in_the_readme_are_those_of_the_deployment_file():
     deployments = yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]
     names = {f"{d['entrypoint'].rpartition('.')[2]}/{d['name']}" for d in deployments}
-    said = set(
-        re.findall(r"`((?:ingest|finetune|evaluate|register|lifecycle|sweep|ladder|study|reconcile)/\w+)`", README)
-    )
+    flows = "ingest|finetune|evaluate|register|lifecycle|sweep|ladder|study|reconcile"
+    said = set(re.findall(rf"`((?:{flows})/\w+)`", README))
     said |= {f"pretrain/{encoder}" for encoder in re.search(r"pretrain/\{([^}]+)\}", README)[1].split(",")}
     assert said == names
 

@@ -18,6 +18,7 @@ IMAGE = (
 Name = Annotated[str, Field(pattern=rf"^{SUBDOMAIN}$", max_length=253)]
 Quantity = Annotated[str, Field(pattern=rf"^{QUANTITY}$")]
 LabelKey = Annotated[str, Field(pattern=rf"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$")]
+ResourceName = Annotated[str, Field(pattern=rf"^{SUBDOMAIN}/[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$")]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^:\x00-\x1f]*$")]
@@ -68,7 +69,7 @@ class Toleration(_Part):
 class Rdma(_Part):
     """InfiniBand or RoCE devices, as a device plugin of the cluster offers them."""
 
-    resource: LabelKey = "rdma/hca"
+    resource: ResourceName = "rdma/hca"
     """The resource's name."""
     count: Count = 1
     """How many of it each pod takes."""
@@ -103,7 +104,7 @@ class KubernetesProfile(_Part):
     """Processes per pod, each with one accelerator. None: one per accelerator, or one on CPU nodes."""
     accelerators_per_node: Annotated[int, Field(strict=True, ge=0)] = 8
     """Accelerators of each pod. 0: CPU nodes."""
-    accelerator_resource: LabelKey = "nvidia.com/gpu"
+    accelerator_resource: ResourceName = "nvidia.com/gpu"
     """The resource by which a device plugin offers them."""
     accelerator_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of one accelerator in GiB, such as 80: what needs more is refused before it waits. None: not checked."""

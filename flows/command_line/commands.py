@@ -34,9 +34,7 @@ from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.ingestion.making import IngestError
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
-from pipeline.shards.check import check_dataset
-from pipeline.shards.index import read_index
-from pipeline.storage.location import location
+from pipeline.shards.check import checked_index
 
 Say = Callable[..., None]
 
@@ -69,12 +67,11 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 def check_command(dataset: str, full: bool, say: Say) -> int:
-    faults = check_dataset(dataset, full)
+    index, faults = checked_index(dataset, full)
     for fault in faults:
         say(fault)
-    if not faults:
+    if index is not None and not faults:
         say(f"{dataset}: sound{'' if full else ' (sizes and tables; --full also reads every image)'}")
-        index = read_index(location(dataset))
         say(f"fingerprint {index.fingerprint}")
         if index.tombstones:
             say(f"on its tombstone list: {len(index.tombstones)} samples, which training and validation leave out")
@@ -154,26 +151,6 @@ def sweep_command(
     return code
 
 
-def study_command(file: str, overrides: list[str], dry_run: bool, directory: str | None, say: Say) -> int:
-    from flows.requests.study import requested_study
-    from flows.study_table import planned_study_lines
-    from flows.studying import carry_out
-
-    home = home_directory(directory)
-    study = requested_study(file, overrides=overrides, home=home)
-    if dry_run:
-        for line in planned_study_lines(study):
-            say(line)
-        return EXIT_DONE
-    with interrupts(isinstance(study.profile, LocalProfile)) as (cancelled, detached):
-        code, message = carry_out(
-            study, say,
-            lambda run, told: control(run, home, told, cancelled=cancelled, detached=detached, introduced=True),
-        )  # fmt: skip
-    say(message)
-    return code
-
-
 def ladder_command(
     recipe: str, data: list[str], profile: str, overrides: list[str], dry_run: bool, directory: str | None, say: Say
 ) -> int:  # fmt: skip
@@ -188,6 +165,26 @@ def ladder_command(
     with interrupts(isinstance(plan.profile, LocalProfile)) as (cancelled, detached):
         code, message = laddering.carry_out(
             plan, say,
+            lambda run, told: control(run, home, told, cancelled=cancelled, detached=detached, introduced=True),
+        )  # fmt: skip
+    say(message)
+    return code
+
+
+def study_command(file: str, overrides: list[str], dry_run: bool, directory: str | None, say: Say) -> int:
+    from flows.requests.study import requested_study
+    from flows.study_table import planned_study_lines
+    from flows.studying import carry_out
+
+    home = home_directory(directory)
+    study = requested_study(file, overrides=overrides, home=home)
+    if dry_run:
+        for line in planned_study_lines(study):
+            say(line)
+        return EXIT_DONE
+    with interrupts(isinstance(study.profile, LocalProfile)) as (cancelled, detached):
+        code, message = carry_out(
+            study, say,
             lambda run, told: control(run, home, told, cancelled=cancelled, detached=detached, introduced=True),
         )  # fmt: skip
     say(message)

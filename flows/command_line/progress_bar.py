@@ -18,7 +18,8 @@ from rich.progress import Task as Row
 from rich.text import Text
 
 from flows.control.progress import Say, ingest_progress
-from pipeline.ingestion.build import Progress as Counted
+from pipeline.ingestion.progress import INGESTING
+from pipeline.ingestion.progress import Progress as Told
 
 
 class _SpeedColumn(ProgressColumn):
@@ -28,7 +29,7 @@ class _SpeedColumn(ProgressColumn):
 
 
 @contextmanager
-def ingest_display(say: Say, console: Console | None = None) -> Iterator[Counted]:
+def ingest_display(say: Say, console: Console | None = None) -> Iterator[Told]:
     """The callback that `ingest` tells its progress: a bar on a terminal, elsewhere a line now and then by `say`."""
     console = console or Console(force_terminal=sys.stdout.isatty())  # not what FORCE_COLOR says: that is of colours
     if not console.is_terminal:
@@ -41,7 +42,7 @@ def ingest_display(say: Say, console: Console | None = None) -> Iterator[Counted
     with Progress(*columns, console=console, transient=True, speed_estimate_period=60) as bar:
         row = bar.add_task("listing the source", total=None, rejected=0)
 
-        def show(done: int, total: int, rejected: int) -> None:
-            bar.update(row, description="ingesting", completed=done, total=total, rejected=rejected)
+        def show(done: int, total: int, rejected: int, what: str = INGESTING) -> None:
+            bar.update(row, description=what, completed=done, total=total, rejected=rejected)
 
         yield show

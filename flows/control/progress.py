@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config.stages import read_run_config
 from pipeline.ingestion.build import IngestReport
-from pipeline.ingestion.making import Progress
+from pipeline.ingestion.progress import INGESTING, Progress
 from pipeline.loading.verdict import observed_verdict
 from pipeline.progress import Position, read_position
 from pipeline.run_directory import RunDirectory
@@ -118,18 +118,19 @@ def progress_line(entry: dict[str, Any], last_step: int) -> str:
 def ingest_progress(report: Say) -> Progress:
     """A progress callback for `ingest` that reports at most one line per `LINE_SECONDS`."""
     started = shown_at = time.monotonic()
-    kept: int | None = None  # by an earlier run, before the first call
+    kept: dict[str, int] = {}  # of each that is counted, what was done before its first call
 
-    def show(done: int, total: int, rejected: int) -> None:
-        nonlocal shown_at, started, kept
+    def show(done: int, total: int, rejected: int, what: str = INGESTING) -> None:
+        nonlocal shown_at, started
         now = time.monotonic()
-        if kept is None:
-            kept, started, shown_at = done, now, now
+        if what not in kept:
+            kept[what], started, shown_at = done, now, now
         if now - shown_at >= LINE_SECONDS:
             shown_at = now
-            speed = (done - kept) / (now - started)
+            speed = (done - kept[what]) / (now - started)
             left = f"  {(total - done) / speed:,.0f} s left" if speed else ""
-            report(f"{done:,} of {total:,} images  {speed:,.0f} images/s  {rejected:,} rejected{left}")
+            images = f" images  {speed:,.0f} images/s  {rejected:,} rejected" if what == INGESTING else f", {what}"
+            report(f"{done:,} of {total:,}{images}{left}")
 
     return show
 

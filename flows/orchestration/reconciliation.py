@@ -105,6 +105,7 @@ def _resolved(argument: str) -> str:
 
 def _repair_tracking(home: Path, standings: dict[RunDirectory, Standing], say: Say) -> int:
     """Ledgers that were not forwarded, and MLflow runs that read RUNNING and have ended; the number of faults."""
+    from pipeline.registry.store_file import require_writable_store
     from pipeline.registry.tracking import Mirror, keys_left_running
     from pipeline.registry.versions import require_tracking_server
 
@@ -119,6 +120,7 @@ def _repair_tracking(home: Path, standings: dict[RunDirectory, Standing], say: S
         return 0
     try:
         require_tracking_server(uri)
+        require_writable_store(uri)
         left_running = keys_left_running(uri)
     except Exception as error:  # MLflow raises whatever its store and its HTTP library raise
         say(f"MLflow was left as it is: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

@@ -12,6 +12,7 @@ from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.stages import RegisterConfig
 from pipeline.errors import InputError
 from pipeline.registry.locate import ModelSource, same_checkpoint, unregistrable
+from pipeline.registry.store_file import require_writable_store
 from pipeline.registry.versions import require_tracking_server
 from pipeline.run_directory import RunDirectory, read_json
 
@@ -33,6 +34,7 @@ def registration_run(
         raise InputError(f"MODEL `{model}`: it cannot be registered: {reason}")
     _require_evaluations_of(source, raw["evaluations"])
     require_tracking_server(tracking_uri(home))
+    require_writable_store(tracking_uri(home))
     raw |= {"model": source.reference, "evaluations": raw["evaluations"] or _evaluations_of(source, home)}
     config = validate(RegisterConfig, raw, "register")
     plan = {

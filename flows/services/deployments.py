@@ -1,12 +1,14 @@
-"""Make the work pool, the automation and every deployment of `flows/prefect.yaml`: `... deployments POOL SUFFIX`.
+"""Make the work pool, the automation and every deployment of `flows/prefect.yaml`.
 
-A program of its own, because Prefect reads PREFECT_API_URL once, when it is first used in a process. It imports Prefect
-and the flows first and then waits for the API, so it can be started together with the server.
+`python -m flows.services.deployments POOL SUFFIX PROFILE` is a program of its own, because Prefect reads
+PREFECT_API_URL once, when it is first used in a process. It imports Prefect and the flows first and then waits for the
+API, so it can be started together with the server.
 """
 
 import asyncio
 import contextlib
 import importlib
+import inspect
 import sys
 import tempfile
 import time
@@ -21,10 +23,11 @@ PREFECT_FILE = Path(__file__).parent.parent / "prefect.yaml"
 
 
 def main() -> None:
-    pool, suffix = sys.argv[1:]
+    pool, suffix, profile = sys.argv[1:]
     content = for_pool(yaml.safe_load(PREFECT_FILE.read_text()), pool, suffix)
     for deployment in content["deployments"]:
-        importlib.import_module(deployment["entrypoint"].rpartition(".")[0])
+        module, _, flow = deployment["entrypoint"].rpartition(".")
+        give_profile(deployment, getattr(importlib.import_module(module), flow), profile)
     from prefect.cli import app
 
     ours = {(each["entrypoint"], each["name"]) for each in content["deployments"]}
@@ -43,6 +46,12 @@ def for_pool(content: dict[str, Any], pool: str, suffix: str) -> dict[str, Any]:
         for each in content["deployments"]
     ]
     return {key: value for key, value in content.items() if key != "definitions"} | {"deployments": deployments}
+
+
+def give_profile(deployment: dict[str, Any], flow: Any, profile: str) -> None:
+    """Have a deployment's runs train where `profile` says by default, if its flow asks where; empty changes nothing."""
+    if profile and "profile" in inspect.signature(flow.fn).parameters:
+        deployment["parameters"] = {"profile": profile} | (deployment.get("parameters") or {})
 
 
 async def make_pool_and_automation(pool: str, ours: set[tuple[str, str]]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flows.services.processes import last_lines, log_path, start_part
 from pipeline.errors import FaultError
+from pipeline.registry.store_file import share_database
 
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
@@ -61,9 +62,12 @@ def own_environment(without: Collection[str] = ()) -> dict[str, str]:
 def start_prefect_server(home: Path, port: int, ui: bool = True, team: Mapping[str, str] = {}) -> subprocess.Popen:
     """Start a Prefect server on `port`, with its database under `home/prefect`; `team` are settings of a team's."""
     (home / "prefect").mkdir(parents=True, exist_ok=True)
+    share_database(home / "prefect" / "prefect.db")
     environment = {name: value for name, value in own_environment().items() if name != "PREFECT_API_URL"}
     settings = NO_TELEMETRY | {
         "PREFECT_HOME": str(home / "prefect"),
+        # What it remembers of its last start is its starter's alone to read; in a group that is not always one person.
+        "PREFECT_SERVER_MEMO_STORE_PATH": str(home / "prefect" / f"memo_store-{os.getuid()}.toml"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect' / 'prefect.db'}",
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(port),  # with `--port` the UI would go on asking port 4200
@@ -80,6 +84,7 @@ def start_team_mlflow_server(home: Path, arguments: Sequence[str], environment: 
 
 def start_mlflow_server(home: Path, port: int) -> subprocess.Popen:
     """Start an MLflow server on `port` over the same store that `flows.home.tracking_uri` names."""
+    share_database(home / "mlflow.db")
     artifacts = (home / "artifacts").as_uri()
     arguments = ["--host", HOST, "--port", str(port), "--workers", "1"]  # 4 workers take 2.5 GB instead of 0.5
     arguments += ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
@@ -89,9 +94,12 @@ def start_mlflow_server(home: Path, port: int) -> subprocess.Popen:
     return start_part("mlflow", "mlflow", ["server", *arguments], home, own_environment() | settings)
 
 
-def start_deployments(home: Path, environment: dict[str, str], pool: str, suffix: str) -> subprocess.Popen:
+def start_deployments(
+    home: Path, environment: dict[str, str], pool: str, suffix: str, profile: str | None = None
+) -> subprocess.Popen:
     """Start the process that waits for the API, makes the work pool and every deployment, and ends."""
-    return start_part("deployments", "flows.services.deployments", [pool, suffix], home, environment)
+    arguments = [pool, suffix, profile or ""]
+    return start_part("deployments", "flows.services.deployments", arguments, home, environment)
 
 
 def start_worker(home: Path, name: str, environment: dict[str, str], pool: str = POOL) -> subprocess.Popen:

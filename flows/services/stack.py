@@ -143,7 +143,7 @@ def _require_whose(home: Path, team: TeamProfile | None) -> None:
     if team is None and theirs and not (os.environ.get("PREFECT_API_URL") and os.environ.get("MLFLOW_TRACKING_URI")):
         raise InputError(
             f"{home}: its records are in its team's servers, {theirs['mlflow_url']}; hint: `vit up --profile team` (or "
-            "the file of its profile), or another --dir"
+            f"the file of its profile), another --dir, or make it a home of its own: rm {home / 'team.json'}"
         )
 
 
@@ -156,14 +156,16 @@ def _start_parts(home: Path, report: Report, team: TeamProfile | None) -> dict:
             servers.wait_for(part, answers, processes, home)
             report(f"{line} ({time.monotonic() - begin:.0f} s)")
 
-    pool, suffix = (servers.POOL, "") if team is None else (team.pool, team.deployment_suffix)
+    pool, suffix, profile = servers.POOL, "", None
+    if team is not None:
+        pool, suffix, profile = team.pool, team.deployment_suffix, team.profile
     _require_startable(team)
     prefect, environment = _prefect_service(home, report, team)
     mlflow = _mlflow_service(home, report, team)
     if team is not None:
         environment |= {"MLFLOW_TRACKING_URI": mlflow.url}
     processes = {part: each.process for part, each in (("prefect", prefect), ("mlflow", mlflow)) if each.process}
-    processes["deployments"] = servers.start_deployments(home, environment, pool, suffix)
+    processes["deployments"] = servers.start_deployments(home, environment, pool, suffix, profile)
     ready("prefect", lambda: _prefect_answers(prefect.asked), f"Prefect server: {_ui_url(prefect.url)}")
     _require_accepted("Prefect", prefect.url, servers.prefect_refusal)
 

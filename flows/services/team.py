@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from cluster.profile import profile_names
 from pipeline.config.recipe import read_yaml, validate
 from pipeline.errors import InputError
 
@@ -48,6 +49,15 @@ def _artifacts(place: str) -> str:
     if "://" not in place and not os.path.isabs(os.path.expanduser(place)):
         raise ValueError("is not an absolute path; clients and servers stand in different folders")
     return place
+
+
+def _profile_of_runs(profile: str) -> str:
+    if profile.endswith((".yaml", ".yml")):
+        if not profile.startswith("/"):  # it is read where the worker runs, whose folders are not these
+            raise ValueError("is not an absolute path; flows run in folders of their own")
+    elif profile not in profile_names():
+        raise ValueError(f"is no profile of runs; say {', '.join(profile_names())}, or the absolute path of a .yaml")
+    return profile
 
 
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
@@ -98,6 +108,9 @@ class TeamProfile(_Part):
     deployment_suffix: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
     """Put after the name of each deployment, so that a second cluster has its own: `-west` makes pretrain/vit-l16-west.
     Empty: plain names."""
+    profile: Annotated[str, AfterValidator(_profile_of_runs)] | None = None
+    """Where runs of this pool's deployments train where none is named: slurm, kubernetes, or the absolute path, on the
+    worker's machine, of a profile of yours, which also names the image. None: on the worker's own machine."""
     listen: str = "0.0.0.0"
     """Address on which the servers listen; 127.0.0.1 behind a proxy that adds TLS."""
     hosts: tuple[Annotated[str, Field(pattern=HOST_NAME)], ...] = ()

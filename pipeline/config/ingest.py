@@ -120,6 +120,10 @@ class IngestConfig(Config):
     max_image_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """An image whose decoder has not returned by then is rejected."""
 
+    max_read_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    """A file whose bytes have not come by then ends the ingestion (exit 76), which names it: the disk or server that it
+    lies on does not answer. The same command goes on from there. More where files are fetched from tapes first."""
+
     duplicates: Literal["report", "remove"] = "report"
     """What becomes of copies: images with the same pixels, and near copies, which a perceptual hash proposes and the
     pixels confirm. `report`: the certificate lists them. `remove`: copies leave the dataset, listed in

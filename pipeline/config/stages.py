@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from models.schema import Config, Fraction, Size, Text
 from pipeline.config.embed import EmbedConfig
 from pipeline.config.evaluation import EvaluateConfig
+from pipeline.config.export import ExportConfig
 from pipeline.config.recipe import read_yaml, validate
 from pipeline.config.training import FinetuneConfig, PretrainConfig
 from pipeline.errors import InputError
@@ -71,8 +72,9 @@ class SequenceConfig(Config):
 
 
 StageConfig = (
-    PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | InspectConfig | EmbedConfig | SequenceConfig
-)
+    PretrainConfig | FinetuneConfig | EvaluateConfig | RegisterConfig | InspectConfig | EmbedConfig | ExportConfig
+    | SequenceConfig
+)  # fmt: skip
 STAGES: dict[str, type[Config]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
@@ -80,6 +82,7 @@ STAGES: dict[str, type[Config]] = {
     "register": RegisterConfig,
     "inspect": InspectConfig,
     "embed": EmbedConfig,
+    "export": ExportConfig,
     "sequence": SequenceConfig,
 }
 

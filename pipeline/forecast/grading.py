@@ -19,6 +19,14 @@ log = logging.getLogger(__name__)
 Graded = dict[str, dict[str, Any]]
 
 
+def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What a forecast is of, as `forecast.json` has it beside the forecasts."""
+    return {
+        "data_fingerprint": plan["data"]["fingerprint"], "steps": plan["steps"]["steps"],
+        "world_size": plan["world_size"],
+    }  # fmt: skip
+
+
 def forecast_of(run: RunDirectory) -> dict[str, Any]:
     """What `RUN/forecast.json` says; {} where there is none, or none that can be read, which is told."""
     try:
@@ -41,7 +49,10 @@ def graded(forecasts: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, fl
 def grade_at_end(run: RunDirectory, result: Mapping[str, Any]) -> Graded:
     """Of a training that has reached its last step: hours, cost, and what it scored itself."""
     said = forecast_of(run)
-    forecasts, outcomes = said.get("forecasts", {}), {}
+    forecasts, outcomes, now = said.get("forecasts", {}), {}, planned(run.plan())
+    if different := [key for key, value in now.items() if forecasts and said.get(key) != value]:
+        log.warning("the forecast is not graded: %s is another than when it was made", ", ".join(different))
+        return {}
     if (taken := seconds_taken(run)) is not None:
         outcomes["hours"] = taken.whole / 3600
         outcomes["cost"] = outcomes["hours"] * forecasts.get("cost", {}).get("per_hour", 0.0)
@@ -73,9 +84,10 @@ def grade_evaluated(evaluation: RunDirectory) -> Iterator[str]:
             continue
         run = RunDirectory(lineage["run"])
         ended = read_json(run.result_file)
-        if not ended or lineage.get("step") != run.plan().get("steps", {}).get("steps"):
+        said = forecast_of(run)
+        if not ended or lineage.get("step") != said.get("steps"):
             continue
-        found = graded_by(forecast_of(run), result["metrics"][model], result.get("datasets", {}))
+        found = graded_by(said, result["metrics"][model], result.get("datasets", {}))
         if found and "accuracy" not in (ended.get("forecast") or {}):
             write_json(run.result_file, ended | {"forecast": (ended.get("forecast") or {}) | found})
             yield f"{run.path.name}: {graded_in_words(found)}"

@@ -83,7 +83,7 @@ def fit(
 ) -> Law:
     """The laws that agree with runs: their `errors` in (0, bound], the `measured` standard errors of those, and of each
     run its predictors, images seen and parameters. TooFew where they cannot say anything."""
-    if not errors:
+    if len(errors) == 0:
         raise TooFew("no run is done")
     y, logs, measured_errors = np.asarray(errors, float), np.log(np.asarray(predictors, float)), np.asarray(measured)
     used = tuple(place for place in range(logs.shape[1]) if np.ptp(logs[:, place]) > 1e-9)

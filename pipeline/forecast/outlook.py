@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config.training import TrainingConfig
 from pipeline.forecast.bands import as_file, bands
-from pipeline.forecast.grading import FILE, forecast_in_words
+from pipeline.forecast.grading import FILE, forecast_in_words, planned
 from pipeline.forecast.ladder import FOLDER, Ladder, ladders, size_of, why_not
 from pipeline.forecast.law import Interval, TooFew
 from pipeline.forecast.pace import learned_pace
@@ -30,7 +30,7 @@ class Outlook:
     basis: list[str] = field(default_factory=list)
     bands: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    data_fingerprint: str = ""
+    of: dict[str, Any] = field(default_factory=dict)  # what was planned: another length or placement is another run
 
     @property
     def in_words(self) -> list[str]:
@@ -40,7 +40,7 @@ class Outlook:
     def write(self, run: RunDirectory) -> None:
         """Into a run that has not begun: what an earlier preparation said is said anew."""
         if self.forecasts:
-            said = {"format_version": 1, "basis": "; ".join(self.basis), "data_fingerprint": self.data_fingerprint}
+            said = {"format_version": 1, "basis": "; ".join(self.basis)} | self.of
             write_json(run.path / FILE, said | {"forecasts": self.forecasts})
         else:
             (run.path / FILE).unlink(missing_ok=True)
@@ -54,8 +54,11 @@ def outlook(
     config: TrainingConfig, plan: Mapping[str, Any], home: Path, profile_kind: str, price_per_device_hour: float,
     path: Path,
 ) -> Outlook:  # fmt: skip
-    """Of a prepared training that will be at `path`. A rung of a ladder is told its time, and nothing of its score."""
-    found = Outlook(data_fingerprint=plan["data"]["fingerprint"])
+    """Of a prepared training that will be at `path`. A rung of a ladder is told its time, and nothing of its score; a
+    rehearsal is told nothing."""
+    if plan.get("rehearsal"):
+        return Outlook()
+    found = Outlook(of=planned(plan))
     pace = learned_pace(past_runs(home), place_of(plan, profile_kind))
     hours = pace.hours(plan) if pace is not None else None
     if hours is not None:
@@ -64,7 +67,7 @@ def outlook(
         if per_hour := price_per_device_hour * max(1, plan["accelerators_per_node"]) * plan["nodes"]:
             price = Interval(*(per_hour * bound for bound in hours))
             found.forecasts["cost"] = _entry(price, "price") | {"per_hour": per_hour}
-    if not path.is_relative_to(home / FOLDER) and not plan.get("rehearsal"):
+    if not path.is_relative_to(home / FOLDER):
         _add_ladder(found, config, plan, home)
     return found
 
@@ -93,7 +96,7 @@ def _say(found: Outlook, ladder: Ladder, samples: int, parameters: int) -> None:
     try:
         entry = _entry(ladder.forecast(*target), "share" if ladder.score.name == "accuracy" else "loss")
         found.forecasts = {ladder.score.name: entry | {"metric": ladder.score.metric}} | found.forecasts
-        found.basis.append(f"{len(ladder.done)} {OF_LADDERS} {name}{without} ({ladder.score.name})")
+        found.basis.insert(0, f"{len(ladder.done)} {OF_LADDERS} {name}{without} ({ladder.score.name})")
     except TooFew as error:
         found.notes.append(f"ladder {name}{without}: no forecast: {error}")
     if band := bands(ladder.done, *target):

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.forecast.law import COVERS, Interval
 from pipeline.forecast.past import PastRun
 from pipeline.forecast.regression import DRAWS, Belief, fit_lines
+from pipeline.words import duration_in_words
 
 ACCELERATOR_FLOPS = 1e14  # per second: about what an A100 reaches at training a ViT
 PROCESSOR_FLOPS = 1e11  # per second and rank, in fp32 on a few cores
@@ -34,19 +35,21 @@ def _log_step(plan: Mapping[str, Any]) -> float:
 
 @dataclass(frozen=True)
 class Pace:
-    """What past runs took of their plans: ratios (N,), their logs of a step's arithmetic, and the seconds around."""
+    """What past runs took of their plans from first step to last: ratios (N,), the logs of a step's arithmetic (N,),
+    and the seconds that starting and ending took."""
 
     ratios: np.ndarray
     log_steps: np.ndarray
     around: float
-    shares: np.ndarray  # whole seconds of each, around and all, by its plan
 
     @property
     def in_words(self) -> str:
-        """`past runs here took 1.12 (0.98–1.31) of their plan: 5 runs of this profile`."""
-        low, middle, high = np.quantile(self.shares, [0.1, 0.5, 0.9])
-        runs = f"{len(self.shares)} run{'' if len(self.shares) == 1 else 's'} of this profile"
-        return f"past runs here took {middle:.2f} ({low:.2f}–{high:.2f}) of their plan: {runs}"
+        """`past runs here took 1.12 (0.98–1.31) of their plan: 5 runs of this profile, and 20 s to start and end`."""
+        low, middle, high = (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+                             for ratio in np.quantile(self.ratios, [0.1, 0.5, 0.9]))  # fmt: skip
+        runs = f"{len(self.ratios)} run{'' if len(self.ratios) == 1 else 's'} of this profile"
+        around = f"and {duration_in_words(self.around)} to start and end"
+        return f"past runs here took {middle} ({low}–{high}) of their plan: {runs}, {around}"
 
     def hours(self, plan: Mapping[str, Any]) -> Interval | None:
         """Of a run like these; None where they are too few to say how much they scatter."""
@@ -69,8 +72,8 @@ def learned_pace(runs: Sequence[PastRun], place: tuple[Any, ...]) -> Pace | None
     for one in runs:
         if one.place == place and one.taken is not None:
             planned, taken = planned_seconds(one.plan), one.taken
-            found.append((taken.training / planned, _log_step(one.plan), taken.around, taken.whole / planned))
+            found.append((taken.training / planned, _log_step(one.plan), taken.around))
     if not found:
         return None
-    ratios, log_steps, around, shares = (np.array(column) for column in zip(*found, strict=True))
-    return Pace(ratios, log_steps, float(np.median(around)), shares)
+    ratios, log_steps, around = (np.array(column) for column in zip(*found, strict=True))
+    return Pace(ratios, log_steps, float(np.median(around)))

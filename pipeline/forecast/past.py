@@ -5,20 +5,21 @@ A home may hold ten thousand runs: the newest are looked at, and of each a few s
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import InputError
 from pipeline.run_directory import Attempt, RunDirectory, read_json
 
-MOST_RUNS = 200  # that are looked at
+MOST_RUNS = 100  # that are learned from
+MOST_LOOKED_AT = 2000  # directories, most of which are evaluations, registrations and runs that are not done
 TAIL_BYTES = 1 << 14  # of a ledger, for its last line
+_KIND = re.compile(r"^kind: *(\w+)", re.MULTILINE)  # of a profile, without parsing hundreds of them
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,19 @@ class PastRun:
     result: Mapping[str, Any]
     profile: str  # its kind: local, slurm, kubernetes
     taken: Taken | None
-    objective: str | None = None  # its kind
 
     @property
     def place(self) -> tuple[Any, ...]:
         """What runs must share for the time of one to say something of another's."""
         return place_of(self.plan, self.profile)
+
+    @property
+    def objective(self) -> str | None:
+        """Its kind; read when it is asked for, as a config is long."""
+        try:
+            return (read_yaml(self.run.config_file).get("objective") or {}).get("kind")
+        except (OSError, AttributeError, InputError):
+            return None
 
 
 def place_of(plan: Mapping[str, Any], profile_kind: str) -> tuple[Any, ...]:
@@ -57,7 +65,7 @@ def place_of(plan: Mapping[str, Any], profile_kind: str) -> tuple[Any, ...]:
 
 
 def past_runs(home: Path) -> list[PastRun]:
-    """The finished trainings among the newest `MOST_RUNS` of a home; rehearsals are none of them.
+    """The newest finished trainings of a home, at most `MOST_RUNS`; rehearsals are none of them.
 
     What cannot be read is no past run: whoever asks wants to train, not to mend an old directory.
     """
@@ -69,21 +77,23 @@ def past_runs(home: Path) -> list[PastRun]:
             continue
         if (past := _past_run(path, written)) is not None:
             found.append(past)
+            if len(found) == MOST_RUNS:
+                break
     return found
 
 
-@lru_cache(maxsize=2 * MOST_RUNS)
+@lru_cache(maxsize=MOST_LOOKED_AT)
 def _past_run(path: Path, written: int) -> PastRun | None:
     """The run at `path`, whose result was written at that time: a sweep that prepares hundreds reads each once."""
     run = RunDirectory(path)
     try:
-        result, plan = read_json(run.result_file), read_json(run.plan_file)
-        if not result or not plan or "steps" not in plan or plan.get("rehearsal"):
+        plan = read_json(run.plan_file)
+        if not plan or "steps" not in plan or plan.get("rehearsal"):
             return None
-        kind = (yaml.safe_load(run.profile_file.read_text()) or {}).get("kind", "local")
-        objective = (read_yaml(run.config_file).get("objective") or {}).get("kind")
-        return PastRun(run, plan, result, kind, seconds_taken(run), objective)
-    except (OSError, ValueError, AttributeError, InputError, yaml.YAMLError):
+        result = read_json(run.result_file)
+        kind = _KIND.search(run.profile_file.read_text())
+        return PastRun(run, plan, result, kind[1] if kind else "local", seconds_taken(run))
+    except (OSError, ValueError, AttributeError):
         return None
 
 
@@ -94,7 +104,7 @@ def _newest(folder: Path) -> list[Path]:
             known = [(_age(entry), entry.path) for entry in entries]
     except OSError:
         return []
-    return [Path(path) for _, path in sorted(known, reverse=True)[:MOST_RUNS]]
+    return [Path(path) for _, path in sorted(known, reverse=True)[:MOST_LOOKED_AT]]
 
 
 def _age(entry: os.DirEntry) -> float:

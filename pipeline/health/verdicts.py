@@ -154,4 +154,6 @@ def _number(value: float) -> str:
         return "nan"
     if abs(value) >= 99.95:
         return number_in_words(abs(value)) if value > 0 else f"-{number_in_words(abs(value))}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if 0.01 <= abs(value) <= 0.99 else f"{value:.4g}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if 0.01 <= abs(value) <= 0.99 or abs(value) >= 1.01 else f"{value:.4g}"

@@ -18,9 +18,10 @@ from pipeline.ingestion.duplicates.search import read_others
 from pipeline.ingestion.examination import make_dataset
 from pipeline.ingestion.journal import check_destination, open_journal
 from pipeline.ingestion.machines.shard_groups import RunGroups
-from pipeline.ingestion.making import Progress, ShardMaker
+from pipeline.ingestion.making import ShardMaker
 from pipeline.ingestion.opening import source_name
 from pipeline.ingestion.plan import identify, plan_ingest
+from pipeline.ingestion.progress import Progress, untold
 from pipeline.ingestion.rejected import reasons, write_rejected
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.shards.certificate import REJECTED_SHA256
@@ -50,7 +51,7 @@ class IngestReport:
 
 
 def ingest(
-    source: str, destination: str | Path, config: IngestConfig, progress: Progress | None = None,
+    source: str, destination: str | Path, config: IngestConfig, progress: Progress = untold,
     engine: RunGroups | None = None,
 ) -> IngestReport:  # fmt: skip
     """Make the dataset `destination` from `source`, or finish it; with an `engine`, on the machines that it has.
@@ -68,18 +69,17 @@ def ingest(
 
 
 def _ingest(
-    source: str, destination: Path, config: IngestConfig, progress: Progress | None, scratch: Scratch,
+    source: str, destination: Path, config: IngestConfig, progress: Progress, scratch: Scratch,
     engine: RunGroups | None,
 ) -> IngestReport:  # fmt: skip
-    plan = plan_ingest(source, config, scratch)
+    plan = plan_ingest(source, config, scratch, progress)
     others = read_others(config.leakage_against, destination)
-    check_destination(destination, plan.identity)
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{destination}: cannot be made ({error.strerror})") from None
     with open_journal(destination, plan.identity) as journal:
-        maker = ShardMaker(plan, destination, journal, config, progress or (lambda done, total, rejected: None), engine)
+        maker = ShardMaker(plan, destination, journal, config, progress, engine)
         with maker.telling_what_stays():
             dataset = make_dataset(maker, others)
             index, summaries, rejected, search = dataset.index, dataset.summaries, dataset.rejected, dataset.search

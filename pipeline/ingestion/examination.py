@@ -14,8 +14,9 @@ from pipeline.ingestion.duplicates.search import CopySearch, ExaminedDataset, se
 from pipeline.ingestion.labelling.annotations import mask_class_names
 from pipeline.ingestion.making import REJECTED_NAME, IngestError, ShardMaker
 from pipeline.ingestion.plan import IngestPlan
+from pipeline.ingestion.progress import counted
 from pipeline.ingestion.rejected import Rejected, write_rejected
-from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
+from pipeline.ingestion.shard_contract import ShardJob, ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.fingerprint import dataset_fingerprint
 from pipeline.shards.index import SPLITS, DatasetIndex
@@ -40,7 +41,8 @@ def make_dataset(maker: ShardMaker, others: Sequence[DatasetIndex]) -> MadeDatas
     index, summaries = _make(maker, plan.jobs, journal.examined if remove else journal.finished)
     if maker.config.examine == "header":
         return MadeDataset(index, summaries, _rejected(plan, summaries), None)
-    search = search_copies(ExaminedDataset(index, plan.jobs, others), remove=remove)
+    restored = counted(maker.progress, "restoring lost hashes")
+    search = search_copies(ExaminedDataset(index, plan.jobs, others, restored), remove=remove)
     if remove:
         index, summaries, search = _without_copies(maker, others, search)
     return MadeDataset(index, summaries, [*_rejected(plan, summaries), *search.rejected()], search)

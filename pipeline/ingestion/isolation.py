@@ -4,7 +4,9 @@ A decoder may crash (SIGSEGV), never return, or take the memory of the machine, 
 it. So tasks run in children. A task says which file it holds, by its number, in a few bytes of memory that it shares
 with its parent (`held`). Where a child crashes, does not come back from one file, or grows beyond a bound, that file is
 to blame: the task runs again from its beginning in a new child, and there `held` raises ImageFault for this file
-instead of opening it. A child that ends for no fault of a file (killed from outside) gets its task a second chance.
+instead of opening it.
+A child that ends for no fault of a file (killed from outside) gets its task a second chance. A file whose bytes do not
+come is not to blame, its disk or server is, and all its files would have to go: that ends everything.
 
 Children are programs of their own, not forks: the caller may run threads, and a child must not import the caller's main
 module. They die with it, and leave Ctrl-C to it.
@@ -23,6 +25,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +35,7 @@ from pipeline.parenthood import ignore_stops, serve_parent, stops_held
 from pipeline.shards.decoding import ImageFault, memory_fault
 
 POLL_SECONDS = 0.1
+DYING_SECONDS = 5.0
 OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU)
 NO_FILE = -1
 
@@ -40,10 +44,12 @@ Result = TypeVar("Result")
 
 
 class Limits(NamedTuple):
-    """What one file may take: seconds of decoding, bytes of memory that its process grows by meanwhile."""
+    """What one file may take: seconds of decoding, bytes of memory that its process grows by meanwhile, and seconds of
+    being read."""
 
     seconds: float
     memory_bytes: int
+    reading_seconds: float = 600.0
 
 
 def memory_limit(max_pixels: int) -> int:
@@ -58,6 +64,10 @@ class WorkerLost(Exception):
 
 class TooManyFaults(Exception):
     """More files than allowed ended their process. The message is one line."""
+
+
+class ReadingHangs(Exception):  # noqa: N818
+    """The bytes of a file did not come. The message is one line, which names it."""
 
 
 class _Board:
@@ -121,10 +131,11 @@ class held:  # noqa: N801
 def in_isolation(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, limits: Limits, allowed_faults: int
 ) -> Iterator[Result]:
-    """The results as they are ready, in any order. Tasks, results and the function are pickled.
+    """The results as they are ready, in any order. Tasks, results and the function are pickled; a task has
+    `where(file)`, as a shard job has.
 
-    A task that raises ends the iteration with its exception. WorkerLost, TooManyFaults: see there. Whenever the
-    iteration ends, also by `close`, the children are killed, whatever they are doing.
+    A task that raises ends the iteration with its exception. WorkerLost, TooManyFaults, ReadingHangs: see there.
+    Whenever the iteration ends, also by `close`, the children are killed, whatever they are doing.
     """
     waiting = deque(range(len(tasks)))
     faults: dict[int, dict[int, ImageFault]] = {}
@@ -138,6 +149,11 @@ def in_isolation(
             ready = wait([child.connection for child in children], timeout=POLL_SECONDS)
             for child in list(children):
                 answer = child.answer() if child.connection in ready else child.watch()
+                if isinstance(answer, _Reading):
+                    raise ReadingHangs(
+                        f"{tasks[child.task].where(answer.file)}: not read within {limits.reading_seconds:g} seconds "
+                        "(max_read_seconds): its disk or server does not answer"
+                    )
                 if isinstance(answer, _Done):
                     if waiting:
                         child.give(function, tasks, waiting.popleft(), faults)
@@ -171,6 +187,12 @@ class _Ended(NamedTuple):
     file: int
     fault: ImageFault | None
     how: str
+
+
+class _Reading(NamedTuple):
+    """A child has waited too long for the bytes of a file."""
+
+    file: int
 
 
 def _blame(
@@ -226,7 +248,7 @@ class _Worker:
         except (EOFError, ConnectionError):
             return self._how_it_ended()
 
-    def watch(self) -> _Ended | None:
+    def watch(self) -> _Ended | _Reading | None:
         """Kill the child if its decoder takes too long, or grows too much; None where all is well.
 
         Seconds are those in which this process was there to look: a suspended machine counts for nobody. Memory that
@@ -238,7 +260,9 @@ class _Worker:
             self._seen, self._seconds, self._resident_before = seen, 0.0, resident
             return None
         self._seconds += passed
-        _, _, decoding = seen
+        _, file, decoding = seen
+        if file != NO_FILE and not decoding and self._seconds > self._limits.reading_seconds:
+            return _Reading(file)
         if decoding and self._seconds > self._limits.seconds:
             detail = f"not decoded within {self._limits.seconds:g} seconds (max_image_seconds)"
             return self._killed(ImageFault("too_slow", detail))
@@ -247,10 +271,15 @@ class _Worker:
         return None
 
     def end(self) -> "_Worker":
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         self.connection.close()
         return self
+
+    def _kill(self) -> None:
+        """And wait for its end, unless the system cannot end it: it reads from a mount that is dead."""
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(DYING_SECONDS)
 
     def _resident_bytes(self) -> int:
         try:
@@ -259,8 +288,7 @@ class _Worker:
             return 0
 
     def _killed(self, fault: ImageFault) -> _Ended:
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         if self._board.seen() != self._seen:  # it came through in the last moment
             return _Ended(NO_FILE, None, "was slow")
         return _Ended(self._seen[1], fault, "was killed")

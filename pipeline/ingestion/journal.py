@@ -18,7 +18,7 @@ from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.hash_file import hash_path, read_hashes
 from pipeline.ingestion.locks import locked
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.shard_contract import ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.atomic import TEMPORARY_PREFIX, remove_temporaries, sync_directory
 from pipeline.shards.index import Shard, shortened, table_name

@@ -7,22 +7,22 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.config.ingest import IngestConfig
+from pipeline.errors import FaultError
 from pipeline.ingestion.duplicates.hash_file import FOLDER
-from pipeline.ingestion.isolation import Limits, TooManyFaults, WorkerLost, in_isolation, memory_limit
+from pipeline.ingestion.isolation import Limits, ReadingHangs, TooManyFaults, WorkerLost, in_isolation, memory_limit
 from pipeline.ingestion.journal import Journal
 from pipeline.ingestion.machines.dask_cluster import run_in_dask
 from pipeline.ingestion.machines.shard_groups import EngineLost, RunGroups, in_groups
 from pipeline.ingestion.plan import IngestPlan, num_workers
+from pipeline.ingestion.progress import Progress
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected, num_counted, reasons
-from pipeline.ingestion.shard_jobs import ShardJob, ShardSummary
+from pipeline.ingestion.shard_contract import ShardJob, ShardSummary
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.shards.atomic import remove_temporaries, sync_directory
 from pipeline.shards.certificate import REJECTED_NAME
 from pipeline.shards.index import INDEX_NAME
 
 FAULTS_BEYOND_BUDGET = 20
-
-Progress = Callable[[int, int, int], None]  # (files done, files in all, images rejected)
 
 
 class IngestError(Exception):
@@ -85,6 +85,8 @@ class ShardMaker:
             raise IngestError(
                 f"{error}, perhaps for lack of memory; fewer workers need less: --set workers=1"
             ) from None
+        except ReadingHangs as error:
+            raise FaultError(f"{self.plan.identity['source']}: {error}; {self._what_stays()}") from None
         except EngineLost as error:
             raise IngestError(str(error)) from None
         except TooManyFaults as error:
@@ -121,7 +123,8 @@ class ShardMaker:
             return (run(job) for job in jobs)
         # The usual way past the budget ends with a list of the rejected; this is for a decoder that fails on all.
         allowed = int(self.config.max_rejected_fraction * self.plan.num_images) + FAULTS_BEYOND_BUDGET
-        limits = Limits(self.config.max_image_seconds, memory_limit(self.config.max_pixels))
+        memory = memory_limit(self.config.max_pixels)
+        limits = Limits(self.config.max_image_seconds, memory, self.config.max_read_seconds)
         engine = self.engine
         if engine is None and isinstance(self.config.workers, str):
             engine = partial(run_in_dask, self.config.workers)

@@ -11,6 +11,7 @@ from pipeline.ingestion.archives.opening import AdoptedTars, open_archives
 from pipeline.ingestion.archives.rewriting import SampleSource
 from pipeline.ingestion.archives.source import ArchiveSource
 from pipeline.ingestion.archives.unpacking import Scratch
+from pipeline.ingestion.progress import Progress, counted, untold
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.digits import DIGITS, DigitsSource
 from pipeline.ingestion.sources.folder import FolderSource
@@ -46,10 +47,10 @@ class Opened(NamedTuple):
         return None
 
 
-def list_source(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
+def list_source(source: str, config: IngestConfig, scratch: Scratch, progress: Progress = untold) -> Opened:
     """InputError with what would do instead. A folder that holds no image but archives or tables stands for them."""
     if _named_locally(source) != source:
-        return list_source(_named_locally(source), config, scratch)
+        return list_source(_named_locally(source), config, scratch, progress)
     found = _list_files(source, config, scratch)
     columns = SaidColumns(config.image_column, config.label_column)
     if not isinstance(found.source, AdoptedTars):
@@ -58,7 +59,7 @@ def list_source(source: str, config: IngestConfig, scratch: Scratch) -> Opened:
             files = ArchiveSource(files.archives)  # by its files, for it holds no samples
             listing = files.list_files()
         if tables := tables_within(source, files, listing, columns, scratch):
-            return Opened(tables, tables.list_files(listing))
+            return Opened(tables, tables.list_files(listing, counted(progress, "listing tables")))
     for key, column in columns._asdict().items():
         if column is not None:
             raise InputError(f"{source}: {key}_column: {column}: images in files have no columns; leave the key out")

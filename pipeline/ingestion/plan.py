@@ -36,8 +36,10 @@ from pipeline.ingestion.labelling.layout import Layout, read_layout, require_no_
 from pipeline.ingestion.labelling.splits import class_folders, folder_splits, hash_splits, root_folder
 from pipeline.ingestion.opening import Opened, list_source, source_name
 from pipeline.ingestion.plan_notes import shares_of_splits, unread_labels
+from pipeline.ingestion.progress import Progress, untold
 from pipeline.ingestion.rejected import Rejected, num_counted
-from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, ShardJob, WriteShard, order_keys
+from pipeline.ingestion.shard_contract import ShardJob
+from pipeline.ingestion.shard_jobs import CandidateColumns, CandidateRange, ClassNames, WriteShard, order_keys
 from pipeline.ingestion.sources.listing import Listing, SourceFiles
 from pipeline.shards.index import SPLITS
 from pipeline.shards.label_sets import LabelSets, names_of
@@ -45,7 +47,7 @@ from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores
 from pipeline.shards.table import NO_LABEL
 from pipeline.storage.location import Location
 
-UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction")  # they change no byte of the shards
+UNIDENTIFYING_KEYS = ("workers", "max_rejected_fraction", "max_read_seconds")  # they change no byte of the shards
 # Datasets of before lack them: they count where they are not the default.
 LATER_KEYS = (
     *("masks", "mask_classes", "boxes", "split", "examine", "duplicates", "leakage_against", "tars"),
@@ -81,12 +83,12 @@ class IngestPlan:
         return num_counted(self.rejected) + sum(job.num_files for job in self.jobs)
 
 
-def plan_ingest(source: str, config: IngestConfig, scratch: Scratch) -> IngestPlan:
+def plan_ingest(source: str, config: IngestConfig, scratch: Scratch, progress: Progress = untold) -> IngestPlan:
     """InputError for everything wrong with the source or what the config says about it.
 
     `scratch` is for what must be unpacked to be read, and must stay until the jobs are done.
     """
-    chosen = list_source(source, config, scratch)
+    chosen = list_source(source, config, scratch, progress)
     if isinstance(chosen.source, AdoptedTars):
         return _plan_tars(source, chosen.source.tars, chosen.listing.rejected, config)
     return _plan_files(source, chosen, config)

@@ -1,4 +1,4 @@
-"""The unit of ingestion: one shard, made by one worker from its own files, and the summary that is kept of it."""
+"""The unit of ingestion: one shard, made by one worker from its own files."""
 
 import hashlib
 import os
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from pipeline.errors import DISK_FULL
-from pipeline.ingestion.counts import CountedImages, ImageCounts
+from pipeline.ingestion.counts import CountedImages
 from pipeline.ingestion.duplicates.hash_file import ExaminedImages
 from pipeline.ingestion.images import ImageRule, PreparedImage, prepare_image
 from pipeline.ingestion.isolation import held
@@ -24,6 +24,7 @@ from pipeline.ingestion.labelling.annotations import (
     prepare_annotations,
 )
 from pipeline.ingestion.rejected import Rejected
+from pipeline.ingestion.shard_contract import JOB_VERSION, ShardSummary, key_without
 from pipeline.ingestion.sources.listing import Source, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.annotations import Box
@@ -33,55 +34,10 @@ from pipeline.shards.index import Shard
 from pipeline.shards.table import NO_LABEL
 from pipeline.shards.writer import Expected, NewSample, write_shard
 
-JOB_VERSION = 2  # raise it when the same file would become another sample
 ANNOTATIONS_VERSION = 2  # the same of its mask and boxes
 UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
+MOST_EXPECTED_BYTES = 1 << 33
 MAX_SLUG = 60  # with hash and ".json" within the 100 characters of a plain tar header
-
-
-@dataclass(frozen=True)
-class ShardSummary:
-    """What is known of a finished shard; `shard` is None where not one of its files was taken.
-
-    `content` is the sum of its sample digests, in hex. The journal keeps summaries, so they hold JSON's types only.
-    """
-
-    name: str
-    split: str
-    files: int
-    shard: Shard | None
-    content: str
-    totals: ImageTotals
-    rejected: list[Rejected] = field(default_factory=list)
-    mask_classes: int = 0  # one more than the greatest class of its masks
-    counts: ImageCounts | None = None  # None of a shard that an earlier version made
-    job: str = ""  # key of its job before copies were left out
-
-
-class ShardJob(Protocol):
-    """Something picklable that makes one shard, whole or not at all."""
-
-    name: str
-    split: str
-    num_files: int
-    num_bytes: int
-
-    def key(self) -> str:
-        """The same for the same inputs: a finished job with this key need not run again."""
-
-    def run(self, destination: Path) -> ShardSummary: ...
-
-    def without(self, left_out: Sequence[int]) -> Self:
-        """The same job with the images of these files, by their numbers, left out as copies."""
-
-    def path(self, number: int) -> str:
-        """What a file is called in rejected.jsonl."""
-
-    def numbers_of(self, keys: Sequence[str]) -> list[int]:
-        """The file of each sample of its shard, by its key."""
-
-    def stored(self, number: int) -> bytes:
-        """What is or would be stored of one file's image; ImageFault where it cannot be taken."""
 
 
 class Candidate(NamedTuple):
@@ -190,6 +146,9 @@ class WriteShard:
     def path(self, number: int) -> str:
         return self.candidates[number].path
 
+    def where(self, number: int) -> str:
+        return self.path(number)
+
     def numbers_of(self, keys: Sequence[str]) -> list[int]:
         numbers = {sample_key(candidate.path): number for number, candidate in enumerate(self.candidates)}
         return [numbers[key] for key in keys]
@@ -213,10 +172,10 @@ class WriteShard:
         )  # fmt: skip
 
     def _expected(self) -> Expected | None:
-        """None where images are made anew, most of them smaller than their files."""
-        if self.images.max_side is not None or self.images.format is not None:
-            return None
-        return Expected(self.num_files, self.num_bytes)
+        """None where images are made anew, most of them smaller than their files, and of an uncommonly large shard, as
+        one of its files may be no image."""
+        made_anew = self.images.max_side is not None or self.images.format is not None
+        return None if made_anew or self.num_bytes > MOST_EXPECTED_BYTES else Expected(self.num_files, self.num_bytes)
 
     def _samples(self, made: "_Made") -> Iterator[NewSample]:
         """One file at a time, so a worker holds one image; `made` is filled on the way."""
@@ -266,11 +225,6 @@ class _Made:
     mask_classes: int = 0
     counted: CountedImages = field(default_factory=CountedImages)
     examined: ExaminedImages = field(default_factory=ExaminedImages)
-
-
-def key_without(key: str, left_out: Sequence[int]) -> str:
-    """The key of a job that leaves out these of its files."""
-    return hashlib.sha256(repr((key, left_out)).encode()).hexdigest() if left_out else key
 
 
 def _read(source: Source, path: str) -> bytes:

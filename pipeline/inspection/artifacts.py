@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.registry.locate import ModelSource
+from pipeline.registry.store_file import require_writable_store
 from pipeline.registry.tracking import connect, find_mirrored_run
 from pipeline.registry.versions import require_tracking_server
 from pipeline.run_directory import RunDirectory
@@ -16,6 +17,7 @@ def log_pictures(files: list[Path], source: ModelSource, tracking_uri: str) -> s
         run_id = _run_of(source, tracking_uri)
         if run_id is None:
             return "not in MLflow: it holds no run of this model"
+        require_writable_store(tracking_uri)
         client, folder = connect(tracking_uri), artifact_folder(source)
         for file in files:
             client.log_artifact(run_id, str(file), artifact_path=folder)

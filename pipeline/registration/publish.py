@@ -26,6 +26,7 @@ from pipeline.registry.export import export_timm_directory
 from pipeline.registry.gate import Standing
 from pipeline.registry.integrity import sha256_of
 from pipeline.registry.locate import ModelSource, source_from_dict
+from pipeline.registry.store_file import share_store
 from pipeline.registry.test_reads import TAG as TEST_READS
 from pipeline.registry.test_reads import merged_reads
 from pipeline.registry.tracking import experiment_id, with_key
@@ -100,6 +101,7 @@ def _publish(request: Request, directory: Path, sums: str, width: int, scratch: 
     import mlflow
 
     config = request.config
+    share_store(config.tracking_uri)
     mlflow.set_tracking_uri(config.tracking_uri)
     client = mlflow.MlflowClient()
     weights = sha256_of(directory / "model.safetensors")

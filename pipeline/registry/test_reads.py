@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.registry.store_file import require_writable_store
 from pipeline.registry.versions import connected, registered_version
 
 TAG = "vit.test_reads"
@@ -30,7 +31,7 @@ def recorded_reads(reference: str, *, tracking_uri: str | None = None) -> dict[s
 
 def record_test_read(reference: str, key: str, *, tracking_uri: str | None = None) -> int:
     """Count one more read of a test split by this version; returns how often it was read by now."""
-    client, version = _version(reference, tracking_uri)
+    client, version = _version(reference, tracking_uri, to_write=True)
     reads = _reads(version.tags)
     reads[key] = reads.get(key, 0) + 1
     client.set_model_version_tag(version.name, version.version, TAG, json.dumps(reads, sort_keys=True))
@@ -51,7 +52,7 @@ def _reads(tags: Mapping[str, str]) -> dict[str, int]:
         raise InputError(f"tag {TAG}: {tags[TAG]!r} is not JSON of counts; correct it in MLflow") from None
 
 
-def _version(reference: str, tracking_uri: str | None) -> tuple[Any, Any]:
+def _version(reference: str, tracking_uri: str | None, *, to_write: bool = False) -> tuple[Any, Any]:
     import mlflow
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -59,5 +60,7 @@ def _version(reference: str, tracking_uri: str | None) -> tuple[Any, Any]:
         uri = mlflow.get_tracking_uri()
     if uri is None:
         raise InputError(f"MODEL `{reference}`: which registry? set MLFLOW_TRACKING_URI")
+    if to_write:
+        require_writable_store(uri)
     client = connected(uri)
     return client, registered_version(client, reference, uri)

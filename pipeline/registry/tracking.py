@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config.recipe import read_yaml
 from pipeline.registry.ledger_cursor import LedgerCursor, metrics_of
+from pipeline.registry.store_file import require_writable_store, share_store
 from pipeline.registry.versions import every
 from pipeline.run_directory import RunDirectory, read_json
 
@@ -27,6 +28,7 @@ def connect(tracking_uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    share_store(tracking_uri)
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
@@ -113,6 +115,7 @@ class Mirror:
     def _open(self) -> None:
         if self.run_id is not None:
             return
+        require_writable_store(self.tracking_uri)
         self.client = connect(self.tracking_uri)
         config = read_yaml(self.run.config_file)
         experiment = experiment_id(self.client, f"vit/{config['stage']}", self.tracking_uri, self.home)

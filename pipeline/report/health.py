@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
+from pipeline.health.verdicts import Verdict
 from pipeline.report.ledger import later_begins
 from pipeline.run_directory import RunDirectory, read_json
 
@@ -39,8 +40,14 @@ class Health(NamedTuple):
 
     @property
     def outside(self) -> list[dict[str, Any]]:
-        """Those that were below or above their band."""
+        """Those that were below or above their band, or alarming."""
         return [one for one in self.measured if one.get("verdict") in ("low", "high")]
+
+    @property
+    def bad(self) -> list[dict[str, Any]]:
+        """What is bad in the newest measurement, by the rule of the training itself."""
+        newest = max((one["step"] for one in self.measured), default=None)
+        return [one for one in self.measured if one["step"] == newest and _is_bad(one)]
 
 
 def read_health(run: RunDirectory) -> Health:
@@ -52,7 +59,11 @@ def read_health(run: RunDirectory) -> Health:
             told.append([one for line in path.read_bytes().splitlines() if (one := _measurement(line))])
     told = [lines for lines in told if lines]
     ends = later_begins([int(lines[0]["step"]) for lines in told])
-    measured = [one for lines, end in zip(told, ends, strict=True) for one in lines if one["step"] < end]
+    newest = {  # a roll-back measures a step again
+        (one["step"], one["metric"]): one for lines, end in zip(told, ends, strict=True) for one in lines
+        if one["step"] < end
+    }  # fmt: skip
+    measured = list(newest.values())
     every = -(-len(measured) // MOST_TOLD) or 1
     return Health(measured[-1::-every][::-1], *_bands(run))
 
@@ -60,12 +71,20 @@ def read_health(run: RunDirectory) -> Health:
 def _measurement(line: bytes) -> dict[str, Any] | None:
     try:
         one = json.loads(line)
-        return one if isinstance(one["metric"], str) and _is_number(one["step"]) and _is_number(one["value"]) else None
+        is_told = isinstance(one["metric"], str) and is_number(one["step"])
+        return one if is_told and (one["value"] is None or is_number(one["value"])) else None
     except (ValueError, TypeError, KeyError):  # the half line of a killed process
         return None
 
 
-def _is_number(value: Any) -> bool:
+def _is_bad(one: dict[str, Any]) -> bool:
+    try:
+        return Verdict(**one).is_bad
+    except TypeError:  # of a version with other keys
+        return one.get("verdict") in ("low", "high")
+
+
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -16,7 +16,7 @@ from pipeline.report.record import Record
 from pipeline.report.run_facts import RunFacts, price_of, read_run
 from pipeline.report.run_report import RECONSTRUCTIONS, REPORT
 from pipeline.report.score_sections import headline, scores
-from pipeline.report.training_sections import NOT_MEASURED, asked, curves, forecast, health, is_healthy, speed
+from pipeline.report.training_sections import NOT_MEASURED, asked, curves, forecast, health, speed
 from pipeline.run_directory import RunDirectory, read_json, write_atomic
 from pipeline.words import duration_in_words, number_in_words
 
@@ -74,8 +74,8 @@ class _Story:
             lines = [failure["reason"], f"Done before: {done or 'nothing'}. What there is stands below."]
             return Verdict(False, f"Failed at stage {failure['stage']}", lines)
         lines = [str(self.registered["summary"])] if self.registered.get("summary") else []
-        unhealthy = [name for name, facts in self.trainings.items() if not is_healthy(facts)]
-        lines += [f"{name}: a health measurement is outside of its band" for name in unhealthy]
+        unhealthy = [(name, one) for name, facts in self.trainings.items() for one in facts.health.bad]
+        lines += [f"{name}, health, {one.get('words') or one['metric']}" for name, one in unhealthy]
         return Verdict(not unhealthy, f"Registered as {self.uri}" if self.uri else "Done", lines + self.record.notes)
 
     def tiles(self) -> Html:

@@ -7,7 +7,7 @@ STYLE = style(
 .scroll{overflow-x:auto;margin:.6em 0 1em}.scroll table{width:auto;min-width:100%}
 .scroll .wrap{white-space:normal;display:inline-block;min-width:16em}
 .scroll td,.scroll th{white-space:nowrap;padding-right:14px;font-size:.92rem}
-.facts{margin:.6em 0 1em}.facts th{width:13em;min-width:8em;font-weight:500}
+.facts td,.wrap{overflow-wrap:anywhere}.facts{margin:.6em 0 1em}.facts th{width:13em;min-width:8em;font-weight:500}
 pre{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;overflow-x:auto;
 margin:.6em 0;line-height:1.45}pre code{overflow-wrap:normal;white-space:pre}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,310px),1fr));gap:18px 26px;margin:1em 0}

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.pages.parts import Html, bullets, facts_table, folded, joined, paragraph, table, word
 from pipeline.report.charts import Line, line_chart
-from pipeline.report.health import TITLES, Health
+from pipeline.report.health import TITLES, Health, is_number
 from pipeline.report.ledger import Curve
 from pipeline.report.run_facts import RunFacts, price_of, unit_of_hours
 from pipeline.training.start_table import start_table
@@ -108,28 +108,36 @@ def health(facts: RunFacts) -> Html:
 def _health_row(metric: str, measured: Sequence[dict[str, Any]]) -> tuple[object, ...]:
     newest, outside = measured[-1], sum(one.get("verdict") in ("low", "high") for one in measured)
     low, high = newest.get("low"), newest.get("high")
-    expected = (
-        f"{low:.4g} – {high:.4g}" if isinstance(low, int | float) and isinstance(high, int | float) else "no band"
-    )
+    match is_number(low), is_number(high):
+        case True, True:
+            expected = f"{low:.4g} – {high:.4g}"
+        case True, False:
+            expected = f"at least {low:.4g}"
+        case False, True:
+            expected = f"at most {high:.4g}"
+        case _:
+            expected = "no band"
     verdict = newest.get("verdict")
     kind = {"ok": "good", "low": "bad", "high": "bad"}.get(str(verdict))
     mark = Html(f'<span class="mark {kind}">{verdict}</span>') if kind else "no band"
-    return TITLES.get(metric, metric), f"{newest['value']:.4g}", expected, mark, f"{outside} of {len(measured)} times"
+    return TITLES.get(metric, metric), _figure(newest["value"]), expected, mark, f"{outside} of {len(measured)} times"
 
 
 def _health_chart(facts: RunFacts, told: Health, metric: str) -> Html:
-    measured = told.of(metric)
+    measured = [one for one in told.of(metric) if one["value"] is not None]
+    if not measured:
+        return paragraph(f"{TITLES.get(metric, metric)}: never a finite number", "quiet")
     steps, values = [float(one["step"]) for one in measured], [float(one["value"]) for one in measured]
     last = max(facts.steps_planned, *steps)
     band = [(progress * last, low, high) for progress, low, high in told.bands.get(metric, ())]
-    if not band and _has_limits(measured):
-        band = [(float(one["step"]), one["low"], one["high"]) for one in measured if _has_limits([one])]
+    if not band:
+        band = [(float(one["step"]), one["low"], one["high"]) for one in measured if _has_limits(one)]
     line = Line("measured", Curve(steps, values, values, values))
     return line_chart(TITLES.get(metric, metric), [line], band=band, last_step=last)
 
 
-def _has_limits(measured: Sequence[dict[str, Any]]) -> bool:
-    return all(isinstance(one.get(end), int | float) for one in measured for end in ("low", "high"))
+def _has_limits(one: dict[str, Any]) -> bool:
+    return is_number(one.get("low")) and is_number(one.get("high"))
 
 
 def speed(facts: RunFacts) -> Html:
@@ -194,7 +202,7 @@ def forecast(facts: RunFacts) -> Html:
         rows.append((named, f"{_figure(one.get('value'))}{unit}", between, outcome, _grade(one.get("inside"))))
     basis = f"Rests on: {facts.forecast['basis']}." if facts.forecast.get("basis") else ""
     return joined(
-        table(("forecast", "said", "interval", "outcome", ""), rows, numbers=(1, 2, 3)), paragraph(basis, "quiet")
+        table(("forecast", "said", "80 % interval", "outcome", ""), rows, numbers=(1, 2, 3)), paragraph(basis, "quiet")
     )
 
 
@@ -209,9 +217,8 @@ def _figure(value: Any) -> str:
 
 
 def is_healthy(facts: RunFacts) -> bool:
-    """Whether no measurement's newest verdict is outside of its band."""
-    newest = {one["metric"]: one for one in facts.health.measured}
-    return not any(one.get("verdict") in ("low", "high") for one in newest.values())
+    """Whether nothing in the newest measurement is bad; k-NN below its band alone is not."""
+    return not facts.health.bad
 
 
 def best(facts: RunFacts) -> str:

@@ -34,7 +34,12 @@ MAX_FAULTS_PER_SHARD = 20  # a shard with more is lost anyway
 
 
 def check_dataset(directory: str | Path | Url, full: bool) -> list[str]:
-    """One line per fault, each naming the file; empty for a sound dataset. InputError when there is no such path.
+    """One line per fault, each naming the file; empty for a sound dataset. InputError when there is no such path."""
+    return checked_index(directory, full)[1]
+
+
+def checked_index(directory: str | Path | Url, full: bool) -> tuple[DatasetIndex | None, list[str]]:
+    """The index that was checked, and the faults, as `check_dataset` has them.
 
     A directory without a readable index is itself a fault.
     """
@@ -44,9 +49,14 @@ def check_dataset(directory: str | Path | Url, full: bool) -> list[str]:
     try:
         index = read_index(directory)
     except InputError as error:
-        return error.problems
-    if was_edited(directory):
-        return [f"{directory / INDEX_NAME}: edited since it was written: not its checksum; ingest the dataset again"]
+        return None, error.problems
+    return index, _faults(index, full)
+
+
+def _faults(index: DatasetIndex, full: bool) -> list[str]:
+    if was_edited(index.directory):
+        edited = index.directory / INDEX_NAME
+        return [f"{edited}: edited since it was written: not its checksum; ingest the dataset again"]
     if faults := size_problems(index):
         return faults
     if faults := [*_lost_tombstones(index), *certificate_faults(index), *surplus_shards(index)]:

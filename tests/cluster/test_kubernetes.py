@@ -328,7 +328,8 @@ def test_many_runs_are_a_job_each(cluster, request_, tmp_path):
     other = tmp_path / "other"
     other.mkdir(mode=0o777)
     other.chmod(0o777)
-    jobs = launcher_in(request_).submit_array([request_, JobRequest("b-2", other, request_.command, {}, 0, other)])
+    command = (*request_.command[:-1], str(other))
+    jobs = launcher_in(request_).submit_array([request_, JobRequest("b-2", other, command, {}, 0, other)])
     assert [job.id for job in jobs] == [f"{NAME}:1", "vit-b-2:1"]
 
 

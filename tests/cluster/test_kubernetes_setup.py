@@ -1,18 +1,22 @@
 """What a team sets up once: manifests of namespace, volume, rights and worker, and the image that pods run."""
 
+import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 
 from cluster.job import CancelError
 from cluster.kubernetes import launcher as module
 from cluster.profile import PROFILES
+from flows.services.servers import free_port
 from tests.cluster.kubernetes import Cluster
 from tests.cluster.test_kubernetes import NAME, cluster, launcher_in, request_  # noqa: F401 (fixtures)
 from tests.cluster.test_kubernetes_manifest import VERSIONS
@@ -57,12 +61,49 @@ def test_the_worker_runs_what_the_deployments_name_as_nobody_special():
     worker = deployment["spec"]["template"]["spec"]
     (container,) = worker["containers"]
     # Not the pool of a team's own worker: a run of the cluster must not start on its machine.
-    assert container["command"][container["command"].index("--pool") + 1] == "kubernetes"
+    assert "exec prefect worker start --pool kubernetes --type process" in container["command"][2]
     assert "pool: kubernetes" in (ROOT / "README.md").read_text()
     assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in [one["name"] for one in container["env"]]
     assert worker["securityContext"]["runAsNonRoot"] and worker["securityContext"]["runAsUser"] > 0
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert not any(one.get("value") for one in container["env"] if "AUTH" in one["name"] or "PASSWORD" in one["name"])
+
+
+def worker_with(**given: str) -> tuple[list[str], list[str], dict[str, str]]:
+    """Command, probe and environment of the worker's container, with these variables of its Secret."""
+    (deployment,) = [document for document in documents() if document["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    own = {one["name"]: one["value"] for one in container["env"] if one["name"] not in ("HOME", "VIT_HOME")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return container["command"], container["livenessProbe"]["exec"]["command"], kept | own | path | given
+
+
+def test_without_servers_the_worker_waits_where_one_works_by_exec_and_ends_when_it_is_asked():
+    command, probe, environment = worker_with()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert "vit works by kubectl exec" in process.stdout.readline()
+    assert subprocess.run(probe, env=environment).returncode == 0 and process.poll() is None
+    time.sleep(0.3)
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def test_with_servers_it_is_prefects_worker_and_the_probe_asks_it(tmp_path):
+    command, probe, environment = worker_with(
+        PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", PREFECT_HOME=str(tmp_path), HOME=str(tmp_path)
+    )
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while "worker" not in (words := psutil.Process(process.pid).cmdline()):
+            assert time.monotonic() < deadline and process.poll() is None, words
+            time.sleep(0.05)
+        assert words[-8:] == "start --pool kubernetes --type process --name kubernetes --with-healthcheck".split()
+        assert subprocess.run(probe, env=environment, stderr=subprocess.DEVNULL).returncode != 0  # it is not up
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_rights_are_those_that_are_used_and_no_others(cluster: Cluster, request_, monkeypatch):  # noqa: F811

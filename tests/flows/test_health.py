@@ -76,9 +76,10 @@ with prefect_server(Path(home)) as url:
     from tests.flows.conftest import post
 
     # No features have a spread of 2: an alarm in each measurement.
-    alarmed = ["health.every_steps=100", "health.least_spread=2", "health.patience=2", "health.images=128"]
+    alarmed = ["health.every_steps=20", "health.least_spread=2", "health.patience=2", "health.images=64",
+               "checkpoint.every_steps=1000"]
     asked = {"encoder": "debug", "objective": "mae", "data": data}
-    escalated = pretrain(**asked, set=[*alarmed, "steps=2000", "health.policy=escalate"], return_state=True)
+    escalated = pretrain(**asked, set=[*alarmed, "steps=1000", "health.policy=escalate"], return_state=True)
     assert escalated.is_completed(), escalated
     stopped = pretrain(**asked, set=[*alarmed, "steps=400", "health.policy=stop"], return_state=True)
     with get_client(sync_client=True) as client:
@@ -102,7 +103,7 @@ def test_an_escalation_reaches_prefect_and_the_run_goes_on_and_a_stop_fails_with
     environment = os.environ | {"VIT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(
         [sys.executable, "-c", FLOWS, str(home), str(digits)], env=environment, capture_output=True, text=True,
-        timeout=550,
+        timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +209,53 @@ def test_without_labels_the_loss_is_forecast_and_nothing_is_said_of_accuracy(hom
     assert plan.score.name == "loss" and "without labels nothing is said of accuracy" in plan.score.words
     with pytest.raises(InputError, match="no labels, and the loss of capi is against targets of its own"):
         planned(home, str(tmp_path / "unlabelled"), recipe="pretrain_capi_debug")
+
+
+FLOW = """
+import sys
+from pathlib import Path
+from flows.services.temporary_server import prefect_server
+
+home, data, *settings = sys.argv[1:]
+with prefect_server(Path(home)):
+    from flows.ladder import ladder
+
+    state = ladder("pretrain_supervised_debug", data=data, set=settings, return_state=True)
+    print(state.type.value, state.message)
+"""
+
+
+@pytest.mark.slow
+def test_a_real_ladder_as_a_flow_and_the_full_run_is_graded_by_it(home, with_validation):
+    settings = ["epochs=1", "profile.ranks_per_node=1", "ladder.sizes=[own]", "ladder.fractions=[0.1,0.2,0.3,0.4]"]
+    environment = os.environ | {"VIT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "ERROR"}
+
+    def climbed() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", FLOW, str(home), with_validation, *settings], env=environment, capture_output=True,
+            text=True, timeout=900,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.splitlines()[-1]
+
+    said = climbed()
+    assert said.startswith("COMPLETED") and "4 of 4 rungs; the full run: accuracy 0." in said
+    (file,) = home.glob("ladders/*/ladder.json")
+    rungs = json.loads(file.read_text())["rungs"]
+    for rung in rungs:
+        best = json.loads((Path(rung["run"]) / "result.json").read_text())["best"]
+        assert rung["value"] == best["value"] and rung["count"] > 300
+    assert climbed() == said and all(RunDirectory(rung["run"]).last_attempt() == 1 for rung in rungs)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "pretrain", RECIPE, "--data", with_validation, "--set", "epochs=1", "--set",
+         "profile.ranks_per_node=1"], env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "forecast: accuracy 0." in done.stdout and ", outcome 0." in done.stdout and ", took " in done.stdout
+    (result,) = home.glob("runs/pretrain_supervised_debug-????????/result.json")
+    graded = json.loads(result.read_text())["forecast"]
+    assert set(graded) == {"accuracy", "hours"} and 0 < graded["hours"]["outcome"] < 1
+    told = json.loads((result.parent / "forecast.json").read_text())
+    assert told["forecasts"]["accuracy"]["low"] == graded["accuracy"]["low"]
+    assert os.stat(result.parent / "forecast.json").st_mtime < os.stat(result.parent / "job.json").st_ctime

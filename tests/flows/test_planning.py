@@ -8,6 +8,10 @@ import pytest
 
 from flows import planning
 from flows.command_line.commands import plan_command
+from pipeline.config.ingest import IngestConfig
+from pipeline.ingestion.build import ingest
+from pipeline.shards.index import read_index
+from tests.pipeline.forecast.homes import done
 
 
 class Probe:
@@ -105,3 +109,37 @@ def test_what_a_person_should_know_is_said_once(plan, probe):
     assert said["data"].splitlines()[0] == "a shard is slow" and len(said["data"].splitlines()) == 2
     assert said["recipe"].startswith("pretrain_mae_debug on digits; profile local: 1 node x 2 ranks, no accelerator, ")
     assert said["length"] == "20 steps = 0.222 epochs of 1,442 images: 320 images seen"
+
+
+def test_a_plan_says_what_past_runs_of_the_home_took_and_scored(plan, home, digits):
+    assert plan("profile.ranks_per_node=2")["learned"] == "no past runs to learn from"
+    index = read_index(str(digits))
+    data = {"name": "digits", "fingerprint": index.fingerprint}
+    for number, inside in enumerate((True, True, False)):
+        best = {"metric": "validation/loss", "value": 0.5 + number / 10}
+        graded = {"hours": {"inside": inside}}
+        run = done(home / "runs", f"run-{number}", seconds=6.0, best=best, forecast=graded, data=data)
+        run.config_file.write_text("stage: pretrain\nobjective: {kind: mae}\n")
+    said = plan("profile.ranks_per_node=2")["learned"].splitlines()
+    took = "past runs here took 1.20 (1.20–1.20) of their plan: 3 runs of this profile, and 12 s to start and end"
+    assert said[0] == took
+
+
+def test_scores_and_kept_forecasts_of_past_runs_are_said(home, probe, tmp_path):
+    shares = {"train": 0.6, "validation": 0.2, "test": 0.2}
+    ingest("sklearn:digits", tmp_path / "digits", IngestConfig(splits="hash", split_fractions=shares))
+    data = {"name": "digits", "fingerprint": read_index(str(tmp_path / "digits")).fingerprint}
+    for number, inside in enumerate((True, True, False)):
+        best = {"metric": "validation/loss", "value": 0.5 + number / 10}
+        run = done(home / "runs", f"run-{number}", seconds=6.0, best=best, forecast={"hours": {"inside": inside}},
+                   data=data)  # fmt: skip
+        run.config_file.write_text("stage: pretrain\nobjective: {kind: mae}\n")
+    lines: list[str] = []
+    settings = ["epochs=2", "profile.ranks_per_node=2"]
+    assert (
+        plan_command("pretrain_mae_debug", [str(tmp_path / "digits")], "local", settings, str(home), lines.append) == 0
+    )
+    text = "\n".join(lines)
+    assert "mae on these images so far: validation/loss 0.7000 to 0.5000 in 3 past runs, the best run-0" in text
+    assert "forecasts of past runs held what came (80 of 100 should): time 2 of 3" in text
+    assert "forecast: time " in text and "80 % intervals by 3 past runs of this profile (time)" in text

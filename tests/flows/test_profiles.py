@@ -163,3 +163,16 @@ def test_a_dry_run_shows_the_script_and_submits_nothing(home, digits, monkeypatc
         assert code == 0 and "pipeline.launch" in script and any(script in line for line in said)
         assert not (run / "job.json").exists() and not (run / "attempts").exists()
     assert "#SBATCH --nodes=2" in (home / "slurm" / "submit" / "job.sbatch").read_text()
+
+
+def test_variables_that_name_a_place_or_a_switch_are_no_secrets_and_those_that_hold_one_are_refused_by_name():
+    settings = {
+        "TOKENIZERS_PARALLELISM": "'false'", "GOOGLE_APPLICATION_CREDENTIALS": "/vit/key.json",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "HF_TOKEN_PATH": "/vit/token",
+    }  # fmt: skip
+    profile, _ = load_profile("kubernetes", [f"env.{name}={value}" for name, value in settings.items()])
+    assert profile.env["TOKENIZERS_PARALLELISM"] == "false" and profile.env.keys() == settings.keys()
+    for name, value in (("GH_PAT", "x1y2z3"), ("OPTS", "--password=hunter2hunter2")):
+        with pytest.raises(InputError, match=f"env: {name}: a secret would stand in profile.yaml") as refused:
+            load_profile("kubernetes", [f"env.{name}={value}"])
+        assert value not in str(refused.value)

@@ -3,7 +3,8 @@
 import json
 
 from flows.command_line.runs import runs_command
-from flows.control.progress import LedgerTail
+from flows.control import progress
+from flows.control.progress import LedgerTail, ingest_progress
 from pipeline.progress import Progress
 from pipeline.run_directory import RunDirectory, write_json
 
@@ -52,3 +53,17 @@ def test_the_list_of_runs_says_which_state_of_a_run_was_the_best(home):
     (told,) = [line for line in lines if "best" in line]
     assert told.startswith("scored ") and told.endswith("best validation/accuracy 0.9100 at step 40")
     assert len(lines) == 3
+
+
+def test_each_thing_that_an_ingestion_counts_has_a_line_and_a_speed_of_its_own(monkeypatch):
+    told, clock = [], iter(range(0, 100, 10))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    show = ingest_progress(told.append)  # 0 s
+    show(0, 8, 0, "listing tables")
+    show(2, 8, 0, "listing tables")  # 20 s
+    show(100, 300, 0)
+    show(200, 300, 1)  # 40 s
+    assert told == [
+        "2 of 8, listing tables  30 s left",
+        "200 of 300 images  10 images/s  1 rejected  10 s left",
+    ]

@@ -3,18 +3,22 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from flows.control.forwarding import Forwarder
 from flows.control.run_reports import write_run_reports
 from flows.lifecycle_report import lifecycle_folder, publish
+from flows.quickstart import NAME, _with_baselines, baseline_rows
 from pipeline.config.stages import SequenceConfig
 from pipeline.errors import EXIT_DONE
 from pipeline.preparation.training import dump_config
 from pipeline.registry.tracking import connect, find_mirrored_run
 from pipeline.report.record import Record, read_record
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.shards.index import read_index
+from tests.pipeline.pages import Page
 from tests.pipeline.registration.conftest import empty_store, store  # noqa: F401
 from tests.pipeline.report.old_run import copied_home, trained
 
@@ -37,6 +41,16 @@ def test_each_training_of_a_sequence_has_its_report(tmp_path):
     sequence.config_file.write_text(dump_config(SequenceConfig(runs=(str(run.path),))))
     write_json(sequence.plan_file, {"stage": "sequence"})
     assert write_run_reports(sequence, print) == [run.path / "report.html"]
+
+
+def test_an_evaluation_that_graded_a_training_has_its_report_written_again(tmp_path):
+    home = copied_home(tmp_path)
+    run, evaluation = trained(home), RunDirectory(home / "runs" / "evaluation")
+    assert write_run_reports(evaluation, print) == []
+    graded = {"accuracy": {"value": 0.9, "low": 0.8, "high": 1.0, "outcome": 0.875, "inside": True}}
+    write_json(run.result_file, read_json(run.result_file) | {"forecast": graded})
+    assert write_run_reports(evaluation, print) == [run.path / "report.html"]
+    assert "0.875" in (run.path / "report.html").read_text()
 
 
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path):
@@ -70,12 +84,25 @@ def test_a_home_that_takes_no_report_costs_a_line_and_nothing_else(tmp_path):
     assert len(said) == 1 and said[0].startswith("the report was not written: ")
 
 
+def test_the_baselines_of_quickstart_come_into_its_report_with_intervals(digits, tmp_path):
+    record = Record(NAME, "sklearn:digits", str(tmp_path), "sqlite:///none.db", data=str(digits))
+    record.evaluation = str(copied_home(tmp_path / "old") / "runs" / "evaluation")
+    publish(record, print)
+    rows = baseline_rows(read_index(digits))
+    path = _with_baselines(tmp_path, rows)
+    assert path == str(lifecycle_folder(tmp_path, NAME) / "report.html")
+    assert all(row["low"] < row["accuracy"] < row["high"] for row in rows) and len(rows) == 4
+    best = max(rows, key=lambda row: row["accuracy"])
+    text = Page(Path(path).read_text()).text
+    assert f"{100 * best['accuracy']:.2f} [{100 * best['low']:.1f}, {100 * best['high']:.1f}]" in text
+
+
 FAILING = """
 import sys
 from pathlib import Path
-from prefect.client.orchestration import get_client
 from flows.services.temporary_server import prefect_server
 with prefect_server(Path(sys.argv[1])):
+    from prefect.client.orchestration import get_client
     from flows.lifecycle import lifecycle
     state = lifecycle(source=sys.argv[2], name="birds", set=["env=hf_" + "a" * 30], return_state=True)
     assert state.is_failed(), state
@@ -87,12 +114,8 @@ with prefect_server(Path(sys.argv[1])):
 
 @pytest.mark.slow
 def test_a_lifecycle_that_failed_has_a_report_that_its_flow_run_shows(home, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING, str(home), str(tmp_path / "nowhere")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-c", FAILING, str(home), str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     path = home / "lifecycles" / "birds" / "report.html"
     assert f"report-birds markdown `{path}`" in done.stdout and "failed at stage ingest" in done.stdout

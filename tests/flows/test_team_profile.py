@@ -2,13 +2,15 @@
 
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from flows.command_line.services import _asked_for, down_command
 from flows.credentials import without_passwords_in_urls
 from flows.home import home_directory, team_servers, tracking_uri, write_team_servers
-from flows.services.deployments import PREFECT_FILE, for_pool
+from flows.services.deployments import PREFECT_FILE, for_pool, give_profile
 from flows.services.ownership import owner, require_ours
 from flows.services.servers import free_port
 from flows.services.stack import up
@@ -157,6 +159,45 @@ def test_another_pool_has_deployments_of_its_own():
     made = for_pool(content, "west", "-west")
     assert {each["work_pool"]["name"] for each in made["deployments"]} == {"west"}
     assert [each["name"] for each in made["deployments"]] == [f"{each['name']}-west" for each in content["deployments"]]
+
+
+def test_deployments_of_a_cluster_train_there_by_default(environment, tmp_path):
+    for name, value in URLS.items():
+        environment.setenv(name, value)
+    path = tmp_path / "west.yaml"
+    path.write_text("kind: team\npool: kubernetes\nprofile: kubernetes\n")
+    assert load_team(str(path)).profile == "kubernetes"
+
+    def trains(encoder: str, profile: str = "local") -> None: ...
+    def registers(model: str) -> None: ...
+
+    first, second = {"name": "a", "parameters": {"encoder": "x"}}, {"name": "b"}
+    for deployment, flow in ((first, trains), (second, registers)):
+        give_profile(deployment, SimpleNamespace(fn=flow), "kubernetes")
+    assert first["parameters"] == {"profile": "kubernetes", "encoder": "x"} and second == {"name": "b"}
+    give_profile(plain := {"name": "c"}, SimpleNamespace(fn=trains), "")
+    assert plain == {"name": "c"}
+    for wrong, said in (("kubernets", "is no profile of runs; say"), ("mine.yaml", "is not an absolute path")):
+        path.write_text(f"kind: team\nprofile: {wrong}\n")
+        (line,) = refusal(str(path))
+        assert "profile" in line and said in line
+
+
+def test_what_the_servers_that_were_started_ask_for_is_said_and_of_others_nothing():
+    assert _asked_for({"worker"}) == ""
+    assert _asked_for({"worker", "prefect"}) == "PREFECT_API_AUTH_STRING"
+    words = "PREFECT_API_AUTH_STRING, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    assert _asked_for({"worker", "prefect", "mlflow"}) == words
+
+
+def test_a_home_that_stays_a_teams_says_so_when_its_worker_ends_and_how_to_undo_it(tmp_path):
+    write_team_servers(tmp_path, URLS["PREFECT_API_URL"], URLS["MLFLOW_TRACKING_URI"])
+    lines: list[str] = []
+    down_command(str(tmp_path), lines.append)
+    assert f"{tmp_path} stays a team's" in lines[-1] and lines[-1].endswith(f"rm {tmp_path / 'team.json'}")
+    (tmp_path / "team.json").unlink()
+    down_command(str(tmp_path), lines.append)
+    assert lines[-1] == f"nothing is running in {tmp_path}"
 
 
 def test_passwords_in_urls_move_to_where_clients_look(environment):

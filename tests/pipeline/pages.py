@@ -62,7 +62,8 @@ def wider_than_a_phone(page: Path, folder: Path) -> str:
         "<script>addEventListener('load',()=>{const wide=[...document.querySelectorAll('main *')].filter(e=>"
         "e.getBoundingClientRect().right>innerWidth+1&&!e.closest('svg')&&!e.closest('.scroll')&&!e.closest('pre'))"
         ".map(e=>e.className||e.tagName);"
-        "document.title='wide:'+(document.documentElement.scrollWidth-innerWidth<=0)+':'+wide.slice(0,5)})</script>"
+        "const spare=innerWidth-document.documentElement.scrollWidth;"
+        "document.title='wide:'+(spare>=0?'':-spare+' pixels too wide')+':'+wide.slice(0,5)})</script>"
     )
     (folder / "page.html").write_text(html.replace("</body>", f"{measure}</body>"))
     frame = folder / "frame.html"
@@ -76,4 +77,4 @@ def wider_than_a_phone(page: Path, folder: Path) -> str:
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     measured = shown.stdout.rpartition("wide:")[2].partition("<")[0].strip()
-    return "" if measured == "true:" else measured or shown.stderr[-500:]
+    return "" if measured == ":" else measured or shown.stderr[-500:]

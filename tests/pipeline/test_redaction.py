@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.redaction import is_secret, names_a_secret, require_no_secret, secret_in, without_secrets
+from pipeline.redaction import require_no_secret, secret_in, without_secrets
+from pipeline.secret_forms import is_secret, names_a_secret
 
 SECRETS = {
     "WANDB_API_KEY": "w4ndb-c4n4ry-0123456789",

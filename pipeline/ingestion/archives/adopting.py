@@ -30,7 +30,7 @@ from pipeline.ingestion.images import (
 )
 from pipeline.ingestion.isolation import held
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardSummary, key_without
+from pipeline.ingestion.shard_contract import JOB_VERSION, ShardSummary, key_without
 from pipeline.ingestion.statistics import ImageTotals
 from pipeline.shards.atomic import TEMPORARY_PREFIX
 from pipeline.shards.decoding import ImageFault
@@ -73,6 +73,9 @@ class AdoptTar:
 
     def path(self, number: int) -> str:
         return f"{self._shown}/{_places_in(self.tar, stamp_of(self.tar)).key(number)}"
+
+    def where(self, number: int) -> str:
+        return str(self.tar)
 
     def numbers_of(self, keys: Sequence[str]) -> list[int]:
         places = _places_in(self.tar, stamp_of(self.tar))

@@ -20,7 +20,7 @@ from pipeline.ingestion.certificate.pictures import contact_sheets, pair_picture
 from pipeline.ingestion.duplicates.search import CopySearch
 from pipeline.ingestion.labelling.layout import Layout
 from pipeline.ingestion.rejected import Rejected, rejected_lines
-from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.shard_contract import ShardSummary
 from pipeline.shards.atomic import sync_directory, write_file
 from pipeline.shards.certificate import CERTIFICATE_NAME, PAGE_NAME
 from pipeline.shards.index import INDEX_NAME, DatasetIndex, read_index

@@ -16,7 +16,7 @@ from pipeline.ingestion.counts import ImageCounts
 from pipeline.ingestion.duplicates.search import CopySearch
 from pipeline.ingestion.labelling.layout import Layout
 from pipeline.ingestion.rejected import UNCOUNTED, Rejected
-from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.shard_contract import ShardSummary
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.reader import node_reader
 

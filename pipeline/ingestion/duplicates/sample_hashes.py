@@ -6,7 +6,7 @@ What is finished stays when the work is interrupted; a shard that changed is has
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,11 @@ import PIL
 from pipeline.errors import DataError
 from pipeline.ingestion.duplicates.hash_file import EXAMINED, VERSION, HashFile, hash_path, read_hashes, write_hashes
 from pipeline.ingestion.duplicates.likeness import HASHES, likeness
+from pipeline.ingestion.progress import Counted
 from pipeline.shards.atomic import write_file
 from pipeline.shards.index import DatasetIndex, Shard
 from pipeline.shards.parallel import POOL_FROM_BYTES, available_cores, in_processes
 from pipeline.shards.reader import node_reader
-
-Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
 
 class HashedShard(NamedTuple):
@@ -50,7 +49,7 @@ class _Lost(NamedTuple):
     files: np.ndarray
 
 
-def hashed_shards(index: DatasetIndex, cache: Path, progress: Progress | None = None) -> Iterator[HashedShard]:
+def hashed_shards(index: DatasetIndex, cache: Path, progress: Counted | None = None) -> Iterator[HashedShard]:
     """Every shard of every split, one at a time, once all are hashed; `cache` keeps what the dataset does not."""
     folder = cache / f"likeness-{VERSION}-pillow-{PIL.__version__}" / index.fingerprint[:32]
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +70,7 @@ def hashed_shards(index: DatasetIndex, cache: Path, progress: Progress | None = 
 
 
 def _hash_missing(
-    index: DatasetIndex, folder: Path, shards: list[tuple[str, Shard]], progress: Progress
+    index: DatasetIndex, folder: Path, shards: list[tuple[str, Shard]], progress: Counted
 ) -> None:  # fmt: skip
     missing = [(split, shard) for split, shard in shards if not _is_hashed(_path(folder, split, shard), shard)]
     if not missing:
@@ -88,7 +87,9 @@ def _hash_missing(
             progress(done, total)
 
 
-def restore_hashes(index: DatasetIndex, lost: Sequence[tuple[str, int, Sequence[int]]]) -> None:
+def restore_hashes(
+    index: DatasetIndex, lost: Sequence[tuple[str, int, Sequence[int]]], progress: Counted | None = None
+) -> None:
     """Write the hash files of shards, each (split, number of the shard, for each sample the file of the job that it is
     of): lost, or of an earlier version."""
     shards = [index.shards(split)[number] for split, number, _ in lost]
@@ -98,8 +99,9 @@ def restore_hashes(index: DatasetIndex, lost: Sequence[tuple[str, int, Sequence[
     ]
     pays = len(tasks) > 1 and sum(shard.bytes for shard in shards) >= POOL_FROM_BYTES
     with closing(in_processes(_restore, tasks, available_cores() if pays else 1)) as finished:
-        for _ in finished:
-            pass
+        for done, _ in enumerate(finished, 1):
+            if progress is not None:
+                progress(done, len(tasks))
 
 
 def _path(folder: Path, split: str, shard: Shard) -> Path:

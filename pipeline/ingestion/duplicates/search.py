@@ -28,8 +28,9 @@ from pipeline.ingestion.duplicates.hash_file import (
 from pipeline.ingestion.duplicates.likeness import MOST_BITS, likeness
 from pipeline.ingestion.duplicates.sample_hashes import restore_hashes
 from pipeline.ingestion.duplicates.samples import OTHERS, ComparedSamples, SamplesBuilder, add_others, num_others
+from pipeline.ingestion.progress import Counted
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.shard_jobs import ShardJob
+from pipeline.ingestion.shard_contract import ShardJob
 from pipeline.shards.atomic import write_file
 from pipeline.shards.index import SPLITS, DatasetIndex, read_index
 from pipeline.shards.reader import ShardReader, node_reader
@@ -41,11 +42,14 @@ NEAR_NAME = "near.npz"
 class ExaminedDataset:
     """The images of a dataset, of whatever was left out of it, and of the datasets it is held against."""
 
-    def __init__(self, index: DatasetIndex, jobs: Sequence[ShardJob], others: Sequence[DatasetIndex]):
+    def __init__(
+        self, index: DatasetIndex, jobs: Sequence[ShardJob], others: Sequence[DatasetIndex],
+        restored: Counted | None = None,
+    ):  # fmt: skip
         self.index, self.jobs, self.others = index, jobs, others
         self._numbers = {shard.name: number for shards in index.splits.values() for number, shard in enumerate(shards)}
         self._readers: dict[tuple[int, str], ShardReader] = {}
-        self.samples = self._gather()
+        self.samples = self._gather(restored)
 
     def read(self, position: int) -> bytes:
         """The image as it is, or would be, stored; DataError, ImageFault or OSError where it cannot be read."""
@@ -109,23 +113,23 @@ class ExaminedDataset:
             self._readers[dataset, split] = node_reader(index, split)
         return self._readers[dataset, split]
 
-    def _gather(self) -> ComparedSamples:
+    def _gather(self, restored: Counted | None) -> ComparedSamples:
         folder = self.index.directory / FOLDER
         builder = SamplesBuilder(sum(job.num_files for job in self.jobs) + num_others(self.others))
-        self._restore()
+        self._restore(restored)
         for number, job in enumerate(self.jobs):
             builder.add_job(SPLITS.index(job.split), number, self._hashes(job) or HashFile(b"", np.zeros(0, EXAMINED)))
         add_others(builder, self.others, folder)
         return builder.finished()
 
-    def _restore(self) -> None:
+    def _restore(self, restored: Counted | None) -> None:
         """Hash files that are lost, or of an earlier version, from the shards themselves."""
         lost = [job for job in self.jobs if job.name in self._numbers and self._hashes(job) is None]
         places = [(job.split, self._numbers[job.name]) for job in lost]
         keys = (self._reader(-1, split).keys(number) for split, number in places)
         restore_hashes(self.index, [
             (*place, job.numbers_of(of_shard)) for place, job, of_shard in zip(places, lost, keys, strict=True)
-        ])  # fmt: skip
+        ], restored)  # fmt: skip
 
     def _hashes(self, job: ShardJob) -> HashFile | None:
         """As the job kept them."""

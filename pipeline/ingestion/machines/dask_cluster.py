@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
 from pipeline.ingestion.machines.shard_groups import EngineLost, ShardGroup, WantedGroups
-from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.shard_contract import ShardSummary
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -21,7 +21,7 @@ import PIL
 
 from pipeline.errors import InputError
 from pipeline.ingestion.isolation import Limits, TooManyFaults, in_isolation
-from pipeline.ingestion.shard_jobs import JOB_VERSION, ShardJob, ShardSummary
+from pipeline.ingestion.shard_contract import JOB_VERSION, ShardJob, ShardSummary
 from pipeline.shards.atomic import TEMPORARY_PREFIX
 
 LEAST_GROUPS = 256  # so that many workers have something to do; a group costs the start of a process

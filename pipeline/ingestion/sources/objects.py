@@ -16,7 +16,9 @@ from pipeline.ingestion.sources.listing import (
 )
 from pipeline.ingestion.sources.read_ahead import sent_ahead
 from pipeline.shards.decoding import ImageFault
-from pipeline.storage.location import Url, files_below, read_range
+from pipeline.storage.location import Url, exists, files_below, location, read_range
+
+WITH_BUCKETS = ("s3", "s3a", "gs", "gcs")
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,18 @@ class ObjectSource:
             else:
                 files.append(SourceFile(path, size, stamp))
         if not files and not listing.rejected:
-            raise InputError(f"{self.root}: no such bucket or folder, or an empty one; a source holds images")
+            raise InputError(f"{self.root}: {self._what_is_missing()}; a source holds images")
         keep_images(files, lambda path: self.read(path, HEAD_BYTES), listing)
         return listing
+
+    def _what_is_missing(self) -> str:
+        protocol, _, rest = str(self.root).partition("://")
+        bucket, _, folder = rest.partition("/")
+        if protocol not in WITH_BUCKETS:
+            return "no such folder, or an empty one"
+        if not exists(location(f"{protocol}://{bucket}")):
+            return f"there is no bucket {bucket}"
+        return f"the bucket {bucket} holds nothing in {folder}" if folder else f"the bucket {bucket} is empty"
 
     def read(self, path: str, num_bytes: int = -1) -> bytes:
         content = read_range(self.root / path, 0, MAX_FILE_BYTES + 1 if num_bytes < 0 else num_bytes)

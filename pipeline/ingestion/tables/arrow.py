@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.errors import InputError
+from pipeline.ingestion.progress import Counted
 from pipeline.ingestion.rejected import Rejected
 from pipeline.ingestion.sources.listing import Listing
 from pipeline.ingestion.tables.columns import Columns, choose_columns, image_bytes, unread_columns
@@ -44,10 +45,14 @@ def find_saved(root: Path, names: Sequence[str]) -> list[str]:
     return [folder + name for folder in saved_folders(names) for name in _saved_files(root / folder / "state.json")]
 
 
-def list_arrow(root: Path, tables: Sequence[str], listing: Listing, said: SaidColumns) -> None:
+def list_arrow(
+    root: Path, tables: Sequence[str], listing: Listing, said: SaidColumns, listed: Counted | None = None
+) -> None:
     """Add every row to `listing`. InputError for a damaged table, and where columns are missing or do not agree."""
     chosen: tuple[str, Columns] | None = None
-    for table in tables:
+    for number, table in enumerate(tables):
+        if listed is not None:
+            listed(number, len(tables))
         with _opened(root / table) as opened:
             columns = choose_columns(opened.schema, said, root / table)
             if chosen is None:

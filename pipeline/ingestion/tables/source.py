@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import InputError
+from pipeline.ingestion.progress import Counted
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.ingestion.sources.listing import Listing
 from pipeline.ingestion.tables.cifar import find_cifar, list_cifar, locate_cifar
@@ -42,14 +43,15 @@ class TableSource:
         """What holds pixels alone, which are made image files here; None where the tables hold image files."""
         return self.kind if self.kind in ("idx", "CIFAR") else None
 
-    def list_files(self, beside: Listing | None = None) -> Listing:
-        """Reads every table once; InputError where one is damaged. `beside` is the listing of the folder's files."""
+    def list_files(self, beside: Listing | None = None, listed: Counted | None = None) -> Listing:
+        """Reads every table once; InputError where one is damaged. `beside` is the listing of the folder's files;
+        `listed` is told of each table of parquet or a saved dataset, which may be large."""
         beside = beside or FolderSource(self.root).list_files()
         listing = Listing(folders_are_classes=False, stamps_are_hashes=True)
         names = [entry.path for entry in beside.rejected if entry.reason == "not_an_image"]
         listing.rejected += [entry for entry in beside.rejected if entry.reason != "not_an_image"]
         try:
-            self._list_tables(names, listing)
+            self._list_tables(names, listing, listed)
         except InputError as error:
             shown = self.name or str(self.root)
             raise InputError(*(problem.replace(str(self.root), shown) for problem in error.problems)) from None
@@ -80,7 +82,7 @@ class TableSource:
         status = os.stat(path)
         return _located(path, status.st_size, status.st_mtime_ns, self.kind, self.scratch, self.columns)
 
-    def _list_tables(self, names: Sequence[str], listing: Listing) -> None:
+    def _list_tables(self, names: Sequence[str], listing: Listing, listed: Counted | None) -> None:
         match self.kind:
             case "idx":
                 list_idx(self.root, names, listing)
@@ -91,7 +93,7 @@ class TableSource:
                     list_arrow,  # pyarrow, for those who have such tables
                 )
 
-                list_arrow(self.root, tables_of_kind(self.root, self.kind, names), listing, self.columns)
+                list_arrow(self.root, tables_of_kind(self.root, self.kind, names), listing, self.columns, listed)
 
 
 def tables_of_kind(root: Path, kind: Kind, names: Sequence[str]) -> list[str]:

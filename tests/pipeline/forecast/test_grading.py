@@ -21,7 +21,8 @@ LINEAR = "eval/linear-cached-v1/digits.validation/top1"
 
 def forecast(run, **entries):
     write_json(run.path / "forecast.json", {
-        "format_version": 1, "basis": "6 rungs of ladder x", "data_fingerprint": "f" * 64, "forecasts": entries,
+        "format_version": 1, "basis": "6 rungs of ladder x", "data_fingerprint": "f" * 64, "steps": 100,
+        "world_size": 2, "forecasts": entries,
     })  # fmt: skip
 
 
@@ -92,3 +93,10 @@ def test_a_forecast_is_read_as_it_was_written(tmp_path):
     run = done(tmp_path, "run", seconds=10.0)
     forecast(run, hours=entry(1, 2))
     assert forecast_of(run)["forecasts"]["hours"]["high"] == 2
+
+
+def test_a_run_that_was_made_longer_or_put_on_other_ranks_is_not_graded(tmp_path, caplog):
+    for key, changed in (("steps", {"steps": 200, "samples": 20_000}), ("world_size", 4)):
+        run = done(tmp_path, key, seconds=10.0, **{key: changed})
+        forecast(run, hours=entry(0, 2))
+        assert grade_at_end(run, {"metrics": {}}) == {} and f"not graded: {key} is another" in caplog.text

@@ -107,7 +107,9 @@ def test_time_and_price_are_forecast_from_past_runs(tmp_path):
     found.write(run)
     written = json.loads((run.path / "forecast.json").read_text())
     assert written["format_version"] == 1 and set(written["forecasts"]) == {"hours", "cost"}
-    assert not (run.path / "bands.json").exists()
+    assert not (run.path / "bands.json").exists() and written["steps"] == 100 and written["world_size"] == 2
+    rehearsal = outlook(config(), PLAN | {"rehearsal": True}, tmp_path, "local", 2.0, tmp_path / "runs" / "y")
+    assert rehearsal.forecasts == {} and rehearsal.notes == []
 
 
 def test_bands_of_others_stay_and_those_of_a_ladder_that_is_gone_do_not(tmp_path):

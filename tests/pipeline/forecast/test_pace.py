@@ -39,7 +39,7 @@ def test_hours_are_learned_from_runs_of_the_same_place_alone(tmp_path):
     runs = past_runs(tmp_path)
     assert {past.run.path.name for past in runs} == {*(f"run-{n}" for n in range(5)), "cluster", "more-ranks"}
     pace = learned_pace(runs, HERE)
-    assert pace.in_words.startswith("past runs here took ") and pace.in_words.endswith("5 runs of this profile")
+    assert pace.in_words.startswith("past runs here took ") and "5 runs of this profile, and 12 s to" in pace.in_words
     hours = pace.hours(PLAN)
     assert hours.value == pytest.approx((1.2 * planned + 12) / 3600, rel=0.05) and hours.low < hours.value < hours.high
     longer = PLAN | {"steps": {"steps": 10_000, "samples": 1_000_000}}  # start-up weighs less
@@ -54,7 +54,9 @@ def test_two_runs_say_their_ratio_and_make_no_interval(tmp_path):
     for number in range(2):
         done(tmp_path / "runs", f"run-{number}", seconds=6.0)
     pace = learned_pace(past_runs(tmp_path), HERE)
-    assert pace.in_words == "past runs here took 3.60 (3.60–3.60) of their plan: 2 runs of this profile"
+    assert pace.in_words == (
+        "past runs here took 1.20 (1.20–1.20) of their plan: 2 runs of this profile, and 12 s to start and end"
+    )
     assert pace.hours(PLAN) is None
 
 
@@ -67,7 +69,7 @@ def test_intervals_of_time_hold_80_of_a_hundred_runs():
         plan = PLAN | {"training_flops_per_image": 2e9}
         target = np.log(100 * 2e9 / 2)
         outcome = planned_seconds(plan) * np.exp(0.3 + slope * (target - logs[0]) + 0.08 * random.standard_normal())
-        hours = Pace(np.exp(log_ratios), logs, 0.0, np.exp(log_ratios)).hours(plan)
+        hours = Pace(np.exp(log_ratios), logs, 0.0).hours(plan)
         inside += hours.low <= outcome / 3600 <= hours.high
     assert 0.70 <= inside / 200 <= 0.90
 

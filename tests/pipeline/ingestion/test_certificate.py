@@ -50,8 +50,13 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-def made(source: Path, destination: Path, **config: object) -> tuple[build.IngestReport, dict]:
-    report = ingest(str(source), destination, IngestConfig(**{"samples_per_shard": 6, **config}))
+def made(
+    source: Path, destination: Path, told: list[tuple] | None = None, **config: object
+) -> tuple[build.IngestReport, dict]:
+    """`told` takes what is told of the progress."""
+    told = [] if told is None else told
+    config = IngestConfig(**{"samples_per_shard": 6, **config})
+    report = ingest(str(source), destination, config, progress=lambda *counts: told.append(counts))
     return report, json.loads((destination / "certificate.json").read_text())
 
 
@@ -273,7 +278,9 @@ def test_lost_hashes_are_computed_again_and_name_the_right_files(tmp_path):
         (tmp_path / f"images/train/broken-{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
     _, said = made(tmp_path / "images", tmp_path / "dataset", max_rejected_fraction=0.6)
     shutil.rmtree(tmp_path / "dataset/.hashes")
-    report, again = made(tmp_path / "images", tmp_path / "dataset", max_rejected_fraction=0.6)
+    told = []
+    report, again = made(tmp_path / "images", tmp_path / "dataset", told, max_rejected_fraction=0.6)
+    assert [counts for counts in told if counts[3:]] == [(done, 2, 0, "restoring lost hashes") for done in (1, 2)]
     assert report.shards_written == 0 and again == said
     assert sources(again["copies"]["examples"]["exact_copies"]) == {frozenset(("0.png", "4.png"))}
 

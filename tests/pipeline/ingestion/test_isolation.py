@@ -14,10 +14,13 @@ import pytest
 from PIL import Image
 
 from pipeline.config.ingest import IngestConfig
+from pipeline.errors import FaultError
 from pipeline.ingestion import making
+from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.build import ingest
 from pipeline.ingestion.isolation import Limits, TooManyFaults, WorkerLost, held, in_isolation
 from pipeline.ingestion.making import IngestError
+from pipeline.ingestion.plan import plan_ingest
 from pipeline.ingestion.sources.folder import FolderSource
 from pipeline.shards.decoding import ImageFault
 from tests.pipeline.ingestion.test_build import rejected_of
@@ -34,6 +37,9 @@ class Deed:
 
     deed: str
     marks: Path  # one line is added whenever a file is decoded
+
+    def where(self, number: int) -> str:
+        return f"{self.marks}#{number}"
 
     def run(self) -> list[str]:
         told = []
@@ -221,6 +227,36 @@ def test_a_worker_that_is_killed_again_and_again_is_one_line_and_no_file_is_blam
     assert "\n" not in str(caught.value)
     left = {path.name for path in (tmp_path / "dataset").iterdir()}
     assert "index.json" not in left and not any(name.startswith(".tmp-") for name in left)
+
+
+@dataclass(frozen=True)
+class DeadSource(FolderSource):
+    """A folder whose file `dead.jpg` lies on a mount that does not answer, until `there` is."""
+
+    def read(self, path: str, num_bytes: int = -1) -> bytes:
+        while path.endswith("dead.jpg") and num_bytes < 0 and not self.root.with_name("there").exists():
+            ctypes.PyDLL(None).pause()  # as in a read that does not come back
+        return super().read(path, num_bytes)
+
+
+def test_a_file_that_cannot_be_read_in_time_ends_the_ingestion_and_the_next_goes_on(tmp_path, monkeypatch):
+    source = class_folders(tmp_path / "source", per_class=6)
+    (source / "ant/dead.jpg").write_bytes(encoded(picture(1)))
+    monkeypatch.setattr("pipeline.ingestion.opening.open_source", lambda name: DeadSource(source))
+    config = IngestConfig(max_read_seconds=1, samples_per_shard=2)
+    with pytest.raises(FaultError, match=r"ant/dead.jpg: not read within 1 seconds \(max_read_seconds\)") as caught:
+        ingest(str(source), tmp_path / "dataset", config)
+    assert "\n" not in str(caught.value) and "shards are finished and stay" in str(caught.value)
+    (tmp_path / "there").touch()
+    report = ingest(str(source), tmp_path / "dataset", IngestConfig(max_read_seconds=9, samples_per_shard=2))
+    assert sum(report.samples.values()) == 13 and not report.rejected
+
+
+def test_a_tar_that_cannot_be_read_is_named_without_reading_it(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("one.jpg", encoded(picture(1)))])
+    plan = plan_ingest(str(path), IngestConfig(), Scratch(tmp_path / "dataset"))
+    path.unlink()
+    assert plan.jobs[0].where(0) == str(path)
 
 
 def test_tars_are_adopted_in_isolation_too(tmp_path, monkeypatch):

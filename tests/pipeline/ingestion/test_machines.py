@@ -18,7 +18,7 @@ from pipeline.ingestion.machines.dask_cluster import run_in_dask
 from pipeline.ingestion.machines.shard_groups import ShardGroup, in_groups
 from pipeline.ingestion.making import IngestError
 from pipeline.ingestion.rejected import Rejected
-from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.shard_contract import ShardSummary
 from pipeline.ingestion.statistics import ImageTotals
 from tests.pipeline.pictures import class_folders, files_of
 

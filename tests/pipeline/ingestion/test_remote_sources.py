@@ -153,8 +153,8 @@ def test_what_is_not_there_or_does_not_answer_is_one_line(tmp_path, s3, monkeypa
     url, files = s3
     files.pipe(f"{url}/photo.jpg", encoded(picture(1)))
     for source, words in [
-        (f"{url}/nothing", "no such bucket or folder, or an empty one"),
-        ("s3://nobodys-bucket/ants", "no such bucket or folder, or an empty one"),
+        (f"{url}/nothing", f"the bucket {url[5:]} holds nothing in nothing; a source holds images"),
+        ("s3://nobodys-bucket/ants", "there is no bucket nobodys-bucket; a source holds images"),
         (f"{url}/a.zip", "a.zip: no such zip"),
         (f"{url}/*.tar", "no such tar"),
         (f"{url}/photo.jpg", "a file; give the folder"),

@@ -14,7 +14,7 @@ from pipeline.config.ingest import IngestConfig
 from pipeline.ingestion import plan
 from pipeline.ingestion.archives.unpacking import Scratch
 from pipeline.ingestion.journal import JOURNAL_NAME, open_journal
-from pipeline.ingestion.shard_jobs import ShardSummary
+from pipeline.ingestion.shard_contract import ShardSummary
 from pipeline.ingestion.sources.listing import Listing, SourceFile, SourceFiles
 from pipeline.ingestion.statistics import ImageTotals
 from tests.pipeline.ingestion.many_files import listed

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.checkpoints.files import FROZEN_FILE
 from pipeline.registration.card import Facts, model_card
-from pipeline.registration.training_facts import training_facts
+from pipeline.registration.training_facts import forecast_facts, training_facts
 from pipeline.registry.locate import ModelSource, locate_model
 from pipeline.run_directory import RunDirectory, write_json
 from tests.flows.test_flows import prepared
@@ -90,3 +90,26 @@ def test_results_stand_in_the_card_with_their_intervals_and_how_often_the_test_s
     assert "Scored on `ants.validation`, `ants` alone" in version.description and "MIT" in version.description
     note = client.get_logged_model(version.source.removeprefix("models:/")).tags["mlflow.note.content"]
     assert note == version.description and 'load_model("models:/ants/1")' in note
+
+
+def test_a_version_carries_what_was_forecast_beside_what_came(home, digits):
+    source = trained(home, digits)
+    assert forecast_facts(source, {}, {}) == {} and "## Forecast" not in model_card(source, Facts())
+    run = RunDirectory(source.lineage["run"])
+    linear = "eval/linear-cached-v1/digits.validation/top1"
+    accuracy = {"value": 0.75, "low": 0.7, "high": 0.8, "unit": "share", "metric": linear}
+    fingerprint = run.plan()["data"]["fingerprint"]
+    forecasts = {"accuracy": accuracy, "hours": {"value": 1.0, "low": 0.5, "high": 1.2, "unit": "hours"}}
+    said = {"format_version": 1, "basis": "x", "data_fingerprint": fingerprint, "steps": 4, "forecasts": forecasts}
+    write_json(run.path / "forecast.json", said)
+    hours = {"value": 1.0, "low": 0.5, "high": 1.2, "outcome": 1.5, "inside": False}
+    write_json(run.result_file, {"stage": "pretrain", "steps": 4, "forecast": {"hours": hours}})
+    scored = {"digits.validation": {"fingerprint": fingerprint, "split": "validation", "count": 300}}
+    facts = forecast_facts(source, {linear: 0.78}, scored)
+    assert facts["accuracy"]["outcome"] == 0.78 and facts["accuracy"]["inside"] and facts["hours"] == hours
+    card = model_card(source, Facts(forecast=facts))
+    assert "| accuracy | 0.75 | 0.7 – 0.8 | 0.78 | inside |" in card
+    assert "| hours | 1 | 0.5 – 1.2 | 1.5 | outside |" in card
+    unknown = forecast_facts(source, {}, {})  # it is registered before it was evaluated
+    assert "outcome" not in unknown["accuracy"]
+    assert "| accuracy | 0.75 | 0.7 – 0.8 | not known |  |" in model_card(source, Facts(forecast=unknown))

@@ -274,3 +274,18 @@ def test_a_champion_that_was_moved_back_by_hand_stays_until_somebody_beats_it(st
     fourth = exported(tmp_path / "m3", 3)
     registered(store, fourth, "ants", evaluated(tmp_path / "e3", fourth, right(200)))
     assert champion(store) == "4"  # not 2, which a person has taken back
+
+
+def test_prediction_and_outcome_are_tags_of_the_version_and_follow_newer_evaluations(store, tmp_path, monkeypatch):
+    accuracy, facts = {"value": 0.75, "low": 0.7, "high": 0.8}, {}
+    monkeypatch.setattr("pipeline.registration.publish.forecast_facts", lambda *_: facts)
+    model = exported(tmp_path / "m")
+    facts["accuracy"] = accuracy
+    registered(store, model, "ants")
+    assert tags(store, 1)["forecast.accuracy"] == "0.75 [0.7, 0.8]" and "outcome.accuracy" not in tags(store, 1)
+    facts["accuracy"] = accuracy | {"outcome": 0.825, "inside": False}
+    registered(store, model, "ants", evaluated(tmp_path / "e", model, right(330)))
+    assert tags(store, 1)["outcome.accuracy"] == "0.825"
+    assert (
+        "| accuracy | 0.75 | 0.7 – 0.8 | 0.825 | outside |" in client(store).get_model_version("ants", "1").description
+    )

@@ -86,7 +86,7 @@ def test_health_and_its_bands_are_those_of_the_trainings(record, tmp_path):
     measured_health(run, {"explained_variance": [0.41, 0.2]}, (0.38, 0.45))
     page = page_of(record, tmp_path)
     assert "epoch 2: explained variance 0.2 (expected 0.38–0.45) low" in page.text
-    assert "Fine-tuning: a health measurement is outside of its band" in page.text
+    assert "Fine-tuning, health, epoch 2: explained variance 0.2" in page.text
 
 
 def test_thousands_of_hostile_classes_and_large_pictures_stay_a_small_page(record, tmp_path):

@@ -51,10 +51,25 @@ def test_health_is_drawn_before_its_band_and_said_in_words(run):
 def test_a_run_whose_newest_verdict_is_outside_does_not_look_well(run):
     measured_health(run, {"explained_variance": [0.41, 0.2]}, (0.38, 0.45))
     page = page_of(run)
-    assert (
-        "Done, with a look at its health" in page.text
-        and "outside of the expected band: explained variance" in page.text
-    )
+    assert "Done, with a look at its health" in page.text
+    assert page.text.index("Health, epoch 2: explained variance 0.2 (expected") < page.text.index("What was asked")
+
+
+def test_neighbours_below_their_band_alone_are_no_bad_health(run):
+    measured_health(run, {"knn_top1": [0.41, 0.2]}, (0.38, 0.45))
+    page = page_of(run)
+    assert "with a look at its health" not in page.text and "knn top1 0.2 (expected 0.38–0.45) low" in page.text
+
+
+def test_a_value_that_is_no_number_is_the_worst_of_all(run):
+    measured_health(run, {"rankme": [0.4]}, (0.38, 0.45))
+    file = run.attempt(1).path / "health.jsonl"
+    one, alarm = json.loads(file.read_text()), {"metric": "feature_spread", "basis": "alarm: not a number"}
+    alarm |= {"value": None, "low": None, "high": None, "verdict": "low", "words": "epoch 1: nan"}
+    file.write_text(json.dumps(one) + "\n" + json.dumps(one | alarm) + "\n")
+    page = page_of(run)
+    assert "Done, with a look at its health" in page.text and "Health, epoch 1: nan" in page.text
+    assert "never a finite number" in page.text and "could not be shown" not in page.text
 
 
 def test_measurements_without_a_band_are_shown_and_not_judged(run):

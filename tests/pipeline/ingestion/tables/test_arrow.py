@@ -340,6 +340,15 @@ def test_an_unpickled_source_reads_any_row_alone(tmp_path, name):
         assert len(spooled) == (1 if name.endswith("parquet") else 0)  # a saved dataset is read where it lies
 
 
+def test_each_table_that_is_listed_is_told(tmp_path):
+    for number in range(3):
+        write_parquet(tmp_path / f"set/train-{number}.parquet", {"image": contents(2, number)})
+    told = []
+    with Scratch(tmp_path / "dataset") as scratch:
+        list_source(str(tmp_path / "set"), IngestConfig(), scratch, lambda *counts: told.append(counts))
+    assert told == [(number, 3, 0, "listing tables") for number in range(3)]
+
+
 def test_compressed_arrow_files_are_read_too(tmp_path):
     saved(25).save_to_disk(tmp_path / "set")
     path = tmp_path / "set/data-00000-of-00001.arrow"

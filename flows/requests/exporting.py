@@ -1,0 +1,74 @@
+"""From the model that a person wants elsewhere to an export on disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.profiles import load_profile
+from flows.requests.named import dataset, described_model
+from flows.requests.stage import write_stage
+from pipeline.config.export import FORMATS, ExportConfig
+from pipeline.config.recipe import apply_overrides, parse_overrides, validate
+from pipeline.errors import InputError, near_matches
+from pipeline.exporting.expressible import inexpressible_export, missing_packages
+from pipeline.exporting.folder import require_new
+from pipeline.registry.locate import ModelSource
+from pipeline.run_directory import RunDirectory
+from pipeline.shards.index import read_index
+
+SETTABLE = ("images", "repeats", "token_reduction", "bounds")
+
+
+def export_run(
+    model: str, destination: str, *, format: str, data: str | None, overrides: Sequence[str], home: Path
+) -> RunDirectory:
+    """An export, on disk and ready to submit; always on this machine, in one process."""
+    _require_format(format)
+    settings = _settings(overrides)
+    chosen, placement = load_profile("local")
+    source = described_model(model, home, instead="export a run or a registered model")
+    raw: dict[str, Any] = {
+        "model": source.reference, "format": format, "destination": str(Path(destination).expanduser().absolute()),
+        "data": None if data is None else str(dataset(data, home).directory),
+    }  # fmt: skip
+    config = validate(ExportConfig, apply_overrides(raw, settings), "--set", settings.keys())
+    if reason := inexpressible_export(source, config):
+        raise InputError(f"MODEL `{model}`: {reason}")
+    require_new(Path(config.destination))
+    plan = {
+        "format_version": 1, "stage": "export", **placement.single().as_plan(), "source": source.as_dict(),
+        "data": config.data or _trained_on(source),
+    }  # fmt: skip
+    return write_stage(config, plan, f"export-{format}-{Path(config.destination).name}", None, home, chosen)
+
+
+def _require_format(format: str) -> None:
+    if format not in FORMATS:
+        near = near_matches(format, FORMATS)
+        hint = near if near.startswith("did") else f"there are: {', '.join(FORMATS)}"
+        raise InputError(f"--format {format}: no such format; {hint}")
+    if missing := missing_packages(format):
+        raise InputError(
+            f"--format {format}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; install "
+            "what exports need with `uv sync --extra export`"
+        )
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """What `--set` may say of an export; the rest is said otherwise."""
+    settings = parse_overrides(overrides)
+    for key in settings:
+        if key.partition(".")[0] not in SETTABLE:
+            raise InputError(f"--set {key}: no setting of an export; there are: {', '.join(SETTABLE)}")
+    return settings
+
+
+def _trained_on(source: ModelSource) -> str | None:
+    """The dataset that the model learned from, where it lies where it lay, and is the one it was."""
+    for one in source.lineage.get("datasets") or ():
+        try:
+            if read_index(one["path"]).fingerprint == one["fingerprint"]:
+                return one["path"]
+        except (InputError, OSError):
+            continue
+    return None
