@@ -16,7 +16,19 @@ NAME = "vit: flow runs that fell silent"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 SILENT = timedelta(seconds=90)
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "Paused", "Suspended", "Late", "AwaitingRetry")
-FLOWS = ("ingest", "pretrain", "finetune", "evaluate", "register", "lifecycle", "sweep", "study", "reconcile", "vit *")
+FLOWS = (
+    "ingest",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "register",
+    "lifecycle",
+    "sweep",
+    "ladder",
+    "study",
+    "reconcile",
+    "vit *",
+)
 
 
 def silent_flow_runs() -> AutomationCore:

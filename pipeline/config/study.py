@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from models.encoders.timm_config import PREFIX, AnyEncoderConfig, encoder_of_timm
 from models.schema import Config, CountOrZero, Positive, Share, Text
@@ -20,7 +20,20 @@ SCORED_BY = (  # protocols that end in one top-1 with an interval
     OWN_HEAD, "knn-20-v1", "linear-cached-v1", "linear-mae-v1", "attentive-v1", "finetune-transfer-v1", "vtab1k-v1",
 )  # fmt: skip
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
-Settings = dict[Text, Any]
+
+
+def _dotted(raw: Any) -> Any:
+    """{optimizer: {warmup: 3}} as {optimizer.warmup: 3}: set beside what a recipe says, never instead."""
+    if not isinstance(raw, dict):
+        return raw
+    flat = {}
+    for key, value in raw.items():
+        inner = _dotted(value) if isinstance(value, dict) and value else None
+        flat |= {f"{key}.{name}": one for name, one in inner.items()} if inner else {key: value}
+    return flat
+
+
+Settings = Annotated[dict[Text, Any], BeforeValidator(_dotted)]
 
 
 class StudyNetwork(Config):

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.studies.points import Point, at_longest
 
+SINGLE = "; of one seed: what chance does to a training is not in it"
+
 
 def findings(points: Sequence[Point]) -> list[str]:
     """One sentence for each objective and pair of networks that share an amount of data; of the longest runs."""
@@ -19,7 +21,8 @@ def findings(points: Sequence[Point]) -> list[str]:
         for one, other in itertools.combinations(networks, 2):
             pairs = _pairs(of_objective, one, other)
             if pairs:
-                sentences.append(f"{objective}: {_sentence(one, other, pairs)}")
+                chance = SINGLE if min(point.seeds for pair in pairs for point in pair) == 1 else ""
+                sentences.append(f"{objective}: {_sentence(one, other, pairs)}{chance}")
     return sentences
 
 
@@ -40,7 +43,8 @@ def _sentence(one: str, other: str, pairs: Sequence[tuple[Point, Point]]) -> str
         since = f" and stays ahead up to {images[-1]:,}" if place < len(images) - 1 else ""
         return f"{winner} overtakes {loser} at {images[place]:,} images{since}"
     lasting = " that lasts" if len({name for name in ahead if name}) == 2 else ""
-    return f"no crossing{lasting} seen up to {images[-1]:,} images: {'; '.join(_stretches(one, other, ahead, images))}"
+    stretches = "; ".join(_stretches(ahead, images))
+    return f"no crossing of {one} and {other}{lasting} seen up to {images[-1]:,} images: {stretches}"
 
 
 def _ahead(one: Point, other: Point) -> str | None:
@@ -62,9 +66,9 @@ def _crossing(ahead: Sequence[str | None]) -> tuple[str, int] | None:
     return (last, place) if behind and behind[-1] != last else None
 
 
-def _stretches(one: str, other: str, ahead: Sequence[str | None], images: Sequence[int]) -> Iterator[str]:
+def _stretches(ahead: Sequence[str | None], images: Sequence[int]) -> Iterator[str]:
     """Who is ahead at which amounts of data, neighbours together."""
     for name, group in itertools.groupby(zip(ahead, images, strict=True), key=lambda pair: pair[0]):
         amounts = [f"{amount:,}" for _, amount in group]
         where = f"at {amounts[0]}" if len(amounts) == 1 else f"from {amounts[0]} to {amounts[-1]}"
-        yield f"{name} is ahead {where}" if name else f"{one} and {other} cannot be told apart {where}"
+        yield f"{name} is ahead {where}" if name else f"they cannot be told apart {where}"

@@ -1,7 +1,7 @@
 """A study's plot: accuracy against the images pretrained on, and against what pretraining computed.
 
 One panel above the other, so that a telephone shows it as it is. Colours are those of Okabe and Ito, which people tell
-apart who see no red or no green; objectives also differ in their markers and lines.
+apart who see no red or no green; networks also differ in their markers, and objectives in their lines.
 """
 
 import io
@@ -24,10 +24,13 @@ def draw(points: Sequence[Point], title: str, scored: str) -> str:
         figure = Figure(figsize=(4.6, 7.4), layout="constrained", facecolor="white")
         by_images, by_compute = figure.subplots(2, 1, sharey=True)
         _draw_panel(by_images, points, at_longest(points), "images")
-        _draw_panel(by_compute, points, _along_compute(points), "petaflop")
+        along, unit = _along_compute(points), "petaFLOP"
+        if along and max(point.petaflop for point in along) < 0.1:
+            along, unit = [point._replace(petaflop=1000 * point.petaflop) for point in along], "teraFLOP"
+        _draw_panel(by_compute, points, along, "petaflop")
         by_images.set_xlabel("images pretrained on")
         several = len({point.length for point in points}) > 1
-        by_compute.set_xlabel(f"pretraining compute, petaFLOP{', of all images' if several else ''}")
+        by_compute.set_xlabel(f"pretraining compute, {unit}{', of all images' if several else ''}")
         for axes in (by_images, by_compute):
             axes.set_ylabel(f"top-1, {scored}, %")
         by_images.set_title(title, fontsize=10)
@@ -56,13 +59,13 @@ def _draw_panel(axes, points: Sequence[Point], shown: Sequence[Point], quantity:
         )
         if not line:
             continue
-        number = objectives.index(objective)
+        colour, line_style = networks.index(network), objectives.index(objective)
         errors = [[100 * max(0.0, point.accuracy - point.low) for point in line],
                   [100 * max(0.0, point.high - point.accuracy) for point in line]]  # fmt: skip
         axes.errorbar(
             [getattr(point, quantity) for point in line], [100 * point.accuracy for point in line], yerr=errors,
-            color=COLOURS[networks.index(network) % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
-            linestyle=LINES[number % len(LINES)], linewidth=1.5, markersize=5, capsize=3,
+            color=COLOURS[colour % len(COLOURS)], marker=MARKERS[colour % len(MARKERS)],
+            linestyle=LINES[line_style % len(LINES)], linewidth=1.5, markersize=5, capsize=3,
             label=f"{network}, {objective}" if len(objectives) > 1 else network,
         )  # fmt: skip
     axes.set_xscale("log")
@@ -72,15 +75,19 @@ def _draw_panel(axes, points: Sequence[Point], shown: Sequence[Point], quantity:
 
 
 def _mark(axes, values: Sequence[float]) -> None:
-    """The amounts themselves where there are few, else the logarithmic scale's own marks, without exponents."""
+    """A few of the amounts themselves, not too close, or the logarithmic scale's own marks; without exponents."""
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: _amount(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    if 1 < len(values) <= 6 and all(later > 1.5 * earlier for earlier, later in zip(values, values[1:], strict=False)):
-        axes.set_xticks(values)
+    marks: list[float] = []
+    for value in values:
+        if not marks or value > 1.6 * marks[-1]:
+            marks.append(value)
+    if len(marks) <= 6:
+        axes.set_xticks(marks)
         axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _amount(value: float) -> str:
-    return number_in_words(value) if value >= 0.01 else f"{value:.1g}"
+    return number_in_words(value) if value >= 0.01 else f"{value:.2g}"

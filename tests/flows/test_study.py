@@ -156,6 +156,7 @@ with prefect_server(Path(sys.argv[1])):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # on processors that are shared
 def test_a_killed_study_goes_on_as_a_flow_and_compares_two_networks_on_two_amounts_of_data(home, file):
     path = file(set=TINY["set"] | {"steps": 30}, seeds=[3])
     environment = os.environ | {"VIT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}

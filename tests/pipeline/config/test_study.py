@@ -22,6 +22,8 @@ def test_names_alone_stand_for_networks_and_recipes_and_amounts_are_in_order():
     assert isinstance(study.networks["other"].encoder, EncoderConfig)  # a plain ViT of timm's is ours
     assert study.objectives["supervised"].recipe == "pretrain_supervised_vit_s16"
     assert study.downstream.scored_by == "linear-cached-v1"
+    nested = validate(StudyConfig, RAW | {"set": {"optimizer": {"warmup": 3}, "profile.env": {"A": "b"}}}, "birds.yaml")
+    assert nested.set == {"optimizer.warmup": 3, "profile.env.A": "b"}  # beside what a recipe says, never instead of it
     assert StudyConfig.model_validate(study.model_dump(mode="json")) == study
 
 

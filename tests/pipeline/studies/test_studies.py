@@ -11,6 +11,8 @@ from pipeline.studies.plot import draw
 from pipeline.studies.points import Point, interval_over_seeds, points_of
 from pipeline.studies.table import planned_lines, table_lines, write_study
 
+NONE = "no crossing of ViT and ResNet seen up to 1,000 images: "
+
 
 def row(network="ViT", fraction=1.0, seed=0, accuracy=0.5, *, length=1.0, interval=(0.4, 0.6), state="done"):
     return {
@@ -48,15 +50,13 @@ def test_seeds_of_a_cell_become_one_point_and_a_single_one_keeps_the_interval_of
         ([(0.3, 0.4), (0.53, 0.6), (0.6, 0.7)], "ViT overtakes ResNet at 100 images and stays ahead up to 1,000"),
         ([(0.6, 0.7), (0.5, 0.6), (0.3, 0.4)], "ResNet overtakes ViT at 1,000 images"),
         ([(0.3, 0.4), (0.5, 0.6), (0.51, 0.7)],
-         "no crossing seen up to 1,000 images: ResNet is ahead at 10; ViT and ResNet cannot be told apart from 100 to "
-         "1,000"),
+         NONE + "ResNet is ahead at 10; they cannot be told apart from 100 to 1,000"),
         ([(0.5, 0.6), (0.5, 0.6), (0.6, 0.7)],  # never behind, so it overtook nobody
-         "no crossing seen up to 1,000 images: ViT and ResNet cannot be told apart from 10 to 100; ViT is ahead at "
-         "1,000"),
-        ([(0.3, 0.4), (0.3, 0.4), (0.3, 0.4)], "no crossing seen up to 1,000 images: ResNet is ahead from 10 to 1,000"),
+         NONE + "they cannot be told apart from 10 to 100; ViT is ahead at 1,000"),
+        ([(0.3, 0.4), (0.3, 0.4), (0.3, 0.4)], NONE + "ResNet is ahead from 10 to 1,000"),
         ([(0.3, 0.4), (0.6, 0.7), (0.5, 0.7)],
-         "no crossing that lasts seen up to 1,000 images: ResNet is ahead at 10; ViT is ahead at 100; ViT and ResNet "
-         "cannot be told apart at 1,000"),
+         "no crossing of ViT and ResNet that lasts seen up to 1,000 images: ResNet is ahead at 10; ViT is ahead at "
+         "100; they cannot be told apart at 1,000"),
     ],
 )  # fmt: skip
 def test_a_crossing_is_named_only_where_the_intervals_part_on_both_sides(vit, said):
@@ -69,8 +69,12 @@ def test_a_crossing_is_named_only_where_the_intervals_part_on_both_sides(vit, sa
 def test_networks_are_compared_at_the_amounts_of_data_that_both_have_and_at_the_longest_runs():
     points = [point("ViT", 0.1, 0.6, 0.7), point("ViT", 1.0, 0.6, 0.7), point("ResNet", 1.0, 0.1, 0.2),
               point("ResNet", 1.0, 0.8, 0.9, length=0.1), point("ViT", 1.0, 0.1, 0.2, objective="mae")]  # fmt: skip
-    assert findings(points) == ["supervised: no crossing seen up to 1,000 images: ViT is ahead at 1,000"]
+    assert findings(points) == [
+        "supervised: no crossing of ViT and ResNet seen up to 1,000 images: ViT is ahead at 1,000"
+    ]
     assert findings(points[:2]) == []
+    (one_seed,) = findings([*points[:2], points[2]._replace(seeds=1)])
+    assert one_seed.endswith("ViT is ahead at 1,000; of one seed: what chance does to a training is not in it")
 
 
 def test_the_files_hold_every_row_and_the_same_points_are_the_same_picture(tmp_path):
