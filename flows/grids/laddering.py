@@ -83,7 +83,7 @@ def planned_ladder(recipe: str, *, data: Data, profile: str, overrides: Sequence
         )[0]
         for size in chosen_sizes for fraction in sorted(config.fractions)
     }  # fmt: skip
-    pace = learned_pace(past_runs(home), place_of(full.plan, chosen.kind))
+    pace = learned_pace(past_runs(home), place_of(full.plan, chosen.model_dump(mode="json")))
     hours = {name: _hours(rung.plan, pace) for name, rung in rungs.items()}
     kept, lines = _within(hours, config, _hours(full.plan, pace), 2 if len(chosen_sizes) > 1 else 1)
     basis = "their arithmetic at a stated speed; no past runs to learn from" if pace is None else pace.in_words
