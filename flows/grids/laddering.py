@@ -33,7 +33,7 @@ from pipeline.errors import EXIT_DONE, EXIT_STOPPED, InputError
 from pipeline.forecast.bands import as_file, bands, health_curves
 from pipeline.forecast.grading import interval_in_words, scored
 from pipeline.forecast.ladder import FILE, FOLDER, Ladder, Rung, Score, compared, epochs_of, size_of
-from pipeline.forecast.law import LEAST_POINTS, TooFew
+from pipeline.forecast.law import LEAST_POINTS, NoForecast
 from pipeline.forecast.pace import Pace, learned_pace, planned_seconds
 from pipeline.forecast.past import past_runs, place_of, seconds_taken
 from pipeline.forecast.rungs import health_settings, size_settings, sizes, slice_settings
@@ -269,7 +269,7 @@ def _write(plan: Plan, rungs: Sequence[Rung], report: Report) -> str:
         interval = ladder.forecast(*target)._asdict()
         more["forecast"] = {ladder.score.name: interval}
         words = f"{words}; the full run: {interval_in_words(ladder.score.name, interval)}, an 80 % interval"
-    except TooFew as error:
+    except NoForecast as error:
         more["fit"] = words = f"{words}; no forecast of the full run: {error}"
     if band := bands(ladder.done, *target):
         more["bands"] = as_file(band, f"{len(ladder.done)} rungs")

@@ -13,7 +13,7 @@ from pipeline.config.training import TrainingConfig
 from pipeline.forecast.bands import as_file, bands
 from pipeline.forecast.grading import FILE, forecast_in_words, planned
 from pipeline.forecast.ladder import FOLDER, Ladder, ladders, size_of, why_not
-from pipeline.forecast.law import Interval, TooFew
+from pipeline.forecast.law import Interval, NoForecast
 from pipeline.forecast.pace import learned_pace
 from pipeline.forecast.past import past_runs, place_of
 from pipeline.run_directory import RunDirectory, read_json, write_json
@@ -97,7 +97,7 @@ def _say(found: Outlook, ladder: Ladder, samples: int, parameters: int) -> None:
         entry = _entry(ladder.forecast(*target), "share" if ladder.score.name == "accuracy" else "loss")
         found.forecasts = {ladder.score.name: entry | {"metric": ladder.score.metric}} | found.forecasts
         found.basis.insert(0, f"{len(ladder.done)} {OF_LADDERS} {name}{without} ({ladder.score.name})")
-    except TooFew as error:
+    except NoForecast as error:
         found.notes.append(f"ladder {name}{without}: no forecast: {error}")
     if band := bands(ladder.done, *target):
         found.bands = as_file(band, f"{len(ladder.done)} {OF_LADDERS} {name}{without}")
