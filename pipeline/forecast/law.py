@@ -151,13 +151,14 @@ def falls_faster(
     errors: Sequence[float], predictors: Sequence[Sequence[float]], measured: Sequence[float]
 ) -> bool:  # fmt: skip
     """Whether log errors against log images are concave beyond what chance does: then no power law has begun."""
-    y, logs = np.log(errors), np.log(np.asarray(predictors, float))
+    errors, logs = np.maximum(errors, 1e-12), np.log(np.asarray(predictors, float))
+    y = np.log(errors)
     centred = logs - logs.mean(axis=0)
     used = [place for place in range(logs.shape[1]) if np.ptp(logs[:, place]) > 1e-9]
     if len(y) < len(used) + 2 or len(np.unique(logs[:, 0])) < 3:
         return False
     rows = np.column_stack([centred[:, 0] ** 2, np.ones(len(y)), centred[:, used]])
-    variance = (np.asarray(measured) / np.asarray(errors)) ** 2 + SCATTER**2
+    variance = (np.asarray(measured) / errors) ** 2 + SCATTER**2
     covariance = np.linalg.pinv((rows / variance[:, None]).T @ rows)
     curvature = (covariance @ (rows / variance[:, None]).T @ y)[0]
     return bool(curvature < -CONCAVE * np.sqrt(covariance[0, 0]))
