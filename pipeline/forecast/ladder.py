@@ -11,13 +11,15 @@ import numpy as np
 from models.encoders.config import EncoderConfig
 from models.encoders.size import encoder_parameters
 from pipeline.config.training import TrainingConfig
-from pipeline.forecast.law import Interval, Law, fit
+from pipeline.forecast.law import Interval, Law, TooEarly, falls_faster, fit
 from pipeline.run_directory import read_json, write_json
 
 FOLDER = "ladders"
 FILE = "ladder.json"
 OF_SIZE = ("name", "embed_dim", "depth", "num_heads", "mlp_ratio")  # of an encoder: what rungs differ in
 COMPARED = ("stage", "objective", "augmentation", "optimizer", "encoder", "tuning", "global_batch_size", "ema_decay")
+BEGUN = 0.5  # of the error of guessing: above it intervals held 0 to 60 of a hundred outcomes of sigmoid curves
+LARGER = "give larger ladder.fractions"
 SAME_EPOCHS = 0.05  # lengths are whole steps, so those of slices differ a little
 
 
@@ -43,10 +45,13 @@ class Score:
 
     def measured(self, error: float, count: int) -> float:
         """The standard error of an error rate over `count` images; of a loss it is part of the scatter."""
-        if self.name != "accuracy":
-            return 0.0
-        share = (error * count + 1) / (count + 2)
-        return math.sqrt(share * (1 - share) / (count + 2))
+        return standard_error(error, count) if self.name == "accuracy" else 0.0
+
+
+def standard_error(share: float, count: int) -> float:
+    """Of a share of `count` images, also where it is none or all of them."""
+    share = (share * count + 1) / (count + 2)
+    return math.sqrt(share * (1 - share) / (count + 2))
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,21 @@ class Ladder:
         return [rung for rung in self.rungs if rung.value is not None]
 
     def law(self) -> Law:
-        """TooFew where the rungs that are done are not enough."""
+        """NoForecast where the rungs that are done are not enough, or have learned too little."""
         errors = [self.score.error(rung.value) for rung in self.done]
         measured = [self.score.measured(error, rung.count) for error, rung in zip(errors, self.done, strict=True)]
+        predictors = [(rung.samples, rung.parameters) for rung in self.done]
         bound = self.score.bound if self.score.name == "accuracy" else 10 * max(errors, default=1.0)
-        return fit(errors, [(rung.samples, rung.parameters) for rung in self.done], measured, bound=bound)
+        law = fit(errors, predictors, measured, bound=bound)
+        if self.score.name == "accuracy" and min(errors) > BEGUN * bound:
+            raise TooEarly(f"the best errs in {min(errors):.3f} and guessing in {bound:.3f}; {LARGER}")
+        if self.score.name != "accuracy" and falls_faster(errors, predictors, measured):
+            raise TooEarly(f"the {self.score.name} falls faster from slice to slice, which no power law does; {LARGER}")
+        return law
 
     def forecast(self, samples: int, parameters: int) -> Interval:
-        """The score of a run that sees so many images with so many parameters; TooFew where nobody can tell."""
+        """The score of a run that sees so many images with so many parameters; NoForecast where nobody can
+        tell."""
         law, count = self.law(), max(rung.count for rung in self.done)
         middle = float(np.median(law.draws((samples, parameters))))
         return self.score.of_errors(law.predict((samples, parameters), self.score.measured(middle, count)))

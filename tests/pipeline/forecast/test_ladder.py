@@ -1,20 +1,21 @@
 """Which ladder speaks of a run, what it says, and the bands that follow from its rungs' curves."""
 
 import json
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
 from pipeline.config.training import PretrainConfig
-from pipeline.forecast.bands import bands, health_curves
-from pipeline.forecast.ladder import Rung, compared, differences, ladders, read_ladder, why_not
-from pipeline.forecast.law import TooFew
+from pipeline.forecast.bands import health_curves
+from pipeline.forecast.ladder import Score, compared, differences, ladders, read_ladder, why_not
+from pipeline.forecast.law import TooEarly, TooFew
 from pipeline.forecast.outlook import outlook
 from pipeline.health.bands import read_bands
 from pipeline.run_directory import RunDirectory, write_json
 from tests.pipeline.forecast.homes import PLAN, done, ladder
 
+LOSS = Score("loss", "validation/loss", "the loss on `validation`", 0.0)
 VALUES = (0.52, 0.6, 0.67, 0.58, 0.66, 0.72)
 
 
@@ -24,7 +25,7 @@ def config(*settings: str) -> PretrainConfig:
 
 
 def said(home, *settings: str, plan=PLAN, name="runs/x"):
-    return outlook(config(*settings), plan, home, "local", 0.0, home / name)
+    return outlook(config(*settings), plan, home, {"kind": "local"}, home / name)
 
 
 def test_a_ladder_forecasts_the_run_of_its_recipe_and_says_on_what_it_is_based(tmp_path):
@@ -99,7 +100,8 @@ def test_a_ladder_that_cannot_be_read_is_none(tmp_path):
 def test_time_and_price_are_forecast_from_past_runs(tmp_path):
     for number in range(4):
         done(tmp_path / "runs", f"run-{number}", seconds=6.0 + number / 10)
-    found = outlook(config(), PLAN, tmp_path, "local", 2.0, tmp_path / "runs" / "x")
+    profile = {"kind": "local", "price_per_device_hour": 2.0}
+    found = outlook(config(), PLAN, tmp_path, profile, tmp_path / "runs" / "x")
     hours, price = found.forecasts["hours"], found.forecasts["cost"]
     assert hours["low"] < 18 / 3600 < hours["high"] and price["value"] == pytest.approx(2 * hours["value"])
     assert found.basis == ["4 past runs of this profile (time)"]
@@ -109,7 +111,7 @@ def test_time_and_price_are_forecast_from_past_runs(tmp_path):
     written = json.loads((run.path / "forecast.json").read_text())
     assert written["format_version"] == 1 and set(written["forecasts"]) == {"hours", "cost"}
     assert not (run.path / "bands.json").exists() and written["steps"] == 100 and written["world_size"] == 2
-    rehearsal = outlook(config(), PLAN | {"rehearsal": True}, tmp_path, "local", 2.0, tmp_path / "runs" / "y")
+    rehearsal = outlook(config(), PLAN | {"rehearsal": True}, tmp_path, profile, tmp_path / "runs" / "y")
     assert rehearsal.forecasts == {} and rehearsal.notes == []
 
 
@@ -122,34 +124,22 @@ def test_bands_of_others_stay_and_those_of_a_ladder_that_is_gone_do_not(tmp_path
         assert (run.path / "bands.json").exists() is stays
 
 
-def rung(number, samples, parameters, curves) -> Rung:
-    return Rung(f"r{number}", "", samples, parameters, value=0.5, count=100, curves=curves)
+@pytest.mark.parametrize(("values", "words"), [
+    ((0.2, 0.3, 0.4, 0.25, 0.4, 0.53), "the best errs in 0.470 and guessing in 0.900; give larger ladder.fractions"),
+    ((0.1,) * 6, "the best errs in 0.900 and guessing in 0.900; give larger ladder.fractions"),
+])  # fmt: skip
+def test_of_rungs_that_have_learned_too_little_nothing_is_forecast_and_a_line_says_so(tmp_path, values, words):
+    ladder(tmp_path, compared(config()), values)
+    found = said(tmp_path)
+    assert not found.forecasts and found.notes == [f"ladder digits-1: no forecast: {words}"]
 
 
-def explained(progress, samples, parameters):
-    return 0.6 * progress**0.5 + 0.03 * np.log(samples / 1000) + 0.01 * np.log(parameters / 1000)
-
-
-def test_a_band_holds_the_curve_of_the_run_that_it_is_for():
-    points, inside, whole = np.linspace(0.05, 1, 20), 0, 0
-    for seed in range(20):
-        random = np.random.default_rng(seed)
-        rungs = [
-            rung(n, *shape, {"explained_variance": [[p, explained(p, *shape) + 0.01 * random.standard_normal()]
-                                                    for p in points]})
-            for n, shape in enumerate([(s, k) for k in (1000, 4000) for s in (1000, 2000, 4000)])
-        ]  # fmt: skip
-        for progress, low, high in bands(rungs, 10_000, 16_000)["explained_variance"]:
-            inside += low <= explained(progress, 10_000, 16_000) + 0.01 * random.standard_normal() <= high
-            whole += 1
-            assert low < high <= 1
-    assert inside / whole >= 0.9 and whole == 20 * 20
-
-
-def test_of_too_few_curves_there_is_no_band():
-    curve = {"explained_variance": [[0.5, 0.2], [1.0, 0.3]], "rankme": [[1.0, 3.0]]}
-    assert bands([rung(n, 1000 * (n + 1), 1000, curve) for n in range(3)], 10_000, 1000) == {}
-    assert set(bands([rung(n, 1000 * (n + 1), 1000, curve) for n in range(4)], 10_000, 1000)) == {"explained_variance"}
+def test_a_loss_that_falls_faster_and_faster_is_not_forecast(tmp_path):
+    made = replace(ladder(tmp_path, compared(config()), (0.9, 0.88, 0.7, 0.9, 0.87, 0.66)), score=LOSS)
+    with pytest.raises(TooEarly, match="the loss falls faster from slice to slice"):
+        made.forecast(10_000, 8000)
+    falling = replace(ladder(tmp_path, compared(config()), (0.9, 0.8, 0.72, 0.8, 0.7, 0.63), name="d"), score=LOSS)
+    assert 0 < falling.forecast(10_000, 8000).value < 0.63
 
 
 def test_curves_come_from_every_attempt_and_a_cut_line_is_left_out(tmp_path):
@@ -182,7 +172,7 @@ def test_differences_name_keys_and_both_values():
 def test_bands_of_a_ladder_are_what_the_trainer_reads(tmp_path):
     shapes = [(samples, parameters) for parameters in (1000, 4000) for samples in (1000, 2000, 4000)]
     curves = [
-        {"explained_variance": [[p, explained(p, *shape)] for p in (0.1, 0.4, 0.7, 1.0)],
+        {"explained_variance": [[p, 0.6 * p**0.5 + shape[0] / 40_000] for p in (0.1, 0.4, 0.7, 1.0)],
          "rankme": [[p, 20 * p + shape[1] / 1000] for p in (0.1, 0.4, 0.7, 1.0)],
          "knn_top1": [[p, 0.9 + p / 10] for p in (0.1, 0.4, 0.7, 1.0)]}
         for shape in shapes

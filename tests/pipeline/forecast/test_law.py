@@ -3,21 +3,14 @@
 import numpy as np
 import pytest
 
-from pipeline.forecast.law import TooFew, fit
-
-RUNGS = [(images, parameters) for parameters in (5.5e6, 2.2e7) for images in (1e5, 2e5, 4e5)]
-FULL = (1e6, 8.6e7)
+from pipeline.forecast.law import TooFew, falls_faster, fit
+from tests.pipeline.forecast.laws import CHANCE, FULL, RUNGS, drawn_law, known_law, sigmoid
 
 
-def known_law(images, parameters, *, floor, exponent, of_parameters, first):
-    """`first` is the error above the floor of the smallest rung."""
-    return floor + first * (images / 1e5) ** -exponent * (parameters / 5.5e6) ** -of_parameters
-
-
-def drawn(seed, **law):
+def drawn(seed, law=known_law, **of_law):
     """Errors of the rungs and of the full run, each 4 % off and measured on 2,000 images."""
     random = np.random.default_rng(seed)
-    true = np.array([known_law(*one, **law) for one in [*RUNGS, FULL]])
+    true = np.array([law(*one, **of_law) for one in [*RUNGS, FULL]])
     runs = true * np.exp(0.04 * random.standard_normal(len(true)))
     counts = random.binomial(2000, np.clip(runs, 0, 1)) / 2000
     return counts[:-1], counts[-1]
@@ -27,12 +20,13 @@ def measuring(errors):
     return np.sqrt(np.maximum(errors * (1 - errors), 1e-4) / 2000)
 
 
-def share_inside(laws):
+def share_inside(laws, law=known_law, bound=1.0):
     """Of how many of these laws the interval for the full run held what it scored."""
     inside = 0
-    for seed, law in enumerate(laws):
-        errors, outcome = drawn(seed, **law)
-        middle, low, high = fit(errors, RUNGS, measuring(errors)).predict(FULL, float(measuring(np.array(outcome))))
+    for seed, of_law in enumerate(laws):
+        errors, outcome = drawn(seed, law, **of_law)
+        fitted = fit(errors, RUNGS, measuring(errors), bound=bound)
+        middle, low, high = fitted.predict(FULL, float(measuring(np.array(outcome))))
         assert 0 <= low <= middle <= high <= 1
         inside += low <= outcome <= high
     return inside / len(laws)
@@ -40,12 +34,7 @@ def share_inside(laws):
 
 def test_over_200_laws_an_interval_of_80_percent_holds_70_to_90_of_a_hundred_outcomes():
     random = np.random.default_rng(1)
-    laws = [
-        {"floor": random.uniform(0, 0.15), "exponent": abs(random.normal(0.3, 0.15)),
-         "of_parameters": abs(random.normal(0.1, 0.08)), "first": random.uniform(0.2, 0.7)}
-        for _ in range(200)
-    ]  # fmt: skip
-    assert 0.70 <= share_inside(laws) <= 0.90
+    assert 0.70 <= share_inside([drawn_law(random) for _ in range(200)]) <= 0.90
 
 
 @pytest.mark.parametrize(
@@ -53,12 +42,33 @@ def test_over_200_laws_an_interval_of_80_percent_holds_70_to_90_of_a_hundred_out
     [
         (0.05, 0.35, 0.1, 0.4, 0.7),
         (0.1, 0.25, 0.05, 0.35, 0.7),
-        (0.0, 0.3, 0.1, 0.5, 0.55),  # no floor at all is the edge of what is believed: 0.65 of 60 here
+        (0.0, 0.3, 0.1, 0.5, 0.7),  # no floor at all is the edge of what is believed
+        (0.1, 0.35, -0.1, 0.4, 0.7),  # a larger network is worse
+        (0.01, 0.8, 0.2, 0.5, 0.7),
     ],
 )
 def test_of_one_law_the_intervals_hold_most_outcomes(floor, exponent, of_parameters, first, least):
     law = {"floor": floor, "exponent": exponent, "of_parameters": of_parameters, "first": first}
     assert share_inside([law] * 60) >= least
+
+
+@pytest.mark.parametrize("steepness", [0.8, 1.2])
+def test_of_curves_that_level_off_at_chance_the_intervals_hold_most_outcomes(steepness):
+    """Rungs from 0.28 to 0.69, the full run at 0.81 or 0.88: a power law alone held 2 to 7 of a hundred."""
+    assert share_inside([{"middle": 2e5, "steepness": steepness}] * 60, sigmoid, CHANCE) >= 0.65
+
+
+def test_errors_that_fall_faster_and_faster_are_told_from_power_laws():
+    faster = [falls_faster(drawn(seed, sigmoid, middle=2e5, steepness=2.0)[0], RUNGS, [0.01] * 6) for seed in range(40)]
+    random = np.random.default_rng(3)
+    laws = [falls_faster(drawn(seed, **drawn_law(random))[0], RUNGS, [0.01] * 6) for seed in range(200)]
+    assert sum(faster) >= 30 and sum(laws) <= 10
+    assert not falls_faster([0.5, 0.4, 0.1, 0.05], [[1e3], [1e3], [2e3], [2e3]], [0.01] * 4)  # two amounts make no bend
+
+
+def test_what_is_measured_may_be_worse_than_guessing_by_chance():
+    hopeless = fit([0.85, 0.88, 0.9, 0.87, 0.9], [[1e3], [2e3], [4e3], [8e3], [9e3]], [0.02] * 5, bound=0.9)
+    assert hopeless.predict([1e4], 0.05).high > 0.9 >= hopeless.predict([1e4]).high
 
 
 def test_a_law_that_is_measured_well_is_recovered():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.command_line.commands import ladder_command, training_command
 from flows.control.jobs import Conclusion
-from flows.laddering import carry_out, plan_lines, planned_ladder
+from flows.grids.laddering import carry_out, plan_lines, planned_ladder
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError
 from pipeline.ingestion.build import ingest
@@ -199,7 +199,7 @@ def test_a_ladder_that_is_stopped_begins_no_further_rung_and_goes_on_later(home,
 
 def test_a_full_disk_is_said_in_a_line(home, with_validation, monkeypatch):
     plan = planned(home, with_validation)
-    monkeypatch.setattr("flows.laddering.Ladder.write", _full)
+    monkeypatch.setattr("flows.grids.laddering.Ladder.write", _full)
     with pytest.raises(InputError, match=r"ladder\.json: cannot be written: No space left on device"):
         carry_out(plan, lambda line: None, Trained())
 
@@ -238,7 +238,7 @@ with prefect_server(Path(home)):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_real_ladder_as_a_flow_and_the_full_run_is_graded_by_it(home, with_validation):
-    settings = ["epochs=1", "profile.ranks_per_node=1", "ladder.sizes=[own]", "ladder.fractions=[0.1,0.2,0.3,0.4]"]
+    settings = ["epochs=12", "profile.ranks_per_node=1", "ladder.sizes=[own]", "ladder.fractions=[0.1,0.2,0.3,0.4]"]
     environment = os.environ | {"VIT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "ERROR"}
 
     def climbed() -> str:
@@ -261,7 +261,7 @@ def test_a_real_ladder_as_a_flow_and_the_full_run_is_graded_by_it(home, with_val
     assert lines[-1] in said and all(RunDirectory(rung["run"]).last_attempt() == 1 for rung in rungs)
 
     done = subprocess.run(
-        [sys.executable, "-m", "flows", "pretrain", RECIPE, "--data", with_validation, "--set", "epochs=1", "--set",
+        [sys.executable, "-m", "flows", "pretrain", RECIPE, "--data", with_validation, "--set", "epochs=12", "--set",
          "profile.ranks_per_node=1"], env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
