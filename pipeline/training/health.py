@@ -152,7 +152,10 @@ class Health:
         return Measured(*told[0])
 
     def _together(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns, which meets no other rank. NotMeasured on all ranks where it raised on one. Collective."""
+        """What `work` returns, which meets no other rank. Collective.
+
+        NotMeasured on all ranks where it raised on one.
+        """
         result = failure = None
         try:
             result = work()

@@ -42,7 +42,7 @@ def test_without_a_band_the_value_is_said_and_that_there_is_no_reference():
         verdict = judge(Value("rankme", 31.24, "of 192"), LATE, given, CONFIG)
         assert (verdict.verdict, verdict.low, verdict.high) == ("no band", None, None)
         assert verdict.words == "epoch 12: RankMe 31.2 of 192, no reference"
-    few = Value("rankme", 3.0, "of 192, from 90 images, fewer than 2 for each dimension", comparable=False)
+    few = Value("rankme", 3.0, "of 192 from 90 images, fewer than 4 for each dimension", comparable=False)
     assert judge(few, LATE, bands(rankme=[[0.0, 10, 20]]), CONFIG).verdict == "no band"
 
 

@@ -300,4 +300,4 @@ def test_a_log_that_is_damaged_stops_no_resume(pictures, tmp_path):
         file.write(bytes(100) + b"\n" + b'{"step": 3}\n')
     assert run_on_ranks(train_until, 1, str(run.path), 2, 99, timeout_seconds=200) == ["done"]
     assert [one[0].step for one in read_verdicts(run)] == [1, 2, 3, 4]
-    assert "lines that cannot be read are passed over" in run.attempt(2).log(0).read_text()
+    assert "lines that cannot be read are passed over" in run.attempt(2).events.read_text()
