@@ -6,9 +6,9 @@ log(value / (1 - value)) for shares: nothing goes beyond its bounds, and the ban
 in 95 of 100 cases. Torch-free.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.forecast.ladder import Rung, standard_error
 from pipeline.forecast.law import LEAST_POINTS, TooFew, fit
 from pipeline.forecast.regression import DRAWS, Belief, fit_lines
+from pipeline.health.log import read_verdicts
 from pipeline.run_directory import RunDirectory
 
 COVERS = 0.95  # a run is measured often, and a band should not cry wolf
@@ -35,17 +36,11 @@ NARROWEST_SHARE = 0.02
 
 
 def health_curves(run: RunDirectory) -> dict[str, list[list[float]]]:
-    """By metric, [progress, value] of every attempt in order, from `attempts/NN/health.jsonl`; later attempts replace
-    what earlier ones said of the same progress. {} where nothing was measured."""
+    """By metric, [progress, value] as the run's log of health tells it. {} where nothing was measured."""
     found: dict[str, dict[float, float]] = {}
-    for number in range(1, run.last_attempt() + 1):
-        file = run.attempt(number).path / "health.jsonl"
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            try:
-                said = json.loads(line)
-                found.setdefault(said["metric"], {})[float(said["progress"])] = float(said["value"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that a kill has cut
+    for one in chain.from_iterable(read_verdicts(run)):
+        if one.value is not None:
+            found.setdefault(one.metric, {})[one.progress] = one.value
     return {metric: _thinned(sorted(curve.items())) for metric, curve in found.items()}
 
 
