@@ -31,6 +31,7 @@ from pipeline.registry.export import export_timm_directory
 from pipeline.run_directory import read_json
 from pipeline.shards.index import read_index
 from tests.pipeline.exporting.networks import SMALL, network_of, source_of
+from tests.pipeline.test_label_sets import SETS, several
 
 DIGITS = tuple(str(number) for number in range(10))
 
@@ -175,6 +176,17 @@ def test_the_sample_is_the_same_every_time_and_knows_the_labels(digits):
     assert first.dataset == {"path": str(digits), "fingerprint": index.fingerprint, "split": "test"}
     unknown = fixed_sample(replace(source, classes=index.classes), str(digits), asked=True, count=50)
     assert np.array_equal(9 - unknown.labels, first.labels) and len(set(first.labels)) == 10
+
+
+def test_images_with_several_classes_are_labelled_by_the_outputs_of_their_head(tmp_path):
+    data = several(tmp_path)
+    source = replace(source_of(SMALL), classes=("cat", "bee", "dog", "ant"), num_classes=4, outputs="sigmoid")
+    sample = fixed_sample(source, str(data), asked=True, count=9)
+    names = {frozenset(name for name, there in zip(source.classes, row, strict=True) if there) for row in sample.labels}
+    assert names <= {frozenset(one) for one in SETS} and len(names) > 2 and not sample.labels[:, 2].any()
+    assert sample.labels.shape[1] == 4 and sample.measure == "mean average precision"
+    single = fixed_sample(replace(source, classes=("ant",), num_classes=1), str(data), asked=True, count=9)
+    assert single.labels is None and "its head does not know" in single.words
 
 
 def test_images_are_built_in_where_the_dataset_is_gone_and_a_dataset_asked_for_is_never_replaced(digits, tmp_path):
