@@ -29,7 +29,7 @@ from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.errors import EXIT_DONE, InputError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.ingestion.making import IngestError
-from pipeline.redaction import without_secrets
+from pipeline.redaction import first_line, without_secrets
 from pipeline.report.record import Record
 from pipeline.run_directory import RunDirectory, read_json
 
@@ -75,7 +75,7 @@ class Lifecycle:
             "ingest_set": [without_secrets(one) for one in self.ingest_set],
         }  # fmt: skip
         source = without_secrets(self.source)
-        return Record(self.name, source, str(self.home), without_secrets(tracking_uri(self.home)), asked)
+        return Record(self.name, source, str(self.home), tracking_uri(self.home), asked)
 
     def run(self) -> dict[str, Any]:
         """Every stage in order; returns {uri, tracking_uri, stages, metrics, pretrained, finetuned, report}.
@@ -113,7 +113,7 @@ class Lifecycle:
         self.report(f"-- {stage}")
         started = time.monotonic()
         made = work()
-        self.record.stages.append((stage, time.monotonic() - started, _words(made)))
+        self.record.stages.append((stage, time.monotonic() - started, without_secrets(_words(made))))
         return made
 
     def _ingest(self) -> Path:
@@ -178,7 +178,7 @@ class Lifecycle:
             if this_watch().cancelled.is_set():
                 raise
             self.record.notes.append(f"no pictures of what it learned: {without_secrets(str(error))}")
-            return f"no pictures: {str(error).splitlines()[0]}"
+            return f"no pictures: {first_line(error)}"
         self.record.pictures = str(folder)
         return f"{len(_result(run)['pictures'])} pictures"
 
@@ -264,5 +264,5 @@ def lifecycle(
             return settled(watch, refused(error))
         except (StageFailed, IngestError) as error:
             ended = Cancelled if watch.cancelled.is_set() else Failed
-            return settled(watch, ended(message=str(error)))
+            return settled(watch, ended(message=without_secrets(str(error))))
         return settled(watch, Completed(message=summary["summary"], data=summary))

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from flows.control.forwarding import MIRRORED
 from flows.home import read_stack
+from pipeline.redaction import first_line, without_secrets
 from pipeline.report.lifecycle_report import write_lifecycle_report
 from pipeline.report.record import Record
 from pipeline.run_directory import RunDirectory, read_json
@@ -28,42 +30,64 @@ def publish(record: Record, report: Callable[[str], None]) -> Path | None:
     try:
         path = write_lifecycle_report(record, lifecycle_folder(Path(record.home), record.name))[-1]
     except Exception as error:  # whatever a damaged file or a full disk makes of it
-        report(f"the report was not written: {_first_line(error)}")
+        report(f"the report was not written: {first_line(error)}")
         return None
     report(f"report: {path}")
     address = None
-    if record.registration:
-        try:
-            address = _log(path, record)
-        except Exception as error:  # MLflow raises whatever its store and its HTTP library raise
-            report(f"the report is not in MLflow: {record.tracking_uri} could not be written: {_first_line(error)}")
+    try:
+        address = _log(path, record)
+    except Exception as error:  # MLflow raises whatever its store and its HTTP library raise
+        where = without_secrets(record.tracking_uri)
+        report(f"the report is not in MLflow: {where} could not be written: {first_line(error)}")
     try:
         _show(path, address, record)
     except Exception as error:  # whatever the API, its client or the network raise
-        report(f"the report is not linked in Prefect: {_first_line(error)}")
+        report(f"the report is not linked in Prefect: {first_line(error)}")
     return path
 
 
 def _log(path: Path, record: Record) -> str | None:
-    """Put it into the MLflow run of the registered version; where a person opens it, None without a server."""
+    """Put it into the MLflow run of the registered version, of a lifecycle that did not come so far into that of its
+    last run that has one; where a person opens it, None without a server or such a run."""
     from flows.orchestration.artifacts import mlflow_address
     from pipeline.registry.tracking import connect
 
-    registered = read_json(RunDirectory(record.registration).result_file) or {}
     for number in range(1, TRIES + 1):
         try:
-            client = connect(record.tracking_uri)
-            run_id = client.get_model_version(registered["name"], str(registered["version"])).run_id
-            client.log_artifact(run_id, str(path), artifact_path=ARTIFACTS)
-            experiment = client.get_run(run_id).info.experiment_id
+            if (found := _registered(record) if record.registration else _last_mirrored(record)) is None:
+                return None
+            experiment, run_id = found
+            connect(record.tracking_uri).log_artifact(run_id, str(path), artifact_path=ARTIFACTS)
             break
         except Exception:
             if number == TRIES:
                 raise
             time.sleep(WAIT_SECONDS * 2 ** (number - 1))
     server = (read_stack(Path(record.home)) or {}).get("mlflow_url")
-    address = mlflow_address(record.tracking_uri, server, experiment, run_id)
+    address = without_secrets(mlflow_address(record.tracking_uri, server, experiment, run_id))
     return f"{address}/artifacts/{ARTIFACTS}/{path.name}" if address.startswith("http") else None
+
+
+def _registered(record: Record) -> tuple[str, str]:
+    """Experiment and run of the registered version."""
+    from pipeline.registry.tracking import connect
+
+    registered = read_json(RunDirectory(record.registration).result_file) or {}
+    client = connect(record.tracking_uri)
+    run_id = client.get_model_version(registered["name"], str(registered["version"])).run_id
+    return client.get_run(run_id).info.experiment_id, run_id
+
+
+def _last_mirrored(record: Record) -> tuple[str, str] | None:
+    """Experiment and run of the newest run of a lifecycle that MLflow has; None where it has none."""
+    from pipeline.registry.tracking import find_mirrored_run
+
+    for path in reversed(record.runs):
+        run = RunDirectory(path)
+        if run.config_file.is_file() and (read_json(run.plan_file) or {}).get("stage") in MIRRORED:
+            if (found := find_mirrored_run(run, record.tracking_uri)) is not None:
+                return found
+    return None
 
 
 def _show(path: Path, address: str | None, record: Record) -> None:
@@ -78,7 +102,3 @@ def _show(path: Path, address: str | None, record: Record) -> None:
     link = f"[Report of {record.name}]({address})\n\n" if address else ""
     words = f"report of lifecycle {record.name}, {ended}: {address or path}"
     show(str(flow_run.id), f"report-{record.name}", f"{link}`{path}`", words)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]

@@ -6,6 +6,7 @@ copied and shown for years. What is said of a run (lines, errors, records) has i
 
 import os
 import re
+from html import escape, unescape
 
 from pipeline.errors import InputError
 from pipeline.secret_forms import HIDDEN, hidden, is_open, kind_of_secret, names_a_secret
@@ -18,6 +19,28 @@ def without_secrets(text: str) -> str:
     for value in _values().values():
         text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", HIDDEN, text)
     return hidden(text)
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an error says first, without secrets: they are looked for in all of it, before it is cut."""
+    words = without_secrets(str(error)).strip()
+    return (words.splitlines()[0] if words else type(error).__name__)[:most]
+
+
+def without_secrets_in_page(page: str) -> str:
+    """An HTML page whose texts and attributes are without secrets; its pictures, which are data, stay as they are."""
+
+    def cleaned(found: re.Match[str]) -> str:
+        part = found[0]
+        if "data:image/" in part:
+            return part
+        if part.startswith("<"):
+            return without_secrets(part)
+        plain = unescape(part)
+        cleaned = without_secrets(plain)
+        return part if cleaned == plain else escape(cleaned)
+
+    return re.sub(r"<[^>]*>|[^<]+", cleaned, page)
 
 
 def secret_in(text: str) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config.stages import SequenceConfig, read_run_config
+from pipeline.redaction import first_line
 from pipeline.report.run_report import TRAININGS, write_run_report
 from pipeline.run_directory import RunDirectory, read_json
 
@@ -16,8 +17,7 @@ def write_run_reports(run: RunDirectory, report: Callable[[str], None]) -> list[
         for one in _trainings_of(run):
             written.append(write_run_report(one))
     except Exception as error:  # whatever a damaged file or a full disk makes of it
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        report(f"{run.path.name}: its report.html was not written: {first[:200]}")
+        report(f"{run.path.name}: its report.html was not written: {first_line(error)}")
     return written
 
 

@@ -11,6 +11,7 @@ from pipeline.report.ledger import Curve
 WIDTH, HEIGHT = 360, 190  # in the SVG's own units
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 24
 LOGARITHMIC = 5  # greatest by least value, from which on an axis that may be is logarithmic
+FEWEST_JOINED = 3  # points that a line is drawn through: two say nothing of what lies between
 MOST_MARKS = 40  # points of a curve up to which each is marked
 
 
@@ -65,19 +66,22 @@ def line_chart(
 def _drawn(line: Line, x, axis: "_Axis") -> str:
     curve = line.curve
     points = [(x(step), axis.y(value)) for step, value in zip(curve.steps, curve.means, strict=True)]
-    path = "M" + "L".join(f"{left:.1f} {top:.1f}" for left, top in points)
-    spread = ""
+    spread, path = "", ""
+    radius = 2.4 if len(points) >= FEWEST_JOINED else 3.6
+    if len(points) >= FEWEST_JOINED:
+        joined = "M" + "L".join(f"{left:.1f} {top:.1f}" for left, top in points)
+        path = f'<path class="line {line.kind}" d="{joined}"/>'
     if curve.lows != curve.highs:
         edges = zip(curve.steps, curve.lows, curve.highs, strict=True)
         area = _area([(x(step), axis.y(low), axis.y(high)) for step, low, high in edges])
         spread = f'<path class="spread-of {line.kind}" d="{area}"/>'
     few = len(points) <= MOST_MARKS
     marks = [
-        f'<circle class="{line.kind}" cx="{left:.1f}" cy="{top:.1f}" r="2.4"><title>step {step:,.0f}: {_short(value)}'
-        "</title></circle>"
+        f'<circle class="{line.kind}" cx="{left:.1f}" cy="{top:.1f}" r="{radius}"><title>step {step:,.0f}: '
+        f"{_short(value)}</title></circle>"
         for (left, top), step, value in zip(points, curve.steps, curve.means, strict=True)
     ]
-    return f'{spread}<path class="line {line.kind}" d="{path}"/>{"".join(marks if few else marks[-1:])}'
+    return f"{spread}{path}{''.join(marks if few else marks[-1:])}"
 
 
 def _area(edges: Sequence[tuple[float, float, float]]) -> str:
@@ -179,7 +183,7 @@ def score_chart(title: str, scores: Sequence[Score]) -> Html:
         whisker, between = "", ""
         if score.low is not None and score.high is not None:
             whisker = f'<i style="left:{x(score.low):.2f}%;width:{x(score.high) - x(score.low):.2f}%"></i>'
-            between = f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
+            between = f"<span>[{100 * score.low:.1f}, {100 * score.high:.1f}]</span>"
         drawn, value = f'{whisker}<b style="left:{x(score.value):.2f}%"></b>', f"<b>{100 * score.value:.2f}</b>"
         rows.append(
             f'<tr><th scope="row">{escape(score.name)}</th><td class="plot"><div class="range {score.kind}" '

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.errors import FaultError, InputError
 from pipeline.pages.parts import Html, bullets, facts_table, joined, paragraph, table, word
+from pipeline.redaction import first_line
 from pipeline.run_directory import read_json
 from pipeline.shards.index import DatasetIndex, read_index
 from pipeline.storage.location import is_url
@@ -21,7 +22,7 @@ def dataset_summary(path: str, fingerprint: str | None = None) -> Html:
         index = read_index(path if is_url(path) else Path(path))
     except (InputError, FaultError, OSError) as error:
         known = f" Its fingerprint was {fingerprint}." if fingerprint else ""
-        return joined(title, paragraph(f"not here any more: {str(error).splitlines()[0]}.{known}", "quiet"))
+        return joined(title, paragraph(f"not here any more: {first_line(error, 300)}.{known}", "quiet"))
     if fingerprint not in (None, index.fingerprint):
         words = f"another dataset lies there now, of fingerprint {index.fingerprint}; the one used had {fingerprint}"
         return joined(title, paragraph(words, "quiet"))

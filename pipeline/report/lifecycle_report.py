@@ -16,7 +16,7 @@ from pipeline.report.record import Record
 from pipeline.report.run_facts import RunFacts, price_of, read_run
 from pipeline.report.run_report import RECONSTRUCTIONS, REPORT
 from pipeline.report.score_sections import headline, scores
-from pipeline.report.training_sections import NOT_MEASURED, asked, curves, forecast, health, speed
+from pipeline.report.training_sections import NOT_MEASURED, asked, curves, forecast, health, hours_in_words, speed
 from pipeline.run_directory import RunDirectory, read_json, write_atomic
 from pipeline.words import duration_in_words, number_in_words
 
@@ -100,7 +100,7 @@ class _Story:
             unit = (
                 "GPU-hours" if any(facts.plan.get("accelerators_per_node") for _, facts in self.costs) else "rank-hours"
             )
-            found.append((number_in_words(sum(known)), unit))
+            found.append((hours_in_words(sum(known)), unit))
         return tiles(found)
 
     def sections(self) -> list[Section]:
@@ -170,9 +170,9 @@ class _Story:
         for name, facts in self.costs:
             cost = price_of(facts)
             hours, price = hours + (facts.hours or 0), price + (cost or 0)
-            told = "in its sequence" if facts.hours is None else number_in_words(facts.hours)
+            told = "in its sequence" if facts.hours is None else hours_in_words(facts.hours)
             rows.append((name, facts.stage, told, "" if cost is None else f"{cost:,.2f}"))
-        rows.append(("all", "", number_in_words(hours), f"{price:,.2f}" if price else ""))
+        rows.append(("all", "", hours_in_words(hours), f"{price:,.2f}" if price else ""))
         gpus = any(facts.plan.get("accelerators_per_node") for _, facts in self.costs)
         unit = "GPU-hours" if gpus else "hours of ranks (processes without accelerator)"
         words = f"In {unit}, measured by heartbeats, over all attempts."

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pipeline.pages.document import document
 from pipeline.pages.parts import Html, bullets, html_of, joined, paragraph
+from pipeline.redaction import first_line, without_secrets_in_page
 from pipeline.report.style import STYLE
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Verdict(NamedTuple):
 
 
 def report_page(kicker: str, title: str, verdict: Verdict, tiles: Html, sections: Sequence[Section]) -> str:
-    """The whole file."""
+    """The whole file, without secrets."""
     names = [f"s{number}" for number in range(len(sections))]
     links = "".join(
         f'<a href="#{name}">{escape(section.title)}</a>' for name, section in zip(names, sections, strict=True)
@@ -45,7 +46,7 @@ def report_page(kicker: str, title: str, verdict: Verdict, tiles: Html, sections
             for name, section in zip(names, sections, strict=True)
         ),
     )  # fmt: skip
-    return document(title, STYLE, body)
+    return without_secrets_in_page(document(title, STYLE, body))
 
 
 def drawn(section: Section) -> Html:
@@ -54,5 +55,4 @@ def drawn(section: Section) -> Html:
         return section.draw()
     except Exception as error:  # whatever a file of any version, or a half of one, makes of it
         log.debug("%s", section.title, exc_info=True)
-        first = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        return paragraph(f"could not be shown: {first}", "quiet")
+        return paragraph(f"could not be shown: {first_line(error, 300)}", "quiet")

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.pages.parts import Html, paragraph
+from pipeline.redaction import first_line
 
 MOST_BYTES = 3_500_000  # of all pictures of a page together, as the page has them
 MOST_SIDE = 1400  # pixels
@@ -29,9 +30,7 @@ class Album:
         try:
             content, kind, (width, height) = _small(path)
         except (OSError, ValueError, Image.DecompressionBombError, Warning) as error:
-            return paragraph(
-                f"{title}: not shown, {path.name} cannot be read: {str(error).splitlines()[0][:120]}", "quiet"
-            )
+            return paragraph(f"{title}: not shown, {path.name} cannot be read: {first_line(error, 120)}", "quiet")
         coded = base64.b64encode(content).decode()
         if len(coded) > self.left:
             return paragraph(f"{title}: not shown, this page has enough pictures; it is {path}", "quiet")

@@ -4,10 +4,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.redaction import without_secrets
 from pipeline.run_directory import read_json, write_json
 
 RECORD = "lifecycle.json"
 FORMAT_VERSION = 1
+PLACES = ("home", "data", "pretrained", "finetuned", "evaluation", "registration", "pictures", "runs")
 
 
 @dataclass
@@ -33,8 +35,19 @@ class Record:
     failure: dict[str, str] | None = None  # {stage, reason}
 
     def write(self, folder: Path) -> None:
+        """Write it, without secrets but for what stands in its paths."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / RECORD, {"format_version": FORMAT_VERSION} | asdict(self))
+        told = {key: value if key in PLACES else _cleaned(value) for key, value in asdict(self).items()}
+        write_json(folder / RECORD, {"format_version": FORMAT_VERSION} | told)
+
+
+def _cleaned(value: Any) -> Any:
+    """The same without secrets, however deep they lie."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {key: _cleaned(one) for key, one in value.items()}
+    return [_cleaned(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def read_record(folder: Path) -> Record | None:

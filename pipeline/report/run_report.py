@@ -9,7 +9,7 @@ from pipeline.report.lineage_sections import run_lineage
 from pipeline.report.page import Section, Verdict, report_page
 from pipeline.report.pictures import Album
 from pipeline.report.run_facts import RunFacts, read_run
-from pipeline.report.training_sections import asked, best, curves, forecast, health, is_healthy, speed
+from pipeline.report.training_sections import asked, best, curves, forecast, health, hours_in_words, is_healthy, speed
 from pipeline.run_directory import RunDirectory, write_atomic
 from pipeline.words import number_in_words
 
@@ -67,7 +67,7 @@ def run_tiles(facts: RunFacts) -> Html:
         found.append((f"{number_in_words(facts.plan['parameters'] / 1e6)} M", "parameters"))
     if facts.hours is not None:
         unit = "GPU-hours" if facts.plan.get("accelerators_per_node") else "rank-hours"
-        found.append((number_in_words(facts.hours), unit))
+        found.append((hours_in_words(facts.hours), unit))
     return tiles(found)
 
 

@@ -27,6 +27,7 @@ margin:.6em 0;line-height:1.45}pre code{overflow-wrap:normal;white-space:pre}
 .mark.good{background:var(--good-back);color:var(--good)}.mark.bad{background:var(--look-back);color:var(--look)}
 .scores{margin:.4em 0 1.2em}.scores caption{text-align:left;font-weight:600;padding:4px 0}
 .scores th{font-weight:500;font-size:.92rem;color:var(--ink)}.scores .plot{width:46%;padding-top:11px}
+.scores .number span{display:inline-block;white-space:nowrap}
 .range{position:relative;height:10px;margin:0 8px}
 .range i{position:absolute;top:4px;height:3px;border-radius:2px;opacity:.75}
 .range b{position:absolute;top:0;width:11px;height:11px;border-radius:50%;margin-left:-5.5px}
@@ -42,6 +43,8 @@ a:focus-visible,[tabindex]:focus-visible,summary:focus-visible{outline:2px solid
 @media print{.curve,.picture,.scores{break-inside:avoid}nav{display:none}.scroll,pre{overflow:visible}
 pre code{white-space:pre-wrap;overflow-wrap:anywhere}}
 @media(max-width:560px){.facts table,.facts tbody,.facts tr,.facts td,.facts th{display:block;width:auto}
-.facts th{border:0;padding-bottom:0}.scores .plot{width:34%}}
+.facts th{border:0;padding-bottom:0}.scores .plot{width:34%}.tile b{font-size:1.15rem}
+.scroll td,.scroll th{padding-right:10px}.scroll .wrap{min-width:9em}
+.scroll td:first-child{white-space:normal;overflow-wrap:break-word;min-width:6.5em}}
 """
 )

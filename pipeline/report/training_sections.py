@@ -91,23 +91,29 @@ def health(facts: RunFacts) -> Html:
         is_off = (facts.raw.get("health") or {}).get("every_steps") == 0
         why = "health.every_steps is 0" if is_off else f"the run kept no {HEALTH_LOG}"
         return paragraph(f"{NOT_MEASURED}: {why}", "quiet")
-    rows = [_health_row(metric, told.of(metric)) for metric in told.metrics]
     charts = [_health_chart(facts, told, metric) for metric in told.metrics]
-    outside = told.outside
     judged = [one for one in told.measured if one.verdict != "no band"]
-    words = f"{len(judged) - len(outside):,} of {len(judged):,} measurements with a band were inside it."
-    if not judged:
+    if judged:
+        words = f"{len(judged) - len(told.outside):,} of {len(judged):,} measurements with a band were inside it."
+        newest = joined(bullets(told.of(metric)[-1].words or metric for metric in told.metrics), _verdicts(told))
+    else:
         words = "There was no band to hold the measurements against: they are shown, not judged."
+        rows = [(TITLES.get(metric, metric), _figure(told.of(metric)[-1].value)) for metric in told.metrics]
+        newest = table(("measured", "newest value"), rows, numbers=(1,))
     basis = f" Bands: {told.basis}." if told.basis else ""
     lines = [one.words or one.metric for one in told.measured]
     more = f" (the newest {LISTED} of {len(lines):,})" if len(lines) > LISTED else ""
     return joined(
         paragraph(words + basis),
-        bullets(told.of(metric)[-1].words or metric for metric in told.metrics),
-        table(("measured", "newest value", "expected", "verdict", "outside"), rows, numbers=(1, 2)),
+        newest,
         Html(f'<div class="curves">{"".join(charts)}</div>'),
         folded(f"Every verdict in words{more}", bullets(lines[-LISTED:])),
     )
+
+
+def _verdicts(told: Health) -> Html:
+    rows = [_health_row(metric, told.of(metric)) for metric in told.metrics]
+    return table(("measured", "newest value", "expected", "verdict", "outside"), rows, numbers=(1, 2))
 
 
 def _health_row(metric: str, measured: Sequence[Verdict]) -> tuple[object, ...]:
@@ -122,10 +128,11 @@ def _health_row(metric: str, measured: Sequence[Verdict]) -> tuple[object, ...]:
             expected = f"at most {high:.4g}"
         case _:
             expected = "no band"
-    verdict = newest.verdict
-    kind = {"ok": "good", "low": "bad", "high": "bad"}.get(verdict)
-    mark = Html(f'<span class="mark {kind}">{verdict}</span>') if kind else "no band"
-    return TITLES.get(metric, metric), _figure(newest.value), expected, mark, f"{outside} of {len(measured)} times"
+    kind = {"ok": "good", "low": "bad", "high": "bad"}.get(newest.verdict)
+    mark = Html(f'<span class="mark {kind}">{newest.verdict}</span>') if kind else ""
+    judged = sum(one.verdict != "no band" for one in measured)
+    times = f"{outside} of {judged} times" if judged else ""
+    return TITLES.get(metric, metric), _figure(newest.value), expected, mark, times
 
 
 def _health_chart(facts: RunFacts, told: Health, metric: str) -> Html:
@@ -183,7 +190,12 @@ def ended(facts: RunFacts) -> list[tuple[str, object]]:
 
 
 def _hours(value: float) -> str:
-    return f"{number_in_words(value)} ({duration_in_words(3600 * value)})"
+    return f"{hours_in_words(value)} ({duration_in_words(3600 * value)})"
+
+
+def hours_in_words(value: float) -> str:
+    """To a hundredth, which is half a minute; of less than an hour three digits that count."""
+    return number_in_words(value) if value < 0.995 else f"{value:,.2f}"
 
 
 def forecast(facts: RunFacts) -> Html:

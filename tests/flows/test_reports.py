@@ -3,16 +3,19 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows.control.forwarding import Forwarder
 from flows.control.run_reports import write_run_reports
+from flows.lifecycle import Lifecycle
 from flows.lifecycle_report import lifecycle_folder, publish
 from flows.quickstart import NAME, _with_baselines, baseline_rows
 from pipeline.config.stages import SequenceConfig
-from pipeline.errors import EXIT_DONE
+from pipeline.errors import EXIT_DONE, InputError
 from pipeline.preparation.training import dump_config
 from pipeline.registry.tracking import connect, find_mirrored_run
 from pipeline.report.record import Record, read_record
@@ -95,6 +98,44 @@ def test_the_baselines_of_quickstart_come_into_its_report_with_intervals(digits,
     best = max(rows, key=lambda row: row["accuracy"])
     text = Page(Path(path).read_text()).text
     assert f"{100 * best['accuracy']:.2f} [{100 * best['low']:.1f}, {100 * best['high']:.1f}]" in text
+
+
+def test_the_report_of_a_lifecycle_that_failed_is_in_the_last_run_that_mlflow_has(store, tmp_path, monkeypatch):  # noqa: F811
+    home, uri = copied_home(tmp_path / "old"), f"sqlite:///{store / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    run = trained(home)
+    (run.path / "forwarded.json").unlink()
+    Forwarder(run, store, print).finish(EXIT_DONE, read_json(run.result_file))
+    said: list[str] = []
+    work = Lifecycle(home, str(tmp_path / "nowhere"), "birds", "a", "b", None, "local", [], [], said.append)
+    work.record.runs += [str(run.path), str(home / "runs" / "evaluation"), str(home / "runs" / "never-begun")]
+    with pytest.raises(InputError, match="nowhere"):  # its first stage
+        work.run()
+    assert not [line for line in said if "not in MLflow" in line]
+    _, run_id = find_mirrored_run(run, uri)
+    (artifact,) = connect(uri).list_artifacts(run_id, "lifecycle")
+    assert artifact.path == "lifecycle/report.html"
+
+
+def test_a_lifecycle_of_which_mlflow_has_no_run_makes_no_store(tmp_path):
+    record = Record("birds", "/photos", str(tmp_path), f"sqlite:///{tmp_path / 'mlflow.db'}")
+    record.failure = {"stage": "ingest", "reason": "no such folder"}
+    said: list[str] = []
+    path = publish(record, said.append)
+    assert said == [f"report: {path}"] and not (tmp_path / "mlflow.db").exists()
+
+
+def test_what_cannot_be_looked_into_is_told_without_secrets(tmp_path, monkeypatch):
+    secret = "pw12345678"
+
+    def away(*given, **named):
+        raise InputError(f"https://bob:{secret}@store/x: 403")
+
+    monkeypatch.setattr("flows.lifecycle.inspection_run", away)
+    monkeypatch.setattr("flows.lifecycle.this_watch", lambda: SimpleNamespace(cancelled=threading.Event()))
+    work = Lifecycle(tmp_path, "/photos", "birds", "a", "b", None, "local", [], [], print)
+    work._timed("inspect", lambda: work._inspect(RunDirectory(tmp_path), tmp_path))
+    assert secret not in str(work.record) and "no pictures: https://***@store/x: 403" in str(work.record.stages)
 
 
 FAILING = """

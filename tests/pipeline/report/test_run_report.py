@@ -7,8 +7,10 @@ import time
 
 import pytest
 
-from pipeline.report.ledger import PARSED, POINTS, read_story
+from pipeline.report.charts import Line, line_chart
+from pipeline.report.ledger import PARSED, POINTS, Curve, read_story
 from pipeline.report.run_report import write_run_report
+from pipeline.report.training_sections import hours_in_words
 from pipeline.run_directory import RunDirectory, read_json, write_json
 from tests.pipeline.pages import Page, needs_browser, wider_than_a_phone
 from tests.pipeline.report.old_run import copied_home, long_ledger, measured_health, trained
@@ -90,6 +92,33 @@ def test_measurements_without_a_band_are_shown_and_not_judged(run):
     (run.attempt(1).path / "health.jsonl").write_text(json.dumps(line) + '\n{"step": 4, "metric": "ra')
     page = page_of(run)
     assert "31.5" in page.text and "shown, not judged" in page.text
+    assert "There was no band" in page.text and page.text.count("no band") == 1  # and no columns for it
+
+
+def test_a_metric_without_a_band_says_so_once_beside_one_that_has_one(run):
+    measured_health(run, {"explained_variance": [0.41, 0.42]}, (0.38, 0.45))
+    line = {"step": 4, "metric": "rankme", "value": 31.5, "verdict": "no band", "words": "epoch 1: RankMe 31.5"}
+    with open(run.attempt(1).path / "health.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    text = page_of(run).text
+    assert text.count("no band") == 1 and "0 of 2 times" in text and "0 of 1 times" not in text
+
+
+def test_fewer_than_three_points_are_not_joined():
+    def drawn(count: int) -> str:
+        steps = [float(step) for step in range(count)]
+        return line_chart("RankMe", [Line("measured", Curve(steps, steps, steps, steps))])
+
+    assert 'class="line one"' not in drawn(2) and drawn(2).count("<circle") == 2
+    assert 'class="line one"' in drawn(3) and drawn(3).count("<circle") == 3
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [(0.0, "0"), (0.004, "less than 0.01"), (0.0544, "0.0544"), (0.997, "1.00"), (1234.567, "1,234.57")],
+)
+def test_hours_are_told_to_a_hundredth_and_less_than_one_finer(hours, words):
+    assert hours_in_words(hours) == words
 
 
 def test_a_forecast_stands_beside_its_outcome(run):
