@@ -10,6 +10,7 @@ from flows.requests.evaluation import Evaluation
 from pipeline.errors import EXIT_DONE
 from pipeline.registry.test_reads import read_key, record_test_read
 from pipeline.run_directory import RunDirectory, read_json, write_json
+from pipeline.words import in_columns
 
 # What stands in the table, the first found.
 HEADLINES = ("top1", "map", "ece", "top1_5shot", "top1_1shot", "mean_iou", "ap50")
@@ -110,9 +111,7 @@ def table_lines(result: Mapping[str, Any]) -> Iterator[str]:
         _, protocol, group, metric = key.split("/")
         lines.append([protocol, group, metric, *(f"{means[one][key]:.4f}" if key in means[one] else "-"
                                                  for one in models)])  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    yield from in_columns(lines)
     for name, reason in result.get("unavailable", {}).items():
         yield f"{name}: left out: {reason}"
 

@@ -3,8 +3,8 @@
 from prefect import flow
 from prefect.states import Cancelled, Completed, Failed, State
 
+from flows.grids.laddering import carry_out, planned_ladder
 from flows.home import home_directory
-from flows.laddering import carry_out, planned_ladder
 from flows.orchestration.own_state import own_state
 from flows.orchestration.reporting import controlled, refused, reporter, settled, stop_job
 from pipeline.errors import EXIT_DONE, InputError

@@ -120,13 +120,12 @@ def cost_lines(prepared: PreparedRun, images_per_second: float, price_per_device
 
 def learned_lines(prepared: PreparedRun, profile: Profile, home: Path) -> list[str]:
     """What past runs of the home and its ladders say of this one, and how well forecasts here were kept."""
-    plan, runs = prepared.plan, past_runs(home)
-    pace = learned_pace(runs, place_of(plan, profile.kind))
+    plan, runs, asked = prepared.plan, past_runs(home), profile.model_dump(mode="json")
+    pace = learned_pace(runs, place_of(plan, asked))
     lines = [f"learned     {'no past runs to learn from' if pace is None else pace.in_words}"]
     if pace is not None and len(pace.ratios) < LEAST_RUNS:
         lines[0] += f"; {LEAST_RUNS} make a forecast"
-    path, price = run_path(prepared, home, None), profile.price_per_device_hour
-    said = outlook(prepared.config, plan, home, profile.kind, price, path)
+    said = outlook(prepared.config, plan, home, asked, run_path(prepared, home, None))
     lines += [f"            {words}" for words in said.in_words]
     lines += [f"            {note}" for note in said.notes]
     if (scores := _past_scores(prepared, runs)) is not None:

@@ -3,11 +3,11 @@
 from prefect import flow
 from prefect.states import Cancelled, Completed, Failed, State
 
+from flows.grids.studying import carry_out
 from flows.home import home_directory
 from flows.orchestration.own_state import own_state
 from flows.orchestration.reporting import controlled, refused, reporter, settled, stop_job
 from flows.requests.study import requested_study
-from flows.studying import carry_out
 from pipeline.errors import EXIT_DONE, InputError
 
 

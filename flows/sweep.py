@@ -3,10 +3,10 @@
 from prefect import flow
 from prefect.states import Cancelled, Completed, Failed, State
 
+from flows.grids.sweeping import carry_out, prepared_sweep
 from flows.home import home_directory
 from flows.orchestration.own_state import own_state
 from flows.orchestration.reporting import controlled, refused, reporter, settled, stop_job
-from flows.sweeping import carry_out, prepared_sweep
 from pipeline.errors import EXIT_DONE, InputError
 
 

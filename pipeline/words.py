@@ -1,4 +1,6 @@
-"""Numbers, sizes and durations as a person says them. Torch-free."""
+"""Numbers, sizes and durations as a person says them, and tables of them. Torch-free."""
+
+from collections.abc import Iterator, Sequence
 
 _UNITS = (("y", 31_557_600, "d", 86400), ("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
@@ -23,3 +25,10 @@ def duration_in_words(seconds: float) -> str:
             rest = seconds % size // smaller_size
             return f"{seconds // size:,} {unit} {rest} {smaller}" if rest else f"{seconds // size:,} {unit}"
     return f"{seconds} s"
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line for each row, as wide as their cells ask; every row has as many."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

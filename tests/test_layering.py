@@ -109,6 +109,8 @@ FLOW_ROOMS = {  # what each room of flows may import of the others; flows themse
     "services": {"home", "credentials"},
     "requests": {"home", "control", "profiles"},
     "orchestration": {"home", "control", "services", "requests", "profiles"},
+    # several runs at once: what becomes of one is asked as a person would ask it
+    "grids": {"command_line", "control", "evaluating", "planning", "profiles", "requests"},
 }
 
 

@@ -138,7 +138,7 @@ def _as_submitted(run: RunDirectory, say: Say) -> int:
 def sweep_command(
     recipe: str, data: list[str], profile: str, overrides: list[str], directory: str | None, say: Say
 ) -> int:  # fmt: skip
-    from flows.sweeping import carry_out, prepared_sweep
+    from flows.grids.sweeping import carry_out, prepared_sweep
 
     home = home_directory(directory)
     sweep = prepared_sweep(recipe, data=data, profile=profile, overrides=overrides, home=home)
@@ -154,7 +154,7 @@ def sweep_command(
 def ladder_command(
     recipe: str, data: list[str], profile: str, overrides: list[str], dry_run: bool, directory: str | None, say: Say
 ) -> int:  # fmt: skip
-    from flows import laddering
+    from flows.grids import laddering
 
     home = home_directory(directory)
     plan = laddering.planned_ladder(recipe, data=data, profile=profile, overrides=overrides, home=home)
@@ -172,9 +172,9 @@ def ladder_command(
 
 
 def study_command(file: str, overrides: list[str], dry_run: bool, directory: str | None, say: Say) -> int:
+    from flows.grids.study_table import planned_study_lines
+    from flows.grids.studying import carry_out
     from flows.requests.study import requested_study
-    from flows.study_table import planned_study_lines
-    from flows.studying import carry_out
 
     home = home_directory(directory)
     study = requested_study(file, overrides=overrides, home=home)

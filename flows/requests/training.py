@@ -83,7 +83,7 @@ def written(prepared: PreparedRun, profile: Profile, run_dir: str | None, home: 
     """A prepared training on disk, where it was asked for or in the home."""
     path = run_path(prepared, home, run_dir)
     _require_no_job_elsewhere(RunDirectory(path), profile_text(profile))
-    said = outlook(prepared.config, prepared.plan, home, profile.kind, profile.price_per_device_hour, path)
+    said = outlook(prepared.config, prepared.plan, home, profile.model_dump(mode="json"), path)
     prepared.notes.extend(said.notes)
     run = write_run(prepared, path, profile_text(profile))
     if not has_begun(run):

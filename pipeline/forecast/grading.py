@@ -6,9 +6,12 @@ run.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from pipeline.errors import InputError
 from pipeline.forecast.past import PastRun, seconds_taken
 from pipeline.run_directory import RunDirectory, read_json, write_json
 from pipeline.words import duration_in_words
@@ -27,14 +30,49 @@ def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def forecast_of(run: RunDirectory) -> dict[str, Any]:
-    """What `RUN/forecast.json` says; {} where there is none, or none that can be read, which is told."""
+def is_of(said: Mapping[str, Any], run: RunDirectory) -> bool:
+    """Whether a forecast is of the run as it is planned now; where it is of another length, data or ranks, as after
+    `vit resume --set`, that is told."""
     try:
-        said = read_json(run.path / FILE)
-        return said if said and isinstance(said["forecasts"], dict) else {}
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        log.warning("%s: not graded: %s", run.path / FILE, error)
+        now = planned(run.plan())
+    except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: the forecast is not graded: %s", run.path / FILE, error)
+        return False
+    different = [key for key, value in now.items() if said.get(key) != value]
+    if different:
+        log.warning("%s: the forecast is not graded: %s is another than when it was made", run.path / FILE,
+                    ", ".join(different))  # fmt: skip
+    return not different
+
+
+def forecast_of(run: RunDirectory) -> dict[str, Any]:
+    """What `RUN/forecast.json` says, of its forecasts those that can be read; {} where there is none. What is damaged
+    is told and left out: a training does not break at its last act by what was once said of it."""
+    file = run.path / FILE
+    try:
+        said = read_json(file)
+        if said is None:
+            return {}
+        forecasts = {name: one for name, one in said["forecasts"].items() if _is_whole(file, name, one)}
+        return said | {"forecasts": forecasts} if forecasts else {}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        log.warning("%s: not graded: %s", file, error if isinstance(error, OSError | ValueError) else "no forecasts")
         return {}
+
+
+def _is_whole(file: Path, name: str, one: Any) -> bool:
+    found = one if isinstance(one, dict) else {}
+    numbers = ("value", "low", "high", *(key for key in ("per_hour",) if key in found))
+    wrong = [key for key in numbers if not _is_number(found.get(key))]
+    wrong += [key for key in ("metric",) if not isinstance(found.get(key, ""), str)]
+    if wrong:
+        said = f"{wrong[0]} is {found.get(wrong[0])!r}" if found else f"it is {one!r}"
+        log.warning("%s: %s is not graded: %s; there must be value, low and high, as numbers", file, name, said)
+    return not wrong
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def graded(forecasts: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, float]) -> Graded:
@@ -49,10 +87,9 @@ def graded(forecasts: Mapping[str, Mapping[str, Any]], outcomes: Mapping[str, fl
 def grade_at_end(run: RunDirectory, result: Mapping[str, Any]) -> Graded:
     """Of a training that has reached its last step: hours, cost, and what it scored itself."""
     said = forecast_of(run)
-    forecasts, outcomes, now = said.get("forecasts", {}), {}, planned(run.plan())
-    if different := [key for key, value in now.items() if forecasts and said.get(key) != value]:
-        log.warning("the forecast is not graded: %s is another than when it was made", ", ".join(different))
+    if not said or not is_of(said, run):
         return {}
+    forecasts, outcomes = said["forecasts"], {}
     if (taken := seconds_taken(run)) is not None:
         outcomes["hours"] = taken.whole / 3600
         outcomes["cost"] = outcomes["hours"] * forecasts.get("cost", {}).get("per_hour", 0.0)
@@ -84,8 +121,10 @@ def grade_evaluated(evaluation: RunDirectory) -> Iterator[str]:
             continue
         run = RunDirectory(lineage["run"])
         ended = read_json(run.result_file)
+        if not ended or lineage.get("step") != ended.get("steps"):
+            continue
         said = forecast_of(run)
-        if not ended or lineage.get("step") != said.get("steps"):
+        if not said or not is_of(said, run):
             continue
         found = graded_by(said, result["metrics"][model], result.get("datasets", {}))
         if found and "accuracy" not in (ended.get("forecast") or {}):
@@ -97,7 +136,7 @@ def graded_by(said: Mapping[str, Any], metrics: Mapping[str, float], datasets: M
     """The accuracy of a forecast against an evaluation's metrics: the same protocol on the same data, wherever it
     lies. {} where the evaluation does not say."""
     one = said.get("forecasts", {}).get("accuracy", {})
-    if not str(one.get("metric", "")).startswith("eval/"):
+    if not one.get("metric", "").startswith("eval/") or one["metric"].count("/") != 3:
         return {}
     _, protocol, place, kind = one["metric"].split("/")
     split = place.rpartition(".")[2]
@@ -135,7 +174,7 @@ def forecast_lines(run: RunDirectory) -> Iterator[str]:
     """What was forecast of a run, before it begins: a line, and what each number is based on."""
     said = forecast_of(run)
     if said.get("forecasts"):
-        yield forecast_in_words(said["forecasts"], [said["basis"]])
+        yield forecast_in_words(said["forecasts"], [str(said.get("basis", "what is not said"))])
 
 
 def forecast_in_words(forecasts: Mapping[str, Mapping[str, Any]], basis: Sequence[str]) -> str:

@@ -51,20 +51,20 @@ class Outlook:
 
 
 def outlook(
-    config: TrainingConfig, plan: Mapping[str, Any], home: Path, profile_kind: str, price_per_device_hour: float,
-    path: Path,
-) -> Outlook:  # fmt: skip
+    config: TrainingConfig, plan: Mapping[str, Any], home: Path, profile: Mapping[str, Any], path: Path
+) -> Outlook:
     """Of a prepared training that will be at `path`. A rung of a ladder is told its time, and nothing of its score; a
     rehearsal is told nothing."""
     if plan.get("rehearsal"):
         return Outlook()
     found = Outlook(of=planned(plan))
-    pace = learned_pace(past_runs(home), place_of(plan, profile_kind))
+    pace = learned_pace(past_runs(home), place_of(plan, profile))
     hours = pace.hours(plan) if pace is not None else None
     if hours is not None:
         found.forecasts["hours"] = _entry(hours, "hours")
         found.basis.append(f"{len(pace.ratios)} past runs of this profile (time)")
-        if per_hour := price_per_device_hour * max(1, plan["accelerators_per_node"]) * plan["nodes"]:
+        devices = max(1, plan["accelerators_per_node"]) * plan["nodes"]
+        if per_hour := devices * profile.get("price_per_device_hour", 0.0):
             price = Interval(*(per_hour * bound for bound in hours))
             found.forecasts["cost"] = _entry(price, "price") | {"per_hour": per_hour}
     if not path.is_relative_to(home / FOLDER):

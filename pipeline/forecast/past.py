@@ -5,7 +5,6 @@ A home may hold ten thousand runs: the newest are looked at, and of each a few s
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,10 @@ from pipeline.run_directory import Attempt, RunDirectory, read_json
 MOST_RUNS = 100  # that are learned from
 MOST_LOOKED_AT = 2000  # directories, most of which are evaluations, registrations and runs that are not done
 TAIL_BYTES = 1 << 14  # of a ledger, for its last line
-_KIND = re.compile(r"^kind: *(\w+)", re.MULTILINE)  # of a profile, without parsing hundreds of them
+HARDWARE = (  # keys of profiles that choose machines: an A100 takes another time than an H100
+    "kind", "partition", "constraint", "gres", "directives", "context", "queue", "node_selector", "affinity",
+    "accelerator_resource", "accelerator_gib",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class PastRun:
     run: RunDirectory
     plan: Mapping[str, Any]
     result: Mapping[str, Any]
-    profile: str  # its kind: local, slurm, kubernetes
+    profile: Mapping[str, Any]
     taken: Taken | None
 
     @property
@@ -59,9 +61,10 @@ class PastRun:
             return None
 
 
-def place_of(plan: Mapping[str, Any], profile_kind: str) -> tuple[Any, ...]:
-    """Kind of profile, ranks, accelerators and precision."""
-    return profile_kind, plan.get("world_size"), plan.get("accelerators_per_node"), plan.get("precision")
+def place_of(plan: Mapping[str, Any], profile: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The machines that a profile asks for, ranks, accelerators and precision."""
+    hardware = tuple((key, json.dumps(profile[key], sort_keys=True)) for key in HARDWARE if profile.get(key))
+    return hardware, plan.get("world_size"), plan.get("accelerators_per_node"), plan.get("precision")
 
 
 def past_runs(home: Path) -> list[PastRun]:
@@ -91,9 +94,8 @@ def _past_run(path: Path, written: int) -> PastRun | None:
         if not plan or "steps" not in plan or plan.get("rehearsal"):
             return None
         result = read_json(run.result_file)
-        kind = _KIND.search(run.profile_file.read_text())
-        return PastRun(run, plan, result, kind[1] if kind else "local", seconds_taken(run))
-    except (OSError, ValueError, AttributeError):
+        return PastRun(run, plan, result, dict(read_yaml(run.profile_file)), seconds_taken(run))
+    except (OSError, ValueError, AttributeError, TypeError, InputError):
         return None
 
 

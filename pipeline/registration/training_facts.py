@@ -8,7 +8,7 @@ from pipeline.budget import hours_of
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import FaultError, InputError
-from pipeline.forecast.grading import forecast_of, graded_by
+from pipeline.forecast.grading import forecast_of, graded_by, is_of
 from pipeline.registry.integrity import sha256_of
 from pipeline.registry.locate import ModelSource
 from pipeline.run_directory import RunDirectory, read_json
@@ -39,12 +39,15 @@ def forecast_facts(
     source: ModelSource, metrics: Mapping[str, float], scored: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """By name, what was forecast of the run that made this checkpoint, with `outcome` and `inside` where they are known
-    by its end or by the evaluations that it is registered with; {} where nothing was forecast."""
+    by its end or by the evaluations that it is registered with; {} where nothing was forecast, or of another run than
+    this became."""
     path = source.lineage.get("run")
     if not path or not Path(path).is_dir():
         return {}
     run = RunDirectory(path)
     said, ended = forecast_of(run), read_json(run.result_file) or {}
+    if said and not is_of(said, run):
+        return {}
     found = {name: dict(one) for name, one in said.get("forecasts", {}).items()}
     if source.lineage.get("step") == ended.get("steps"):
         found |= graded_by(said, metrics, scored)

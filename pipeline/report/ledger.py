@@ -110,15 +110,15 @@ class _Told:
                     wanted = rare % self.every_rare == 0
                     if rare > PARSED * self.every_rare:
                         self.every_rare *= 2
-                if wanted and (parsed := _parsed(line)):
+                if wanted and (found := parsed_line(line)):
                     last = b""
-                    yield parsed
-        if last and (parsed := _parsed(last)):
-            yield parsed
+                    yield found
+        if last and (found := parsed_line(last)):
+            yield found
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """None for the half line that a killed process left."""
+def parsed_line(line: bytes) -> dict[str, Any] | None:
+    """A line of a ledger; None for the half line that a killed process left, and for what is none."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -136,6 +136,6 @@ def _expected_lines(path: Path) -> int:
 def _first_step(path: Path) -> int | None:
     with open(path, "rb") as file:
         for line in file:
-            if parsed := _parsed(line):
-                return int(parsed["step"])
+            if found := parsed_line(line):
+                return int(found["step"])
     return None

@@ -32,8 +32,9 @@ def at_longest(points: Sequence[Point]) -> list[Point]:
 def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Of every cell that has a score: the mean of its seeds and the interval, in the order of the rows.
 
-    Two seeds or more: Student's t over them, which counts what training draws and not which images were tested. One:
-    the bootstrap over test images that its evaluation made, which counts those and not what training draws.
+    Two seeds or more: Student's t over them, which counts what training draws, and the bootstrap over test images that
+    their evaluations made, which counts those: of two causes that know nothing of each other variances add, and more
+    seeds on the same images make the second no smaller. One: the bootstrap alone.
     """
     cells: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -46,12 +47,20 @@ def _point(key: tuple, rows: Sequence[Mapping[str, Any]]) -> Point:
     scores = [row["accuracy"] for row in rows]
     mean = sum(scores) / len(scores)
     if len(scores) > 1:
-        low, high = interval_over_seeds(scores)
-        basis = f"Student's t over {len(scores)} seeds"
+        low, high = _added(mean, interval_over_seeds(scores), rows)
+        basis = f"Student's t over {len(scores)} seeds, and bootstrap over images"
     else:
         low, high = rows[0]["interval"]
         basis = "bootstrap over images, one seed"
     return Point(*key, rows[0]["images"], rows[0]["petaflop"], len(scores), mean, low, high, basis)
+
+
+def _added(mean: float, of_seeds: tuple[float, float], rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The interval of a mean of several seeds, with what the choice of test images does to each of them."""
+    below = sum(row["accuracy"] - row["interval"][0] for row in rows) / len(rows)
+    above = sum(row["interval"][1] - row["accuracy"] for row in rows) / len(rows)
+    low, high = mean - math.hypot(mean - of_seeds[0], below), mean + math.hypot(of_seeds[1] - mean, above)
+    return max(0.0, low), min(1.0, high)
 
 
 def interval_over_seeds(scores: Sequence[float]) -> tuple[float, float]:

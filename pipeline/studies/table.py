@@ -10,7 +10,7 @@ from pipeline.run_directory import write_atomic, write_json
 from pipeline.studies.findings import findings
 from pipeline.studies.plot import draw
 from pipeline.studies.points import Point, points_of
-from pipeline.words import duration_in_words, number_in_words
+from pipeline.words import duration_in_words, in_columns, number_in_words
 
 FORMAT_VERSION = 1
 
@@ -46,7 +46,7 @@ def table_lines(points: Sequence[Point]) -> Iterator[str]:
          f"[{point.low:.4f}, {point.high:.4f}]", str(point.seeds)]
         for point in points
     ]  # fmt: skip
-    yield from _in_columns([header, *cells])
+    yield from in_columns([header, *cells])
 
 
 def planned_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -58,15 +58,9 @@ def planned_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
          duration_in_words(row["planned_seconds"]), Path(row["run"]).name]
         for row in rows if row["run"]
     ]  # fmt: skip
-    yield from _in_columns([header, *cells])
+    yield from in_columns([header, *cells])
 
 
 def number_of(petaflop: float) -> str:
     """Three digits that count, also of little."""
     return f"{petaflop:,.0f}" if petaflop >= 99.95 else f"{petaflop:.3g}"
-
-
-def _in_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -28,7 +28,7 @@ def done(
     lines = [{"step": n, "time": 1000.0 + around / 2 + n * step, "perf/last_step_seconds": step} for n in (1, 2, last)]
     attempt.ledger.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     write_json(attempt.heartbeat(0), {"started": 1000.0, "time": 1000.0 + around + seconds, "ranks": {"0": 1}})
-    run.profile_file.write_text(yaml.safe_dump({"kind": kind}))
+    run.profile_file.write_text(yaml.safe_dump({"kind": kind} | changes.get("profile", {})))
     run.config_file.write_text(yaml.safe_dump({"stage": "pretrain", "objective": {"kind": "supervised"}}))
     write_json(run.plan_file, plan | ({"rehearsal": True} if changes.get("rehearsal") else {}))
     result = {"stage": "pretrain", "steps": last, "metrics": {}}

@@ -80,6 +80,38 @@ def test_a_model_without_labels_is_graded_by_the_evaluation_that_its_forecast_is
     assert json.loads(run.result_file.read_text())["forecast"]["accuracy"]["outcome"] == 0.78
 
 
+def test_a_run_that_was_made_longer_is_not_graded_by_an_evaluation_of_where_it_stood(tmp_path, caplog):
+    run = done(tmp_path, "run", seconds=10.0, steps={"steps": 200, "samples": 20_000})
+    forecast(run, accuracy=entry(0.7, 0.8, metric=LINEAR))
+    for step in (100, 200):
+        assert list(grade_evaluated(evaluation(tmp_path / str(step), run, step=step))) == []
+    assert "forecast" not in json.loads(run.result_file.read_text()) and "steps is another" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *({"value": 0.7, "high": 0.8}, 0.7, None, [], {"value": 0.7, "low": "0.7", "high": 0.8}),
+        *({"value": 0.7, "low": 0.7, "high": float("nan")}, entry(0.7, 0.8, metric=["validation/accuracy"])),
+    ],
+)
+def test_of_a_damaged_forecast_what_is_whole_is_graded_and_the_rest_is_told(tmp_path, caplog, damaged):
+    run = done(tmp_path, "run", seconds=3588.0)
+    forecast(run, accuracy=damaged, hours=entry(0.5, 2.0))
+    assert set(grade_at_end(run, {"metrics": {}})) == {"hours"}
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{run.path / 'forecast.json'}: accuracy is not graded: ") and "low and high" in told
+    forecast(run, accuracy=damaged)
+    assert grade_at_end(run, {"metrics": {}}) == {} and list(forecast_lines(run)) == []
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", '{"forecasts": []}', '{"forecasts": null}', "{}"])
+def test_a_file_that_is_no_forecast_is_told_and_breaks_nothing(tmp_path, caplog, text):
+    run = done(tmp_path, "run", seconds=10.0)
+    (run.path / "forecast.json").write_text(text)
+    assert grade_at_end(run, {"metrics": {}}) == {} and "forecast.json: not graded" in caplog.text
+
+
 def test_how_often_forecasts_were_kept_is_counted_over_a_home(tmp_path):
     assert kept_words(past_runs(tmp_path)) is None
     for number, inside in enumerate((True, True, False)):

@@ -24,7 +24,7 @@ def config(*settings: str) -> PretrainConfig:
 
 
 def said(home, *settings: str, plan=PLAN, name="runs/x"):
-    return outlook(config(*settings), plan, home, "local", 0.0, home / name)
+    return outlook(config(*settings), plan, home, {"kind": "local"}, home / name)
 
 
 def test_a_ladder_forecasts_the_run_of_its_recipe_and_says_on_what_it_is_based(tmp_path):
@@ -99,7 +99,8 @@ def test_a_ladder_that_cannot_be_read_is_none(tmp_path):
 def test_time_and_price_are_forecast_from_past_runs(tmp_path):
     for number in range(4):
         done(tmp_path / "runs", f"run-{number}", seconds=6.0 + number / 10)
-    found = outlook(config(), PLAN, tmp_path, "local", 2.0, tmp_path / "runs" / "x")
+    profile = {"kind": "local", "price_per_device_hour": 2.0}
+    found = outlook(config(), PLAN, tmp_path, profile, tmp_path / "runs" / "x")
     hours, price = found.forecasts["hours"], found.forecasts["cost"]
     assert hours["low"] < 18 / 3600 < hours["high"] and price["value"] == pytest.approx(2 * hours["value"])
     assert found.basis == ["4 past runs of this profile (time)"]
@@ -109,7 +110,7 @@ def test_time_and_price_are_forecast_from_past_runs(tmp_path):
     written = json.loads((run.path / "forecast.json").read_text())
     assert written["format_version"] == 1 and set(written["forecasts"]) == {"hours", "cost"}
     assert not (run.path / "bands.json").exists() and written["steps"] == 100 and written["world_size"] == 2
-    rehearsal = outlook(config(), PLAN | {"rehearsal": True}, tmp_path, "local", 2.0, tmp_path / "runs" / "y")
+    rehearsal = outlook(config(), PLAN | {"rehearsal": True}, tmp_path, profile, tmp_path / "runs" / "y")
     assert rehearsal.forecasts == {} and rehearsal.notes == []
 
 

@@ -10,7 +10,7 @@ from pipeline.forecast.pace import Pace, learned_pace, planned_seconds
 from pipeline.forecast.past import past_runs, place_of, seconds_taken
 from tests.pipeline.forecast.homes import PLAN, done
 
-HERE = place_of(PLAN, "local")
+HERE = place_of(PLAN, {"kind": "local"})
 
 
 def test_a_run_took_what_its_heartbeats_say_and_its_training_what_its_ledger_says(tmp_path):
@@ -47,7 +47,29 @@ def test_hours_are_learned_from_runs_of_the_same_place_alone(tmp_path):
     larger = PLAN | {"training_flops_per_image": 1e11}
     spread, wider = (np.log(one.high / one.low) for one in (pace.hours(longer), pace.hours(larger)))
     assert wider > 1.5 * spread  # a thousand times the arithmetic of what was ever measured
-    assert learned_pace(runs, ("kubernetes", 2, 0, "fp32")) is None
+    assert learned_pace(runs, place_of(PLAN, {"kind": "kubernetes"})) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "one", "other"),
+    [
+        ("slurm", "partition", "a100", "h100"),
+        ("slurm", "constraint", "a100", "h100&ib"),
+        ("slurm", "gres", "gpu:a100:8", "gpu:h100:8"),
+        ("slurm", "directives", ["--gpus=a100:8"], ["--gpus=h100:8"]),
+        ("kubernetes", "node_selector", {"gpu": "a100"}, {"gpu": "h100"}),
+        ("kubernetes", "accelerator_resource", "nvidia.com/gpu", "amd.com/gpu"),
+    ],
+)
+def test_other_machines_of_the_same_cluster_are_another_place(tmp_path, kind, key, one, other):
+    for number in range(3):
+        done(
+            tmp_path / "runs", f"slow-{number}", seconds=60.0, kind=kind, profile={key: one, "price_per_device_hour": 2}
+        )
+        done(tmp_path / "runs", f"fast-{number}", seconds=6.0, kind=kind, profile={key: other, "time": "1:00:00"})
+    runs = past_runs(tmp_path)
+    slow, fast = (learned_pace(runs, place_of(PLAN, {"kind": kind, key: value})) for value in (one, other))
+    assert len(slow.ratios) == len(fast.ratios) == 3 and slow.ratios.min() > 5 * fast.ratios.max()
 
 
 def test_two_runs_say_their_ratio_and_make_no_interval(tmp_path):

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from pipeline.checkpoints.files import FROZEN_FILE
+from pipeline.forecast.grading import planned
 from pipeline.registration.card import Facts, model_card
 from pipeline.registration.training_facts import forecast_facts, training_facts
 from pipeline.registry.locate import ModelSource, locate_model
@@ -100,7 +101,8 @@ def test_a_version_carries_what_was_forecast_beside_what_came(home, digits):
     accuracy = {"value": 0.75, "low": 0.7, "high": 0.8, "unit": "share", "metric": linear}
     fingerprint = run.plan()["data"]["fingerprint"]
     forecasts = {"accuracy": accuracy, "hours": {"value": 1.0, "low": 0.5, "high": 1.2, "unit": "hours"}}
-    said = {"format_version": 1, "basis": "x", "data_fingerprint": fingerprint, "steps": 4, "forecasts": forecasts}
+    write_json(run.plan_file, run.plan() | {"steps": {"steps": 4, "samples": 64}})
+    said = {"format_version": 1, "basis": "x", "forecasts": forecasts} | planned(run.plan())
     write_json(run.path / "forecast.json", said)
     hours = {"value": 1.0, "low": 0.5, "high": 1.2, "outcome": 1.5, "inside": False}
     write_json(run.result_file, {"stage": "pretrain", "steps": 4, "forecast": {"hours": hours}})
@@ -110,6 +112,9 @@ def test_a_version_carries_what_was_forecast_beside_what_came(home, digits):
     card = model_card(source, Facts(forecast=facts))
     assert "| accuracy | 0.75 | 0.7 – 0.8 | 0.78 | inside |" in card
     assert "| hours | 1 | 0.5 – 1.2 | 1.5 | outside |" in card
+    write_json(run.path / "forecast.json", said | {"steps": 2})  # and was made longer afterwards
+    assert forecast_facts(source, {linear: 0.78}, scored) == {}
+    write_json(run.path / "forecast.json", said)
     unknown = forecast_facts(source, {}, {})  # it is registered before it was evaluated
     assert "outcome" not in unknown["accuracy"]
     assert "| accuracy | 0.75 | 0.7 – 0.8 | not known |  |" in model_card(source, Facts(forecast=unknown))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -33,13 +34,27 @@ def test_the_interval_over_seeds_is_students():
 
 
 def test_seeds_of_a_cell_become_one_point_and_a_single_one_keeps_the_interval_of_its_images():
-    rows = [row(seed=0, accuracy=0.5), row(seed=1, accuracy=0.7), row(fraction=0.1, interval=(0.45, 0.55)),
+    rows = [row(seed=0, accuracy=0.5, interval=(0.47, 0.53)), row(seed=1, accuracy=0.52, interval=(0.49, 0.54)),
+            row(fraction=0.1, interval=(0.45, 0.55)),
             row(seed=2, accuracy=None, interval=None, state="failed")]  # fmt: skip
     several, single = points_of(rows)
-    assert several.accuracy == pytest.approx(0.6) and several.seeds == 2 and several.basis == "Student's t over 2 seeds"
-    assert (several.low, several.high) == interval_over_seeds([0.5, 0.7])
+    assert several.accuracy == pytest.approx(0.51) and several.seeds == 2
+    assert several.basis == "Student's t over 2 seeds, and bootstrap over images"
+    half = 0.51 - interval_over_seeds([0.5, 0.52])[0]
+    assert (0.51 - several.low, several.high - 0.51) == pytest.approx((math.hypot(half, 0.03), math.hypot(half, 0.025)))
     assert (single.low, single.high, single.seeds, single.images) == (0.45, 0.55, 1, 100)
     assert single.basis == "bootstrap over images, one seed"
+
+
+def test_seeds_that_score_the_same_part_no_two_networks_by_less_than_their_images_do():
+    rows = [row(name, fraction, seed, accuracy, interval=(accuracy - 0.03, accuracy + 0.03)) for seed in (0, 1)
+            for name, fraction, accuracy in (("ResNet", 0.1, 0.901), ("ViT", 0.1, 0.9), ("ResNet", 1.0, 0.95),
+                                             ("ViT", 1.0, 0.951))]  # fmt: skip
+    points = points_of(rows)
+    assert all(one.high - one.low == pytest.approx(0.06) for one in points)
+    assert findings(points) == [
+        "supervised: no crossing of ResNet and ViT seen up to 1,000 images: they cannot be told apart from 100 to 1,000"
+    ]
 
 
 @pytest.mark.parametrize(

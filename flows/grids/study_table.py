@@ -1,6 +1,5 @@
 """What a study came to: a row for each cell from the run directories, the files, and what a person is told."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from flows.planning import seconds_per_step
 from flows.requests.study import Cell, Study
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from pipeline.report.ledger import parsed_line
 from pipeline.run_directory import RunDirectory, read_json
 from pipeline.studies.points import points_of
 from pipeline.studies.table import number_of, planned_lines, table_lines, write_study
@@ -120,8 +120,8 @@ def step_seconds(run: RunDirectory) -> float | None:
     steps: dict[int, float] = {}
     for number in range(1, run.last_attempt() + 1):
         ledger = run.attempt(number).ledger
-        for line in ledger.read_text().splitlines() if ledger.is_file() else ():
-            entry = json.loads(line)
+        for line in ledger.read_bytes().splitlines() if ledger.is_file() else ():
+            entry = parsed_line(line) or {}  # a process that was killed leaves half a line
             if "perf/last_step_seconds" in entry:
                 steps[entry["step"]] = entry["perf/last_step_seconds"]
     return round(sum(steps.values()), 1) if steps else None

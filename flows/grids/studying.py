@@ -9,15 +9,15 @@ import json
 from collections.abc import Sequence
 
 from flows import evaluating
-from flows.bringing import Bring, Report, bring_each, bring_one
 from flows.command_line.runs import run_state
 from flows.control.forwarding import Forwarder
 from flows.control.jobs import Conclusion, introduce, result_of
 from flows.control.submission import launcher_of, runs_here
+from flows.grids.bringing import Bring, Report, bring_each, bring_one
+from flows.grids.study_table import Progress, concluded, evaluations_of, impossible_lines, known_scores
 from flows.requests.evaluation import requested_evaluation
 from flows.requests.study import Study, as_overrides
 from flows.requests.training import sequence_run, training_run, written
-from flows.study_table import Progress, concluded, evaluations_of, impossible_lines, known_scores
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
 from pipeline.run_directory import RunDirectory
 

@@ -14,9 +14,9 @@ import yaml
 
 from flows.command_line.commands import study_command
 from flows.control.jobs import Conclusion
+from flows.grids.study_table import planned_study_lines, step_seconds
+from flows.grids.studying import carry_out
 from flows.requests.study import requested_study
-from flows.study_table import planned_study_lines
-from flows.studying import carry_out
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
 from pipeline.run_directory import RunDirectory, write_json
 
@@ -127,6 +127,14 @@ def test_a_run_that_fails_is_named_and_the_others_go_on_each_by_itself(home, fil
     assert any("ResNet by supervised" in line and "device fell off" in line for line in said)
     rows = json.loads((study.directory / "study.json").read_text())["rows"]
     assert [row["reason"] == "a device fell off" for row in rows] == [False, False, True, False]
+
+
+def test_a_ledger_that_a_kill_has_cut_is_counted_up_to_there(tmp_path):
+    run = RunDirectory(tmp_path)
+    for number, text in ((1, '{"step": 1, "perf/last_step_seconds": 1.0}\n{"step": 2, "perf/la'), (2, "\0\0\0\n"),
+                         (3, '{"step": 2, "perf/last_step_seconds": 2.5}\n')):  # fmt: skip
+        run.attempt(number).make().ledger.write_text(text)
+    assert step_seconds(run) == 3.5
 
 
 def test_a_study_that_is_stopped_begins_nothing_more(home, file):

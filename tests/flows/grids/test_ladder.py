@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.command_line.commands import ladder_command, training_command
 from flows.control.jobs import Conclusion
-from flows.laddering import carry_out, plan_lines, planned_ladder
+from flows.grids.laddering import carry_out, plan_lines, planned_ladder
 from pipeline.config.ingest import IngestConfig
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, InputError
 from pipeline.ingestion.build import ingest
@@ -199,7 +199,7 @@ def test_a_ladder_that_is_stopped_begins_no_further_rung_and_goes_on_later(home,
 
 def test_a_full_disk_is_said_in_a_line(home, with_validation, monkeypatch):
     plan = planned(home, with_validation)
-    monkeypatch.setattr("flows.laddering.Ladder.write", _full)
+    monkeypatch.setattr("flows.grids.laddering.Ladder.write", _full)
     with pytest.raises(InputError, match=r"ladder\.json: cannot be written: No space left on device"):
         carry_out(plan, lambda line: None, Trained())
 

@@ -16,10 +16,10 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from cluster.profile import LocalProfile
-from flows.bringing import Bring, Report, bring_each
 from flows.command_line.runs import run_state
 from flows.control.jobs import introduce
 from flows.control.submission import launcher_of
+from flows.grids.bringing import Bring, Report, bring_each
 from flows.profiles import load_profile
 from flows.requests.named import Data
 from flows.requests.training import checked_training, written
@@ -28,6 +28,7 @@ from pipeline.config.recipe import parse_overrides, read_yaml, recipe_path
 from pipeline.config.stages import STAGES
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, InputError
 from pipeline.run_directory import RunDirectory, read_json, write_atomic, write_json
+from pipeline.words import in_columns
 
 MOST_RUNS = 1000
 PROFILE = "profile."
@@ -208,6 +209,4 @@ def table_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         ]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
-    for line in [header, *cells]:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    yield from in_columns([header, *cells])

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profile import Profile
-from flows.bringing import Bring, Report, bring_each
 from flows.control.jobs import Conclusion
 from flows.evaluating import carry_out as carry_out_evaluation
+from flows.grids.bringing import Bring, Report, bring_each
 from flows.profiles import load_profile
 from flows.requests.evaluation import requested_evaluation
 from flows.requests.named import Data
@@ -41,7 +41,7 @@ from pipeline.preparation.training import PreparedRun
 from pipeline.preparation.write import run_path
 from pipeline.run_directory import RunDirectory, read_json
 from pipeline.shards.index import DatasetIndex, read_index
-from pipeline.words import duration_in_words, number_in_words
+from pipeline.words import duration_in_words, in_columns, number_in_words
 
 PREFIX = "ladder."
 LEAST_BUDGET_HOURS = 1.0
@@ -83,7 +83,7 @@ def planned_ladder(recipe: str, *, data: Data, profile: str, overrides: Sequence
         )[0]
         for size in chosen_sizes for fraction in sorted(config.fractions)
     }  # fmt: skip
-    pace = learned_pace(past_runs(home), place_of(full.plan, chosen.kind))
+    pace = learned_pace(past_runs(home), place_of(full.plan, chosen.model_dump(mode="json")))
     hours = {name: _hours(rung.plan, pace) for name, rung in rungs.items()}
     kept, lines = _within(hours, config, _hours(full.plan, pace), 2 if len(chosen_sizes) > 1 else 1)
     basis = "their arithmetic at a stated speed; no past runs to learn from" if pace is None else pace.in_words
@@ -188,14 +188,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
             f"{number_in_words(size_of(rung.config, rung.plan) / 1e6)} M",
             duration_in_words(3600 * plan.hours[name]), "done" if done else "to do",
         ])  # fmt: skip
-    yield from _in_columns(rows)
+    yield from in_columns(rows)
     yield from plan.lines
-
-
-def _in_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def carry_out(plan: Plan, report: Report, bring: Bring) -> tuple[int, str]:
@@ -283,7 +277,7 @@ def _write(plan: Plan, rungs: Sequence[Rung], report: Report) -> str:
         ladder.write(more)
     except OSError as error:
         raise InputError(f"{plan.directory / FILE}: cannot be written: {error.strerror}") from None
-    for line in _in_columns(list(_result_rows(ladder))):
+    for line in in_columns(list(_result_rows(ladder))):
         report(line)
     report(f"the same as {plan.directory / FILE}")
     return words

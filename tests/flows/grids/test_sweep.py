@@ -7,7 +7,7 @@ import pytest
 
 from flows.command_line.commands import sweep_command
 from flows.control.jobs import Conclusion
-from flows.sweeping import carry_out, prepared_sweep, run_names, split_settings
+from flows.grids.sweeping import carry_out, prepared_sweep, run_names, split_settings
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import EXIT_FAULT, EXIT_STOPPED, InputError
 from pipeline.run_directory import RunDirectory
