@@ -2,6 +2,7 @@
 
     RUN/config.yaml  profile.yaml  plan.json  deepspeed.json  provenance.json   written before submission
     RUN/bands.json                                              what is to be expected of its health, where known
+    RUN/escalated.json                                          which bad health Prefect was told of, if any
     RUN/code.diff                                               what differed from the commit in provenance.json, if any
     RUN/job.json                                                where it runs: kind, id, key, attempt; start, host
     RUN/attempts/01/{log, metrics.jsonl, health.jsonl, heartbeat, samples, rolled-back, exit}; meeting.json on a cluster

@@ -37,7 +37,7 @@ ROOMS = {  # the way of the data, from bytes to batches: what each room of pipel
         "words",
     },
     # what is said of a run before it, and how that is held against what came; it needs no trainer either
-    "forecast": {"config", "errors", "run_directory", "words"},
+    "forecast": {"config", "errors", "health", "run_directory", "words"},
     "evaluation": {"config", "errors", "ingestion", "loading", "rank", "registry", "run_directory", "shards", "views"},
     # torch-free but for its measures: flows read verdicts too
     "health": {"config", "errors", "evaluation", "run_directory", "words"},

@@ -4,6 +4,7 @@
 for automations to follow, and the message of the flow run's state. The run goes on. Told once for each such row.
 """
 
+import contextlib
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -15,7 +16,7 @@ from pipeline.config.health import HealthConfig
 from pipeline.config.stages import read_run_config
 from pipeline.health.log import FILE, bad_in_a_row, read_verdicts
 from pipeline.health.verdicts import Verdict, bad_in_words
-from pipeline.run_directory import RunDirectory
+from pipeline.run_directory import RunDirectory, read_json, write_json
 
 EVENT = "vit.health"
 
@@ -28,7 +29,8 @@ class HealthWatch:
         self._size = self._seen = 0  # bytes of all verdicts
         config = getattr(read_run_config(run.path), "health", None)
         self.config: HealthConfig = config or HealthConfig(every_steps=0)
-        self._escalated_at = -1  # step of the newest measurement that was
+        self.file = run.path / "escalated.json"
+        self._escalated_at = self._told_before()  # step of the newest measurement that was
 
     def fresh(self) -> list[list[Verdict]]:
         """All measurements of the run, where there are some that were not `shown`; else []."""
@@ -44,14 +46,22 @@ class HealthWatch:
         count = bad_in_a_row(measurements)
         if self.config.policy != "escalate" or count < self.config.patience:
             return None
-        first = measurements[-count][0].step
-        if self._escalated_at >= first:
+        first, newest = measurements[-count][0].step, measurements[-1][0].step
+        if first <= self._escalated_at <= newest:  # behind the newest lies what a run that was resumed does anew
             return None
         return f"health was bad {count} times in a row: {bad_in_words(measurements[-1])}"
 
     def called(self, measurements: list[list[Verdict]]) -> None:
-        """Help was called for; not again before a good measurement has come between."""
+        """Help was called for; not again before a good measurement has come between, by another controller either."""
         self._escalated_at = measurements[-1][0].step
+        with contextlib.suppress(OSError):  # then another controller calls again
+            write_json(self.file, {"format_version": 1, "step": self._escalated_at})
+
+    def _told_before(self) -> int:
+        try:
+            return int(read_json(self.file)["step"])
+        except (ValueError, TypeError, KeyError):  # no such file, or a damaged one
+            return -1
 
 
 def emit_call(run: RunDirectory, flow_run_id: UUID, words: str, newest: list[Verdict]) -> None:

@@ -14,10 +14,12 @@ class HealthConfig(Config):
 
     every_steps: CountOrZero | None = None
     """Steps between measurements; the last step is measured too. 0 is off. None: as often as costs at most 2 images
-    looked at for 100 trained on, and at most 40 times; off where that is not once."""
+    looked at for 100 trained on, and at most 40 times; off where that is not once. Where `policy` is to act, never so
+    rarely that it could not: `patience` measurements lie behind `settling`."""
     images: Size | None = None
-    """Images looked at of each of the splits `train` and `validation`, the same ones each time. None: two for each
-    dimension of the features, from 256 to 4096: with fewer RankMe is bounded by their number."""
+    """Images looked at of each of the splits `train` and `validation`, the same ones each time. None: four for
+    each dimension of the features, from 256 to 8192, where the split has as many: with fewer RankMe is bounded by their
+    number."""
     policy: Literal["report", "stop", "escalate"] = "report"
     """`report`: say it. `stop`: end with a checkpoint and exit code 1 after `patience` bad measurements in a row.
     `escalate`: then tell Prefect (event `vit.health`, and the state of the flow run) and train on. k-NN below its band

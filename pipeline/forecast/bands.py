@@ -4,8 +4,8 @@ At each point of the run (0 to 1 of its length) the rungs' values lie about a li
 parameters (`regression`); the band holds what a further run would show in 95 of 100 cases. Torch-free.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.forecast.ladder import Rung
 from pipeline.forecast.law import LEAST_POINTS
 from pipeline.forecast.regression import DRAWS, Belief, fit_lines
+from pipeline.health.log import read_verdicts
 from pipeline.run_directory import RunDirectory
 
 COVERS = 0.95  # a run is measured often, and a band should not cry wolf
@@ -28,17 +29,11 @@ SCATTER = 0.03
 
 
 def health_curves(run: RunDirectory) -> dict[str, list[list[float]]]:
-    """By metric, [progress, value] of every attempt in order, from `attempts/NN/health.jsonl`; later attempts replace
-    what earlier ones said of the same progress. {} where nothing was measured."""
+    """By metric, [progress, value] as the run's log of health tells it. {} where nothing was measured."""
     found: dict[str, dict[float, float]] = {}
-    for number in range(1, run.last_attempt() + 1):
-        file = run.attempt(number).path / "health.jsonl"
-        for line in file.read_text().splitlines() if file.is_file() else ():
-            try:
-                said = json.loads(line)
-                found.setdefault(said["metric"], {})[float(said["progress"])] = float(said["value"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that a kill has cut
+    for one in chain.from_iterable(read_verdicts(run)):
+        if one.value is not None:
+            found.setdefault(one.metric, {})[one.progress] = one.value
     return {metric: _thinned(sorted(curve.items())) for metric, curve in found.items()}
 
 

@@ -16,9 +16,9 @@ from pipeline.forecast.ladder import FOLDER, Ladder, ladders, size_of, why_not
 from pipeline.forecast.law import Interval, TooFew
 from pipeline.forecast.pace import learned_pace
 from pipeline.forecast.past import past_runs, place_of
+from pipeline.health.bands import FILE as BANDS
 from pipeline.run_directory import RunDirectory, read_json, write_json
 
-BANDS = "bands.json"
 OF_LADDERS = "rungs of ladder"  # in the basis of bands that are ours
 
 

@@ -73,7 +73,7 @@ def _points(points: Any, where: str) -> tuple[tuple[float, float, float], ...]:
     if not isinstance(points, Sequence) or isinstance(points, str):
         raise InputError(f"{where}: {points!r} is no list of [progress, low, high]")
     for point in points:
-        if not (isinstance(point, Sequence) and len(point) == 3 and all(map(_is_number, point))):
+        if not (isinstance(point, Sequence) and len(point) == 3 and all(map(is_number, point))):
             raise InputError(f"{where}: {point!r} is not [progress, low, high], three finite numbers")
         progress, low, high = point
         if not (0 <= progress <= 1 and low <= high):
@@ -83,5 +83,6 @@ def _points(points: Any, where: str) -> tuple[tuple[float, float, float], ...]:
     return tuple((float(a), float(b), float(c)) for a, b, c in points)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

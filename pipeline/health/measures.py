@@ -15,7 +15,7 @@ from pipeline.evaluation.frozen.knn import knn_scores
 from pipeline.health.verdicts import Value
 
 EPS = 1e-7  # of RankMe
-LEAST_RATIO = 2  # images per dimension, below which RankMe tells more of their number than of the features
+LEAST_RATIO = 4  # images per dimension: features alike in all directions give RankMe 0.93 D from 2 D, 0.97 D from 4 D
 
 
 def rankme(features: Tensor) -> float:
@@ -40,12 +40,12 @@ def feature_spread(features: Tensor) -> float:
 
 
 def of_features(features: Tensor) -> list[Value]:
-    """RankMe and spread; RankMe is not held against a band where there are fewer than 2 D images."""
+    """RankMe and spread; RankMe is not held against a band where there are fewer than 4 D images."""
     if not torch.isfinite(features).all():
         return [Value("rankme", math.nan), Value("feature_spread", math.nan)]
     count, width = features.shape
     enough = count >= LEAST_RATIO * width
-    note = f"of {width}" if enough else f"of {width}, from {count} images, fewer than {LEAST_RATIO} for each dimension"
+    note = f"of {width} from {count:,} images{'' if enough else f', fewer than {LEAST_RATIO} for each dimension'}"
     return [Value("rankme", rankme(features), note, enough), Value("feature_spread", feature_spread(features))]
 
 

@@ -15,6 +15,7 @@ from pipeline.words import number_in_words
 
 LATE = 0.5  # of the run, behind which, and behind a whole epoch, a model must have learned something
 ALARM = "alarm"
+NO_REFERENCE = "no reference"
 Kind = Literal["ok", "low", "high", "no band"]
 
 
@@ -85,7 +86,7 @@ def judge(measured: Value, moment: Moment, bands: Bands | None, config: HealthCo
         return _verdict(measured, moment, low, high, f"{ALARM}: {what}", kind, f"{kind.upper()}: {what}")
     band = bands.at(measured.metric, moment.progress) if bands is not None and measured.comparable else None
     if band is None:
-        return _verdict(measured, moment, None, None, "", "no band", "no reference")
+        return _verdict(measured, moment, None, None, "", "no band", NO_REFERENCE)
     low, high = band
     kind = "low" if measured.value < low else "high" if measured.value > high else "ok"
     expected = f"(expected {_number(low)}–{_number(high)}) {kind}"
@@ -98,8 +99,10 @@ def is_bad(verdicts: Iterable[Verdict]) -> bool:
 
 
 def in_one_line(verdicts: list[Verdict]) -> str:
-    """What a person reads of a measurement: the epoch once, then each metric."""
-    return f"{_epoch(verdicts[0].epoch)}: {'; '.join(one.said for one in verdicts)}"
+    """What a person reads of a measurement: the epoch once, then each metric, and whether none has a reference."""
+    said = "; ".join(one.said.removesuffix(f", {NO_REFERENCE}") for one in verdicts)
+    lack = f" ({NO_REFERENCE})" if all(one.verdict == "no band" for one in verdicts) else ""
+    return f"{_epoch(verdicts[0].epoch)}: {said}{lack}"
 
 
 def bad_in_words(verdicts: Iterable[Verdict]) -> str:

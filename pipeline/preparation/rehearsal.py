@@ -42,10 +42,11 @@ def prepare_rehearsal(
         "data.lanes=null",
         "validation.every_steps=0",
         "health.every_steps=0",
+        "health.policy=report",
         "profiling.steps=null",
     ]
     dropped = {"checkpoint.keep", "checkpoint.every_steps", "log_every_steps", "data.lanes", "micro_batch_size",
-               "global_batch_size", "validation.every_steps", "health.every_steps", "profiling.steps",
+               "global_batch_size", "validation.every_steps", "health.every_steps", "health.policy", "profiling.steps",
                "optimizer.warmup", "optimizer.cooldown", *LENGTH_UNITS}  # fmt: skip
     kept = [override for override in overrides if override.partition("=")[0] not in dropped]
     rehearsal = prepare_training(stage, recipe, [*kept, *shortened], sources, placement, model, teacher)

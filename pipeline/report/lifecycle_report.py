@@ -75,7 +75,7 @@ class _Story:
             return Verdict(False, f"Failed at stage {failure['stage']}", lines)
         lines = [str(self.registered["summary"])] if self.registered.get("summary") else []
         unhealthy = [(name, one) for name, facts in self.trainings.items() for one in facts.health.bad]
-        lines += [f"{name}, health, {one.get('words') or one['metric']}" for name, one in unhealthy]
+        lines += [f"{name}, health, {one.words or one.metric}" for name, one in unhealthy]
         return Verdict(not unhealthy, f"Registered as {self.uri}" if self.uri else "Done", lines + self.record.notes)
 
     def tiles(self) -> Html:

@@ -52,7 +52,7 @@ def run_verdict(facts: RunFacts) -> Verdict:
     if said := best(facts):
         lines.append(f"Best by validation: {said}")
     if not is_healthy(facts):
-        lines += [f"Health, {one.get('words') or one['metric']}" for one in facts.health.bad]
+        lines += [f"Health, {one.words or one.metric}" for one in facts.health.bad]
     words = facts.ending if is_healthy(facts) else f"{facts.ending}, with a look at its health"
     return Verdict(is_healthy(facts), words, lines)
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.health.log import FILE as HEALTH_LOG
+from pipeline.health.verdicts import Verdict
 from pipeline.pages.parts import Html, bullets, facts_table, folded, joined, paragraph, table, word
 from pipeline.report.charts import Line, line_chart
-from pipeline.report.health import TITLES, Health, is_number
+from pipeline.report.health import TITLES, Health
 from pipeline.report.ledger import Curve
 from pipeline.report.run_facts import RunFacts, price_of, unit_of_hours
 from pipeline.training.start_table import start_table
@@ -87,31 +89,31 @@ def health(facts: RunFacts) -> Html:
     told = facts.health
     if not told.measured:
         is_off = (facts.raw.get("health") or {}).get("every_steps") == 0
-        why = "health.every_steps is 0" if is_off else "the run kept no health.jsonl"
+        why = "health.every_steps is 0" if is_off else f"the run kept no {HEALTH_LOG}"
         return paragraph(f"{NOT_MEASURED}: {why}", "quiet")
     rows = [_health_row(metric, told.of(metric)) for metric in told.metrics]
     charts = [_health_chart(facts, told, metric) for metric in told.metrics]
-    outside = [one for one in told.outside]
-    judged = [one for one in told.measured if one.get("verdict") in ("ok", "low", "high")]
+    outside = told.outside
+    judged = [one for one in told.measured if one.verdict != "no band"]
     words = f"{len(judged) - len(outside):,} of {len(judged):,} measurements with a band were inside it."
     if not judged:
         words = "There was no band to hold the measurements against: they are shown, not judged."
     basis = f" Bands: {told.basis}." if told.basis else ""
-    lines = [str(one.get("words") or one["metric"]) for one in told.measured]
+    lines = [one.words or one.metric for one in told.measured]
     more = f" (the newest {LISTED} of {len(lines):,})" if len(lines) > LISTED else ""
     return joined(
         paragraph(words + basis),
-        bullets(str(told.of(metric)[-1].get("words") or metric) for metric in told.metrics),
+        bullets(told.of(metric)[-1].words or metric for metric in told.metrics),
         table(("measured", "newest value", "expected", "verdict", "outside"), rows, numbers=(1, 2)),
         Html(f'<div class="curves">{"".join(charts)}</div>'),
         folded(f"Every verdict in words{more}", bullets(lines[-LISTED:])),
     )
 
 
-def _health_row(metric: str, measured: Sequence[dict[str, Any]]) -> tuple[object, ...]:
-    newest, outside = measured[-1], sum(one.get("verdict") in ("low", "high") for one in measured)
-    low, high = newest.get("low"), newest.get("high")
-    match is_number(low), is_number(high):
+def _health_row(metric: str, measured: Sequence[Verdict]) -> tuple[object, ...]:
+    newest, outside = measured[-1], sum(one.verdict in ("low", "high") for one in measured)
+    low, high = newest.low, newest.high
+    match low is not None, high is not None:
         case True, True:
             expected = f"{low:.4g} – {high:.4g}"
         case True, False:
@@ -120,27 +122,23 @@ def _health_row(metric: str, measured: Sequence[dict[str, Any]]) -> tuple[object
             expected = f"at most {high:.4g}"
         case _:
             expected = "no band"
-    verdict = newest.get("verdict")
-    kind = {"ok": "good", "low": "bad", "high": "bad"}.get(str(verdict))
+    verdict = newest.verdict
+    kind = {"ok": "good", "low": "bad", "high": "bad"}.get(verdict)
     mark = Html(f'<span class="mark {kind}">{verdict}</span>') if kind else "no band"
-    return TITLES.get(metric, metric), _figure(newest["value"]), expected, mark, f"{outside} of {len(measured)} times"
+    return TITLES.get(metric, metric), _figure(newest.value), expected, mark, f"{outside} of {len(measured)} times"
 
 
 def _health_chart(facts: RunFacts, told: Health, metric: str) -> Html:
-    measured = [one for one in told.of(metric) if one["value"] is not None]
+    measured = [one for one in told.of(metric) if one.value is not None]
     if not measured:
         return paragraph(f"{TITLES.get(metric, metric)}: never a finite number", "quiet")
-    steps, values = [float(one["step"]) for one in measured], [float(one["value"]) for one in measured]
+    steps, values = [float(one.step) for one in measured], [float(one.value) for one in measured]
     last = max(facts.steps_planned, *steps)
     band = [(progress * last, low, high) for progress, low, high in told.bands.get(metric, ())]
     if not band:
-        band = [(float(one["step"]), one["low"], one["high"]) for one in measured if _has_limits(one)]
+        band = [(one.step, one.low, one.high) for one in measured if None not in (one.low, one.high)]
     line = Line("measured", Curve(steps, values, values, values))
     return line_chart(TITLES.get(metric, metric), [line], band=band, last_step=last)
-
-
-def _has_limits(one: dict[str, Any]) -> bool:
-    return is_number(one.get("low")) and is_number(one.get("high"))
 
 
 def speed(facts: RunFacts) -> Html:

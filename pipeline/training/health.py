@@ -7,7 +7,10 @@ images are read once, when first measured, and kept as they are before they are 
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -45,7 +48,7 @@ class Measured(NamedTuple):
     """What a step's measurement says, the same on every rank."""
 
     scores: dict[str, float] = {}  # for the ledger
-    reason: str | None = None  # why the run is to stop
+    reason: str | None = None  # why the run is to stop; see `Health.last_words`
 
 
 class Found(NamedTuple):
@@ -55,6 +58,10 @@ class Found(NamedTuple):
     labels: Tensor  # (N,) int64
     entropy: float | None  # of the attention; None where the network shows none
     explained: float | None  # None where the objective hides nothing
+
+
+class NotMeasured(Exception):
+    """What a measurement needs could not be had on some rank; said on all of them."""
 
 
 class Health:
@@ -84,9 +91,9 @@ class Health:
             last_step=self.sample.batches, workers=plan["loader_workers"],
         )  # fmt: skip
         self.kept: list[tuple[int, RawBatch]] = []
+        self.reading = False
         self.bands = read_bands(me.run.path) if me.is_first else None
-        before = [one for one in read_verdicts(me.run) if one[0].step <= first_step] if me.is_first else []
-        self.bad_in_a_row = bad_in_a_row(before)
+        self.count_until(first_step)
         self._tell_what_is_measured([part.split for part in parts])
 
     def __enter__(self) -> Self:
@@ -111,24 +118,63 @@ class Health:
     def measure(self, engine: Engine, done: int) -> Measured:
         """Of the state after `done` steps, averaged where the run keeps an average. Nothing where none is due.
 
-        Rank 0 writes health.jsonl and says it in one line.
+        Rank 0 writes health.jsonl and says it in one line. A measurement that fails is a warning, and none was made;
+        but under ZeRO-3, whose ranks meet in each forward, one that fails there ends the run.
         """
         if not self.is_due(done):
             return Measured()
-        phase, started = self.me.phase, time.perf_counter()
-        self._keep_images()
+        phase = self.me.phase
+        try:
+            measured = self._measured(engine, done)
+        except NotMeasured as failed:
+            measured = Measured()
+            if self.me.is_first:
+                log.warning("health of step %d could not be measured, and training goes on: %s", done, failed)
+        self.me.phase = phase
+        return measured
+
+    def count_until(self, step: int) -> None:
+        """Take the row of bad measurements from the log, where the run goes on behind `step` steps."""
+        if self.loader is not None and self.me.is_first:
+            self.bad_in_a_row = bad_in_a_row(one for one in read_verdicts(self.me.run) if one[0].step <= step)
+
+    def _measured(self, engine: Engine, done: int) -> Measured:
+        """NotMeasured, on all ranks, where it failed on one. Collective."""
+        started = time.perf_counter()
+        self._together(self._keep_images)
         with engine.asking() as ask:
-            found = [self._of_part(number, ask, engine) for number in range(len(self.sample.streams))]
-        told: list[Any] = [None]
-        if self.me.is_first:
-            told = [self._judged(self._values(found), done, started)]
+            look = partial(self._looked, ask, engine)
+            seen = look() if engine.stage == 3 and self.me.world_size > 1 else self._together(look)
+        found = [_of_all_rows(rows, sums) for rows, sums in seen]
+        told = [self._together(lambda: self._judged(found, done, started) if self.me.is_first else None)]
         if self.me.world_size > 1:
             dist.broadcast_object_list(told, device=engine.device)
-        self.me.phase = phase
         return Measured(*told[0])
 
+    def _together(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, which meets no other rank. Collective.
+
+        NotMeasured on all ranks where it raised on one.
+        """
+        result = failure = None
+        try:
+            result = work()
+        except Exception as error:  # whatever it is: it leaves the weights alone
+            failure = _in_one_line(error)
+        failures = [failure] * self.me.world_size
+        if self.me.world_size > 1:
+            dist.all_gather_object(failures, failure)
+        for rank, words in enumerate(failures):
+            if words is not None:
+                raise NotMeasured(f"rank {rank}: {words}")
+        return result
+
     def _keep_images(self) -> None:
-        """This rank's rows of the fixed sample; read once."""
+        """This rank's rows of the fixed sample; read once, and anew where reading has failed."""
+        if self.reading:
+            self.kept = []
+            self.loader.begin_again(0, ())
+        self.reading = len(self.kept) < self.sample.batches
         while len(self.kept) < self.sample.batches:
             self.me.phase = "health"
             raw = next(self.loader)
@@ -137,9 +183,14 @@ class Health:
             part, _ = self.sample.place(int(raw.positions[0]))
             self.kept.append((part, raw._replace(images=raw.images.clone())))
         self.loader.close()
+        self.reading = False
 
-    def _of_part(self, number: int, ask: Callable, engine: Engine) -> Found:
-        """Collective."""
+    def _looked(self, ask: Callable, engine: Engine) -> list[tuple[list[Tensor], dict[str, Tensor]]]:
+        """Of each part, this rank's rows and sums. Collective under ZeRO-3."""
+        return [self._of_part(number, ask, engine) for number in range(len(self.sample.streams))]
+
+    def _of_part(self, number: int, ask: Callable, engine: Engine) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Columns of this rank's rows: features, labels, positions, whether each is counted; and sums over them."""
         stream, data, start = self.sample.streams[number], self.config.data, int(self.sample.starts[number])
         looks_closer = number == len(self.sample.streams) - 1
         rows, sums = [], {}
@@ -155,14 +206,13 @@ class Health:
             features, *closer = ask(look, batch)
             _add(dict(zip(look.names, closer, strict=True)), sums)
             rows.append((features.float(), batch.labels, batch.positions, counted))
-        features, labels, positions, counted = (_of_all_ranks(torch.cat(column)) for column in zip(*rows, strict=True))
-        order = positions.argsort()
-        order = order[counted[order]]
-        return Found(features[order], labels[order], *_closer(_summed(sums)))
+        return [torch.cat(column) for column in zip(*rows, strict=True)], sums
 
     def _values(self, found: Sequence[Found]) -> list[Value]:
         """What is measured of the parts: rank and spread of training images, the rest of held-out ones if there are."""
         first, last = found[0], found[-1]
+        if not (len(first.features) and len(last.features)):
+            raise ValueError("no image of the fixed sample can be read")
         values = [] if last.explained is None else [Value("explained_variance", last.explained)]
         values += of_features(first.features)
         if last.entropy is not None:
@@ -173,14 +223,18 @@ class Health:
             values += of_labels(*columns, len(classes))
         return values
 
-    def _judged(self, values: list[Value], done: int, started: float) -> tuple[dict[str, float], str | None]:
+    def _judged(self, found: Sequence[Found], done: int, started: float) -> tuple[dict[str, float], str | None]:
         """Rank 0's: for the ledger, and why the run is to stop."""
+        values = self._values(found)
         samples = done * self.config.global_batch_size
         moment = Moment(done, samples, samples / self.plan["samples_per_epoch"], done / self.last)
         verdicts = [judge(value, moment, self.bands, self.config.health) for value in values]
         if not verdicts:
             return {}, None
-        write_verdicts(self.me.attempt, verdicts)
+        try:
+            write_verdicts(self.me.attempt, verdicts)
+        except OSError as error:
+            log.warning("verdicts on the health of step %d could not be written: %s", done, error)
         self.bad_in_a_row = self.bad_in_a_row + 1 if is_bad(verdicts) else 0
         seconds = time.perf_counter() - started
         log.log(logging.WARNING if self.bad_in_a_row else logging.INFO, "%s", in_one_line(verdicts))
@@ -191,10 +245,14 @@ class Health:
         health, count = self.config.health, self.bad_in_a_row
         if health.policy != "stop" or count < health.patience:
             return None
+        return f"health was bad {count} times in a row: {bad_in_words(verdicts)}"
+
+    def last_words(self, reason: str, step: int) -> str:
+        """Of a run that stops for a measurement's `reason`, with `step` as its newest checkpoint, or 0 without one."""
+        kept = f"the checkpoint of step {step} stands" if step else "there is no checkpoint yet"
         return (
-            f"health was bad {count} times in a row: {bad_in_words(verdicts)}; the checkpoint of step "
-            f"{verdicts[0].step} stands. In a new run lower optimizer.learning_rate or raise optimizer.warmup, and "
-            f"look at the images of {self.plan['data']['name']}; to go on all the same: vit resume {self.me.run.path} "
+            f"{reason}; {kept}. In a new run lower optimizer.learning_rate or raise optimizer.warmup, and look at the "
+            f"images of {self.plan['data']['name']}; to go on all the same: vit resume {self.me.run.path} "
             "--set health.policy=report"
         )
 
@@ -227,12 +285,28 @@ class _Look:
         return features_of(encoder, tokens), *sums.values()
 
 
+def _in_one_line(error: Exception) -> str:
+    """Kind, message and place; of a message with a traceback in it what began and what ended that."""
+    first, *others = str(error).strip().splitlines() or [""]
+    words = f"{first} {others[-1]}" if others and first.endswith(":") else first
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {words} ({Path(place.filename).name}:{place.lineno})"
+
+
 def _rows_that_fit(config: TrainingConfig) -> int:
     encoder = config.encoder
     if not isinstance(encoder, EncoderConfig):
         return MOST_ROWS
     of_image = 4 * encoder.num_heads * encoder_tokens(encoder) ** 2
     return max(1, min(MOST_ROWS, MOST_ATTENTION_BYTES // of_image))
+
+
+def _of_all_rows(rows: Sequence[Tensor], sums: Mapping[str, Tensor]) -> Found:
+    """What all ranks found together. Collective."""
+    features, labels, positions, counted = map(_of_all_ranks, rows)
+    order = positions.argsort()
+    order = order[counted[order]]
+    return Found(features[order], labels[order], *_closer(_summed(sums)))
 
 
 def _closer(sums: Mapping[str, Tensor]) -> tuple[float | None, float | None]:

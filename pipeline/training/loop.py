@@ -140,6 +140,9 @@ def train_steps(
                 me.phase = "roll back"
                 saver.finish()
                 step = roll_back(me, bad, engine, loader, supply, partial(initial_module, config, plan))
+                if measured.reason is not None:
+                    raise HealthError(health.last_words(measured.reason, step))
+                health.count_until(step)
                 me.phase = "train"
                 continue
 
@@ -151,7 +154,7 @@ def train_steps(
                 report.flush()
                 saver.save(done, supply, validation=scores, wait=stopping or unhealthy)
             if unhealthy:
-                raise HealthError(measured.reason)
+                raise HealthError(health.last_words(measured.reason, done))
             if stopping:
                 raise Stopped(f"{budget.why_stopped} at step {done} of {lengths.steps}, checkpoint complete")
             step = done

@@ -10,6 +10,7 @@ import pytest
 
 from flows.requests.training import training_run
 from pipeline.config.recipe import RECIPES
+from pipeline.errors import InputError
 from pipeline.health.bands import read_bands
 from pipeline.preparation.bands import REFERENCES
 from pipeline.run_directory import RunDirectory
@@ -59,9 +60,61 @@ def test_a_cadence_left_open_costs_at_most_two_images_of_a_hundred(home, digits)
     from pipeline.config.stages import read_run_config
 
     health = read_run_config(prepared(home, digits, "pretrain_mae_digits").path).health
-    assert (health.images, health.every_steps) == (256, 100)
-    assert 256 * (1200 / health.every_steps) <= 0.02 * 1200 * 128
+    assert (health.images, health.every_steps) == (4 * 96, 150)
+    assert 384 * (1200 / health.every_steps) <= 0.02 * 1200 * 128
     assert read_run_config(prepared(home, digits, "pretrain_mae_debug").path).health.every_steps == 0
+
+
+@pytest.mark.parametrize("policy", ["stop", "escalate"])
+def test_a_policy_that_acts_makes_the_cadence_dense_enough_or_is_refused(policy, home, digits):
+    from pipeline.config.stages import read_run_config
+
+    def of(*settings: str):
+        run = prepared(home, digits, "pretrain_mae_debug", f"health.policy={policy}", "steps=20", *settings)
+        return read_run_config(run.path).health
+
+    for settings, every in (([], 6), (["health.patience=5"], 3), (["health.settling=0.9", "health.patience=2"], 1)):
+        health = of(*settings)
+        due = [step for step in range(1, 21) if step % health.every_steps == 0 or step == 20]
+        assert health.every_steps == every
+        assert sum(step / 20 >= health.settling for step in due) >= health.patience
+    for settings, words in (
+        (["health.every_steps=0"], "health.every_steps: 0 leaves 0 measurements"),
+        (["health.every_steps=15"], "leaves 2 measurements behind health.settling (0.1 of 20 steps), and"),
+        (["health.patience=50"], "it never would; set health.patience to 1, or make the run longer"),
+    ):
+        with pytest.raises(InputError) as refused:
+            of(*settings)
+        assert words in str(refused.value) and f"health.policy {policy}" in str(refused.value)
+        assert len(refused.value.problems) == 1
+    assert of("health.every_steps=10", "health.patience=2").every_steps == 10
+
+
+def test_a_controller_that_is_started_again_calls_for_help_only_of_another_row(home, digits):
+    from flows.orchestration.health import HealthWatch
+    from pipeline.config.health import HealthConfig
+    from pipeline.health.log import write_verdicts
+    from pipeline.health.verdicts import Moment, Value, judge
+
+    run = prepared(home, digits, "pretrain_mae_debug", "steps=100", "health.policy=escalate", "health.patience=2")
+
+    def called(attempt: int, *measured: tuple[int, float]) -> bool:
+        """Whether a controller that is new calls, once these (step, spread) are measured."""
+        for step, spread in measured:
+            verdict = judge(Value("feature_spread", spread), Moment(step, step, 2.0, 0.8), None, HealthConfig())
+            write_verdicts(run.attempt(attempt).make(), [verdict])
+        watch = HealthWatch(run)
+        measurements = watch.fresh()
+        if calls := watch.call_for_help(measurements) is not None:
+            watch.called(measurements)
+        return calls
+
+    assert not called(1, (10, 0.0)) and called(1, (20, 0.0))
+    assert not called(1) and not called(1, (30, 0.0))
+    assert not called(1, (40, 0.5), (50, 0.0)) and called(1, (60, 0.0))
+    assert called(2, (10, 0.0), (20, 0.0))  # resumed from before, and as bad again
+    (run.path / "escalated.json").write_text("{")
+    assert called(2) and not called(2)
 
 
 FLOWS = """

@@ -165,10 +165,10 @@ def test_curves_come_from_every_attempt_and_a_cut_line_is_left_out(tmp_path):
         "verdict": "no band",
     }
     (run.attempt(1).path / "health.jsonl").write_text(
-        json.dumps(line) + "\n" + json.dumps(line | {"progress": 0.75}) + "\n"
+        json.dumps(line) + "\n" + json.dumps(line | {"step": 15, "progress": 0.75}) + "\n"
     )
     run.attempt(2).make()
-    later = [line | {"progress": 0.75, "value": 8.0}, line | {"progress": 1.0, "value": 9.0}]
+    later = [line | {"step": 15 + 5 * k, "progress": 0.75 + 0.25 * k, "value": 8.0 + k} for k in (0, 1)]
     (run.attempt(2).path / "health.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in later) + '{"step": 2')
     assert health_curves(run) == {"rankme": [[0.5, 7.0], [0.75, 8.0], [1.0, 9.0]]}
     assert health_curves(done(tmp_path, "two", seconds=5.0)) == {}

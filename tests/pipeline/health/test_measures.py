@@ -7,7 +7,8 @@ import torch
 
 from models.inspection.attention_weights import relative_entropy
 from models.inspection.explained import explained_share, explained_sums
-from pipeline.health.measures import feature_spread, of_features, of_labels, rankme
+from pipeline.health.measures import LEAST_RATIO, feature_spread, of_features, of_labels, rankme
+from pipeline.preparation.health import IMAGES_PER_DIMENSION
 
 
 def test_rankme_counts_directions():
@@ -27,10 +28,13 @@ def test_spread_is_1_of_all_directions_and_0_of_one_point():
     assert feature_spread(torch.ones(40, 24) * torch.rand(40, 1)) == pytest.approx(0, abs=1e-6)
 
 
-def test_fewer_images_than_two_for_each_dimension_are_said_and_not_comparable():
-    rank, _ = of_features(torch.randn(90, 48))
-    assert not rank.comparable and rank.note == "of 48, from 90 images, fewer than 2 for each dimension"
-    assert of_features(torch.randn(96, 48))[0].comparable
+def test_how_many_images_rankme_is_of_is_said_and_fewer_than_four_for_each_dimension_are_not_comparable():
+    torch.manual_seed(0)
+    rank, _ = of_features(torch.randn(191, 48))
+    assert not rank.comparable and rank.note == "of 48 from 191 images, fewer than 4 for each dimension"
+    enough = of_features(torch.randn(192, 48))[0]
+    assert enough.comparable and enough.note == "of 48 from 192 images" and enough.value > 0.96 * 48
+    assert LEAST_RATIO == IMAGES_PER_DIMENSION
     assert all(math.isnan(one.value) for one in of_features(torch.full((9, 3), math.nan)))
 
 

@@ -42,7 +42,7 @@ def test_without_a_band_the_value_is_said_and_that_there_is_no_reference():
         verdict = judge(Value("rankme", 31.24, "of 192"), LATE, given, CONFIG)
         assert (verdict.verdict, verdict.low, verdict.high) == ("no band", None, None)
         assert verdict.words == "epoch 12: RankMe 31.2 of 192, no reference"
-    few = Value("rankme", 3.0, "of 192, from 90 images, fewer than 2 for each dimension", comparable=False)
+    few = Value("rankme", 3.0, "of 192 from 90 images, fewer than 4 for each dimension", comparable=False)
     assert judge(few, LATE, bands(rankme=[[0.0, 10, 20]]), CONFIG).verdict == "no band"
 
 
@@ -90,6 +90,60 @@ def test_k_nn_alone_never_makes_a_measurement_bad_and_better_than_expected_is_no
     assert is_bad([verdict("attention_entropy", 0.7)]) and is_bad([verdict("attention_entropy", 0.3)])
     line = in_one_line([verdict("knn_top1", 0.55), verdict("ridge_top1", 0.3)])
     assert line == "epoch 12: 20-NN 0.55 (expected 0.50–0.60) ok; ridge 0.30 (expected 0.50–0.60) low"
+
+
+def test_the_line_of_a_measurement_says_once_that_nothing_has_a_reference():
+    values = [Value("rankme", 31.24, "of 192"), Value("feature_spread", 0.4)]
+    verdicts = [judge(value, LATE, None, CONFIG) for value in values]
+    assert in_one_line(verdicts) == "epoch 12: RankMe 31.2 of 192; feature spread 0.40 (no reference)"
+    assert all(one.words.endswith(", no reference") for one in verdicts)
+    one_known = [judge(value, LATE, bands(rankme=[[0, 20, 40]]), CONFIG) for value in values]
+    assert in_one_line(one_known) == "epoch 12: RankMe 31.2 of 192 (expected 20.0–40.0) ok; feature spread 0.40"
+
+
+def spread_at(step: int, spread: float):
+    return judge(Value("feature_spread", spread), Moment(step, step, 2.0, 0.8), None, CONFIG)
+
+
+def test_what_was_measured_behind_a_roll_back_or_a_new_start_counts_no_longer(tmp_path):
+    run = RunDirectory(tmp_path)
+    attempt = run.attempt(1).make()
+    for step, spread in [(2, 0.0), (4, 0.0), (6, 0.0), (4, 0.0)]:  # back to step 2 behind step 6
+        write_verdicts(attempt, [spread_at(step, spread)])
+    assert [one[0].step for one in read_verdicts(run)] == [2, 4] and bad_in_a_row(read_verdicts(run)) == 2
+    write_verdicts(run.attempt(2).make(), [spread_at(3, 0.5)])  # at another cadence, resumed from step 2
+    assert [one[0].step for one in read_verdicts(run)] == [2, 3]
+
+
+@pytest.mark.parametrize("damage", ["nul", "more", "fewer", "version", "nan", "list", "text"])
+def test_a_line_that_cannot_be_read_is_passed_over_with_one_warning(tmp_path, caplog, damage):
+    run = RunDirectory(tmp_path)
+    attempt = run.attempt(1).make()
+    write_verdicts(attempt, [spread_at(2, 0.0)])
+    told = json.loads((attempt.path / FILE).read_text())
+    assert told["format_version"] == 1
+    bad = {
+        "nul": "\0\0\0", "more": json.dumps(told | {"step": 4, "new": [1]}),
+        "fewer": json.dumps({key: told[key] for key in told if key != "progress"}),
+        "version": json.dumps(told | {"format_version": 2}), "nan": json.dumps(told | {"value": math.nan}),
+        "list": "[1]", "text": json.dumps(told | {"step": "4"}),
+    }[damage]  # fmt: skip
+    with open(attempt.path / FILE, "a") as file:
+        file.write(f"{bad}\n{bad}\n")
+    write_verdicts(attempt, [spread_at(6, 0.5)])
+    assert [one[0].step for one in read_verdicts(run)] == ([2, 4, 6] if damage == "more" else [2, 6])
+    read_verdicts(run)
+    assert len(caplog.records) == (damage != "more") and all(
+        str(attempt.path / FILE) in r.message for r in caplog.records
+    )
+
+
+def test_a_line_that_a_full_disk_has_cut_takes_no_other_along(tmp_path):
+    run = RunDirectory(tmp_path)
+    attempt = run.attempt(1).make()
+    (attempt.path / FILE).write_text('{"step": 2, "sam')
+    write_verdicts(attempt, [spread_at(4, 0.5)])
+    assert [one[0].step for one in read_verdicts(run)] == [4]
 
 
 def test_rows_of_bad_measurements_are_counted_over_attempts_and_the_later_of_a_step_counts(tmp_path):

@@ -1,5 +1,6 @@
 """A finished training and its evaluation, as an earlier version wrote them, for reports to be made of."""
 
+import itertools
 import json
 import math
 import shutil
@@ -27,9 +28,10 @@ def measured_health(
     """health.jsonl with a verdict for each value, and the bands that they were held against."""
     low, high = band
     with open(run.attempt(1).path / "health.jsonl", "w") as file:
-        for metric, told in values.items():
-            for number, value in enumerate(told, 1):
-                progress = number / len(told)
+        numbers = range(1, 1 + max(map(len, values.values())))
+        for number, (metric, told) in itertools.product(numbers, values.items()):
+            if number <= len(told):
+                value, progress = told[number - 1], number / len(told)
                 verdict = "low" if value < low else "high" if value > high else "ok"
                 words = f"epoch {number}: {metric.replace('_', ' ')} {value} (expected {low}–{high}) {verdict}"
                 file.write(json.dumps({

@@ -79,7 +79,14 @@ def test_a_value_that_is_no_number_is_the_worst_of_all(run):
 
 
 def test_measurements_without_a_band_are_shown_and_not_judged(run):
-    line = {"step": 4, "metric": "rankme", "value": 31.5, "verdict": "no band", "words": "epoch 1: RankMe 31.5"}
+    line = {
+        "step": 4,
+        "progress": 1.0,
+        "metric": "rankme",
+        "value": 31.5,
+        "verdict": "no band",
+        "words": "epoch 1: RankMe 31.5",
+    }
     (run.attempt(1).path / "health.jsonl").write_text(json.dumps(line) + '\n{"step": 4, "metric": "ra')
     page = page_of(run)
     assert "31.5" in page.text and "shown, not judged" in page.text

@@ -224,3 +224,80 @@ def test_a_resumed_run_measures_what_the_uninterrupted_one_does_and_remembers_ba
         values = [{verdict.metric: verdict.value for verdict in one} for one in measurements]
         assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-5)
     assert bad_in_a_row(found) == 4
+
+
+def stopped_among_bad_steps(run_paths: list[str]) -> list[str]:
+    """What each run says in the end, when the samples of its steps 5 and 6 are no numbers."""
+    from tests.pipeline.training.test_guard import poison
+
+    poison(list(range(48, 72)))
+    return [stopped_by_health(path) for path in run_paths]
+
+
+@pytest.mark.slow
+def test_a_measurement_on_the_step_of_a_roll_back_counts_and_counts_once(pictures, tmp_path):
+    """A spread of 2 is reached by none, so every measurement is bad; steps 5 and 6 are gone back over to step 4."""
+    settings = [
+        "steps=10", "health.every_steps=2", "health.least_spread=2", "health.settling=0", "health.policy=stop",
+        "guard.max_skipped=2", "checkpoint.every_steps=2", "checkpoint.keep=9", "zero.stage=0",
+    ]  # fmt: skip
+    runs = [new_run(tmp_path / f"{n}", pictures, "mae", *settings, f"health.patience={n}") for n in (3, 5)]
+    at_roll_back, behind = run_on_ranks(stopped_among_bad_steps, 1, [str(run.path) for run in runs])[0]
+    assert "health was bad 3 times in a row" in at_roll_back and "the checkpoint of step 4 stands" in at_roll_back
+    assert runs[0].newest_checkpoint().step == 4 and len(runs[0].rolled_back()) == 1
+    assert "health was bad 5 times in a row" in behind and "the checkpoint of step 10 stands" in behind
+    assert [one[0].step for one in read_verdicts(runs[1])] == [2, 4, 6, 8, 10] and len(runs[1].rolled_back()) == 1
+
+
+def train_with_faults(run_path: str) -> str:
+    """Rank 1 cannot read its images at first, and has no memory the next time."""
+    from pipeline.loading.fixed_sample import FixedSample
+    from pipeline.training.health import _Look
+
+    fill, look = FixedSample.fill, _Look.__call__
+    met = [Path(run_path) / name for name in ("no-image", "no-memory")]
+
+    def failing_fill(self, *arguments):  # in a worker, which is forked anew
+        if not met[0].exists():
+            met[0].touch()
+            raise OSError("the disk is gone")
+        return fill(self, *arguments)
+
+    def failing_look(self, batch):
+        if not met[1].exists():
+            met[1].touch()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nTry less.")
+        return look(self, batch)
+
+    if os.environ["RANK"] == "1":
+        FixedSample.fill, _Look.__call__ = failing_fill, failing_look
+    return stopped_by_health(run_path)
+
+
+@pytest.mark.slow
+def test_a_measurement_that_fails_on_one_rank_is_a_warning_and_all_go_on(pictures, tmp_path):
+    run = new_run(tmp_path, pictures, "mae", "steps=8", "health.every_steps=2", "ema_decay=0.5", ranks=2)
+    (run.attempt(1).path / "health.jsonl").mkdir(parents=True)  # that cannot be written to
+    said = run_on_ranks(train_with_faults, 2, str(run.path), timeout_seconds=200)
+    assert said == ["trained to its end"] * 2 and run.result_file.exists()
+    assert [line["step"] for line in ledger_of(run) if "health/rankme" in line] == [6, 8]
+    events = run.attempt(1).events.read_text()
+    for words in (
+        "health of step 2 could not be measured, and training goes on: rank 1: RuntimeError: in a loader worker: "
+        "OSError: the disk is gone (workers.py:",
+        "health of step 4 could not be measured, and training goes on: rank 1: OutOfMemoryError: CUDA out of memory. "
+        "Tried to allocate 2 GiB. (test_health.py:",
+        "verdicts on the health of step 8 could not be written: [Errno 21] Is a directory",
+    ):
+        assert events.count(words) == 1, events
+
+
+@pytest.mark.slow
+def test_a_log_that_is_damaged_stops_no_resume(pictures, tmp_path):
+    run = new_run(tmp_path, pictures, "mae", "steps=4", "health.every_steps=1", "zero.stage=0")
+    run_on_ranks(train_until, 1, str(run.path), 1, 2, timeout_seconds=200)
+    with open(run.attempt(1).path / "health.jsonl", "ab") as file:
+        file.write(bytes(100) + b"\n" + b'{"step": 3}\n')
+    assert run_on_ranks(train_until, 1, str(run.path), 2, 99, timeout_seconds=200) == ["done"]
+    assert [one[0].step for one in read_verdicts(run)] == [1, 2, 3, 4]
+    assert "lines that cannot be read are passed over" in run.attempt(2).events.read_text()
