@@ -30,7 +30,8 @@ def export_command(
 
 def export_lines(report: dict[str, Any]) -> list[str]:
     """The table of an export, and what it was measured on."""
-    rows = [("format", "size", "batch of 1", "batch of 32", "peak memory", "max |difference|", "agreement", "accuracy")]
+    accuracy = "mAP" if report["sample"]["accuracy"] == "mean average precision" else "accuracy"
+    rows = [("format", "size", "batch of 1", "batch of 32", "peak memory", "max |difference|", "agreement", accuracy)]
     for row in report["table"]:
         one, many = (f"{1000 * row['latency_seconds'][batch]:.1f} ms" for batch in ("1", "32"))
         rows.append((

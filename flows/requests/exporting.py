@@ -1,5 +1,6 @@
 """From the model that a person wants elsewhere to an export on disk."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,13 @@ def export_run(
         "format_version": 1, "stage": "export", **placement.single().as_plan(), "source": source.as_dict(),
         "data": config.data or _trained_on(source),
     }  # fmt: skip
-    return write_stage(config, plan, f"export-{format}-{Path(config.destination).name}", None, home, chosen)
+    return write_stage(config, plan, _run_name(format, Path(config.destination).name), None, home, chosen)
+
+
+def _run_name(format: str, destination: str) -> str:
+    """Of both; a destination that is named after its format says it."""
+    said = format in re.split(r"\W|_", destination.lower())
+    return f"export-{destination}" if said else f"export-{format}-{destination}"
 
 
 def _require_format(format: str) -> None:

@@ -17,16 +17,25 @@ class Bounds(Config):
     max_difference: NonNegative
     """Largest |difference| of any output (a logit, or a feature of a model without head), as a share of the largest
     |output| of the source."""
+    max_share_of_spread: NonNegative
+    """The same |difference| as a share of how far the source's outputs differ between images: the greatest less the
+    least value, of the output where that is largest. An export that ignores the image has 0.5 or more."""
     min_agreement: Fraction
-    """Share of the images of which both say the same: the first class, or, of a model without head, which other image
-    of the sample is most alike."""
+    """Share of the images of which both say the same: the first class; which classes are more likely than not (sigmoid,
+    or one output); of a model without head, which other image of the sample is most alike."""
     max_accuracy_drop: Fraction
-    """Accuracy of the source less that of the export, where the sample has labels that the head knows."""
+    """Accuracy of the source less that of the export, where the sample has labels that the head knows; of images with
+    several classes mean average precision."""
 
 
-_SAME_NUMBERS = {"max_difference": 1e-4, "min_agreement": 0.99, "max_accuracy_drop": 0.005}
-_ROUNDED_WEIGHTS = {"max_difference": 0.25, "min_agreement": 0.97, "max_accuracy_drop": 0.01}
-_FEWER_TOKENS = {"max_difference": 0.5, "min_agreement": 0.97, "max_accuracy_drop": 0.01}
+_SAME_NUMBERS = {"max_difference": 1e-4, "max_share_of_spread": 0.01, "min_agreement": 0.99, "max_accuracy_drop": 0.005}
+_ROUNDED_WEIGHTS = {
+    "max_difference": 0.25,
+    "max_share_of_spread": 0.25,
+    "min_agreement": 0.97,
+    "max_accuracy_drop": 0.01,
+}
+_FEWER_TOKENS = {"max_difference": 0.5, "max_share_of_spread": 0.4, "min_agreement": 0.97, "max_accuracy_drop": 0.01}
 
 
 def default_bounds(format: str, *, fewer_tokens: bool) -> dict[str, float]:

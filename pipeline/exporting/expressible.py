@@ -37,6 +37,16 @@ def inexpressible_export(source: ModelSource, config: ExportConfig) -> str | Non
     return None
 
 
+def instead_of_tracing(source: ModelSource, config: ExportConfig) -> str:
+    """What to do where torch's exporters cannot follow a network."""
+    if config.token_reduction is not None:
+        return "leave token_reduction out"
+    weights = [("safetensors", unregistrable), ("hf", not_of_transformers)]
+    others = [format for format, reason in weights if reason(source) is None]
+    others += ["pt2"] if config.format in NEEDS else []
+    return f"take {' or '.join(others)}" if others else "no other format can express it either"
+
+
 def transformers_word(encoder: EncoderConfig) -> str:
     """transformers' model_type of the same network: `vit`, or `beit` where the head reads the mean of the patches, or
     branches have factors, which its ViT has not and its BEiT (without relative positions) has."""

@@ -6,13 +6,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import FaultError, InputError
+from pipeline.errors import DISK_FULL, FaultError, InputError, RefusedError
 from pipeline.ingestion.locks import locked
 from pipeline.shards.atomic import sync_directory
 from pipeline.words import bytes_in_words
 
 LOCK = ".export-lock"
-SPARE_BYTES = 16 * 2**20
 
 
 def require_new(destination: Path) -> None:
@@ -49,12 +48,19 @@ def partial_folder(destination: Path, need_bytes: int) -> Iterator[Path]:
         try:
             _require_room(partial, need_bytes)
             yield partial
-        except Exception:
-            if shutil.disk_usage(partial).free < SPARE_BYTES:  # libraries say it in many ways
-                raise FaultError(f"{partial}: the disk is full; make room, and run it again") from None
+        except (RefusedError, InputError, FaultError):
+            raise
+        except Exception as error:
+            if _of_full_disk(error):
+                raise FaultError(f"{partial.parent}: the disk is full; make room, and run it again") from None
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _of_full_disk(error: BaseException) -> bool:
+    """Whether a full disk is behind it: also libraries that have errors of their own repeat the system's words."""
+    return getattr(error, "errno", None) in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL)
 
 
 def _emptied(partial: Path) -> None:

@@ -33,7 +33,9 @@ def write_program(network: nn.Module, example: Tensor, folder: Path, facts: Mapp
     with _quiet():
         program = _traced(network, example)
         program.example_inputs = None
-        torch.export.save(program, folder / "model.pt2", extra_files=dict(facts))
+        archive = io.BytesIO()  # of a file on a full disk torch's writer ends the process
+        torch.export.save(program, archive, extra_files=dict(facts))
+    (folder / "model.pt2").write_bytes(archive.getbuffer())
 
 
 def write_onnx(network: nn.Module, example: Tensor, folder: Path, output: str, facts: Mapping[str, str]) -> None:

@@ -15,11 +15,12 @@ from torch import nn
 from pipeline.config.export import ExportConfig
 from pipeline.config.stages import read_run_config
 from pipeline.errors import RefusedError
+from pipeline.exporting.expressible import instead_of_tracing
 from pipeline.exporting.folder import LOCK, partial_folder, publish
 from pipeline.exporting.formats import HOW, preprocessing, write_format
 from pipeline.exporting.graphs import UntraceableError
 from pipeline.exporting.measuring import command_of_export, command_of_source, figures, opened, outputs
-from pipeline.exporting.parity import Parity, compared, out_of_bounds, unjudgeable
+from pipeline.exporting.parity import Answer, Parity, answer_of, compared, out_of_bounds, unjudgeable
 from pipeline.exporting.sample import FixedSample, fixed_sample
 from pipeline.rank import Rank
 from pipeline.registry.integrity import files_in, sha256_of
@@ -49,12 +50,13 @@ def export(me: Rank) -> None:
         try:
             notes = write_format(network, source, config, partial)
         except UntraceableError as error:
-            words = f"format {config.format}: torch's exporter cannot follow this network: {error}; take safetensors"
-            raise RefusedError(words) from None
+            said = f"torch's exporter cannot follow this network{_merging(config)}: {error}"
+            raise RefusedError(f"format {config.format}: {said}; {instead_of_tracing(source, config)}") from None
         del network
         me.phase = "hold against the source"
         _tell(me, f"opening it in a process of its own, beside the source; {sample.words}")
-        rows, reason = _judged(me, config, sample, partial, weights, head=source.num_classes > 0)
+        answer = answer_of(source.num_classes, source.outputs)
+        rows, reason = _judged(me, config, sample, partial, weights, answer)
         report = _report(config, source, sample, rows, notes, partial)
         write_json(me.run.path / "parity.json", report | {"refused": reason})
         if reason is not None:
@@ -62,6 +64,10 @@ def export(me: Rank) -> None:
         write_json(partial / "export.json", report)
         publish(partial, destination)
     write_json(me.run.result_file, {"stage": "export", "destination": str(destination)} | report)
+
+
+def _merging(config: ExportConfig) -> str:
+    return "" if config.token_reduction is None else " with merged tokens"
 
 
 def _tell(me: Rank, words: str) -> None:
@@ -74,7 +80,7 @@ def weight_bytes(network: nn.Module) -> int:
 
 
 def _judged(
-    me: Rank, config: ExportConfig, sample: FixedSample, folder: Path, weights: int, *, head: bool
+    me: Rank, config: ExportConfig, sample: FixedSample, folder: Path, weights: int, answer: Answer
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The table's rows, of the source and of the export, and why the export is refused, if it is."""
     threads = len(os.sched_getaffinity(0))
@@ -85,10 +91,10 @@ def _judged(
         with opened("source", commands[0], scratch) as ours, opened(config.format, commands[1], scratch) as theirs:
             measured = figures([ours, theirs], sample.images, config.repeats, scratch)
             before, after = (outputs(model, scratch / "images.npy", scratch) for model in (ours, theirs))
-    if reason := unjudgeable(before):
+    if reason := unjudgeable(before, answer):
         raise RefusedError(f"{config.format} export refused: {reason}")
     comparable = before.shape == after.shape and np.isfinite(after).all()
-    parity = compared(before, after, sample.labels, head=head) if comparable else None
+    parity = compared(before, after, sample.labels, answer) if comparable else None
     size = sum((folder / file).stat().st_size for file in files_in(folder))
     rows = [
         {"format": "source", "bytes": weights, "accuracy": parity and parity.source_accuracy} | measured[0],
@@ -101,8 +107,8 @@ def _lost(parity: Parity | None) -> dict[str, Any]:
     if parity is None:
         return {"max_difference": None, "agreement": None, "accuracy": None}
     return {
-        "max_difference": parity.max_difference, "largest_output": parity.largest, "agreement": parity.agreement,
-        "accuracy": parity.accuracy,
+        "max_difference": parity.max_difference, "largest_output": parity.largest,
+        "spread_of_outputs": parity.spread, "agreement": parity.agreement, "accuracy": parity.accuracy,
     }  # fmt: skip
 
 
@@ -125,7 +131,9 @@ def _report(
         "classes": list(source.classes),
         "preprocessing": preprocessing(source),
         "token_reduction": config.token_reduction and config.token_reduction.model_dump(),
-        "sample": {"words": sample.words, "images": len(sample.images), "dataset": sample.dataset},
+        "sample": {
+            "words": sample.words, "images": len(sample.images), "dataset": sample.dataset, "accuracy": sample.measure,
+        },
         "bounds": config.bounds.model_dump(),
         "table": rows,
         "measured_on": {

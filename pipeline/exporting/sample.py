@@ -21,9 +21,16 @@ class FixedSample(NamedTuple):
     """Images as the model sees them."""
 
     images: np.ndarray  # (S, C, H, W) float32, normalised
-    labels: np.ndarray | None  # (S,) int64, numbers of the head's outputs; None where there are none
+    labels: np.ndarray | None  # (S,) int64, numbers of outputs; (S, V) bool where images have several classes
     words: str  # which images, and why no others
     dataset: dict[str, str] | None  # path, fingerprint and split
+
+    @property
+    def measure(self) -> str | None:
+        """What is called accuracy; None without labels."""
+        if self.labels is None:
+            return None
+        return "top-1" if self.labels.ndim == 1 else "mean average precision"
 
 
 def fixed_sample(source: ModelSource, data: str | None, *, asked: bool, count: int) -> FixedSample:
@@ -65,20 +72,24 @@ def _spread(index: DatasetIndex, split: str, count: int) -> list[Sample]:
 
 
 def _labels(source: ModelSource, index: DatasetIndex, labels: list[int]) -> tuple[np.ndarray | None, str]:
-    """The labels as numbers of the head's outputs; None, and in words why, where accuracy cannot be told."""
+    """The labels as numbers of the head's outputs, or as sets of them; None, and in words why, where accuracy cannot be
+    told."""
     if not source.num_classes:
         return None, "no accuracy, the model has no head"
-    if index.label_sets is not None:
-        return None, "no accuracy, an image has several classes"
     if min(labels) < 0:
         return None, "no accuracy, some have no label"
-    if not source.classes:
-        if source.num_classes != index.num_classes:
-            return None, f"no accuracy, the head has {source.num_classes:,} classes without names"
-        return np.array(labels, np.int64), ""
-    if reason := unknown_classes(source, index.classes):
+    if source.num_classes == 1 and index.label_sets is None:
+        return None, "no accuracy, the head has one output"
+    if not source.classes and source.num_classes != index.num_classes:
+        return None, f"no accuracy, the head has {source.num_classes:,} classes without names"
+    if source.classes and (reason := unknown_classes(source, index.classes)):
         return None, f"no accuracy, {reason}"
-    return np.array([source.classes.index(index.classes[label]) for label in labels], np.int64), ""
+    named = [source.classes.index(name) if source.classes else number for number, name in enumerate(index.classes)]
+    if index.label_sets is None:
+        return np.array(named, np.int64)[labels], ""
+    targets = np.zeros((len(labels), source.num_classes), bool)
+    targets[:, named] = index.label_matrix()[labels]
+    return (targets, "") if targets.any() else (None, "no accuracy, no image has a class")
 
 
 def _built_in(source: ModelSource, count: int, why: str) -> FixedSample:

@@ -1,11 +1,14 @@
 """An export from the request to the folder: what it asks before it begins, and what it leaves where it does not end."""
 
+import gc
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from flows.command_line.exports import export_lines
 from flows.requests.exporting import export_run
+from models.encoders.merging import MergingEncoder
+from pipeline.config.export import ExportConfig
 from pipeline.errors import FaultError, InputError, RefusedError
+from pipeline.exporting.expressible import inexpressible_export, instead_of_tracing
 from pipeline.exporting.folder import LOCK, partial_folder, publish
+from pipeline.exporting.formats import write_format
 from pipeline.exporting.job import export
 from pipeline.exporting.sample import fixed_sample
 from pipeline.rank import Rank
@@ -154,9 +161,6 @@ def test_destinations_that_hold_something_or_lie_in_a_run_are_refused(model, hom
 def test_what_a_format_cannot_express_is_refused_with_one_that_can(encoder, facts, format, words):
     import re
 
-    from pipeline.config.export import ExportConfig
-    from pipeline.exporting.expressible import inexpressible_export
-
     source = replace(source_of(SMALL | encoder), **facts)
     reason = inexpressible_export(source, ExportConfig(model="m", destination="/d", format=format))
     assert re.search(words, reason), reason
@@ -214,3 +218,62 @@ def test_a_folder_that_is_somebody_elses_stays_and_a_full_disk_is_a_fault(tmp_pa
     with pytest.raises(FaultError, match="the export needs"), partial_folder(tmp_path / "other", 2**60):
         pass
     assert not (tmp_path / "other.partial").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of fewer bytes than any export has."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small tmpfs needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield small
+    subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize(
+    "format", ["safetensors", "hf", "pt2", *(pytest.param(one, marks=pytest.mark.slow) for one in ("onnx", "int8"))]
+)
+def test_a_disk_that_fills_while_it_is_written_is_one_line_and_nothing_is_left(format, small_disk):
+    source = source_of(SMALL)
+    config = ExportConfig(model="m", destination=str(small_disk / "out"), format=format)
+    words = f"^{small_disk}: the disk is full; make room, and run it again$"
+    with pytest.raises(FaultError, match=words) as error, partial_folder(small_disk / "out", 0) as partial:
+        write_format(network_of(source), source, config, partial)
+    del error
+    gc.collect()  # torch's writer of archives ended the process here
+    assert not list(small_disk.iterdir())
+
+
+def test_what_is_refused_on_a_nearly_full_disk_stays_refused(small_disk):
+    with pytest.raises(RefusedError, match="agrees"), partial_folder(small_disk / "out", 0):
+        raise RefusedError("it agrees with the source on 0 % of the images")
+
+
+def test_merged_tokens_that_cannot_be_traced_are_to_be_left_out(model, home, tmp_path, monkeypatch):
+    monkeypatch.setattr(MergingEncoder, "forward", lambda self, images: images if images.sum() > 0 else -images)
+    run = request(model, tmp_path / "out", home, "token_reduction.keep=0.5", format="pt2")
+    words = "cannot follow this network with merged tokens: .*; leave token_reduction out"
+    with pytest.raises(RefusedError, match=words):
+        export(Rank(run, run.attempt(1).make(), 0, 0, 1))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_instead_of_a_network_that_cannot_be_traced_a_format_that_can_express_it_is_named():
+    def said(format, encoder=None, **facts):
+        config = ExportConfig(model="m", destination="/d", format=format)
+        return instead_of_tracing(replace(source_of(SMALL | (encoder or {})), **facts), config)
+
+    assert said("pt2") == "take safetensors or hf" and said("onnx") == "take safetensors or hf or pt2"
+    assert said("onnx", {"register_tokens": 4}) == "take safetensors or pt2"
+    assert said("pt2", tuning={"kind": "adapter"}) == "no other format can express it either"
+
+
+@pytest.mark.parametrize(
+    ("destination", "name"),
+    [("out", "export-onnx-out"), ("onnx", "export-onnx"), ("a-ONNX", "export-a-ONNX"), ("shelf", "export-onnx-shelf")],
+)
+def test_a_run_is_named_after_format_and_destination_once(model, home, tmp_path, destination, name):
+    assert request(model, tmp_path / destination, home, format="onnx").path.name == f"{name}-001"
