@@ -89,7 +89,9 @@ def health(facts: RunFacts) -> Html:
     told = facts.health
     if not told.measured:
         is_off = (facts.raw.get("health") or {}).get("every_steps") == 0
-        why = "health.every_steps is 0" if is_off else f"the run kept no {HEALTH_LOG}"
+        why = f"the run kept no {HEALTH_LOG}"
+        if is_off:
+            why = off_in_words(facts.steps_planned, asked=facts.plan.get("health_asked") == 0)
         return paragraph(f"{NOT_MEASURED}: {why}", "quiet")
     rows = [_health_row(metric, told.of(metric)) for metric in told.metrics]
     charts = [_health_chart(facts, told, metric) for metric in told.metrics]
@@ -196,11 +198,11 @@ def forecast(facts: RunFacts) -> Html:
     rows = []
     for name in names:
         one = said.get(name, {}) | graded.get(name, {})
-        unit = f" {one['unit']}" if one.get("unit") else ""
         named = f"{name} ({one['metric']})" if one.get("metric") else name
-        between = f"{_figure(one.get('low'))} – {_figure(one.get('high'))}"
-        outcome = "not known" if one.get("outcome") is None else f"{_figure(one['outcome'])}{unit}"
-        rows.append((named, f"{_figure(one.get('value'))}{unit}", between, outcome, _grade(one.get("inside"))))
+        value, low, high, outcome = (
+            _amount(one.get(key), one.get("unit")) for key in ("value", "low", "high", "outcome")
+        )
+        rows.append((named, value, f"{low} – {high}", outcome, _grade(one.get("inside"))))
     basis = f"Rests on: {facts.forecast['basis']}." if facts.forecast.get("basis") else ""
     return joined(
         table(("forecast", "said", "80 % interval", "outcome", ""), rows, numbers=(1, 2, 3)), paragraph(basis, "quiet")
@@ -211,6 +213,20 @@ def _grade(inside: bool | None) -> object:
     if inside is None:
         return "not graded"
     return Html('<span class="mark good">inside</span>' if inside else '<span class="mark bad">outside</span>')
+
+
+def _amount(value: Any, unit: str | None) -> str:
+    """A duration, a share in percent, or a number with its unit."""
+    if not isinstance(value, int | float):
+        return "not known"
+    match unit:
+        case "hours":
+            return duration_in_words(3600 * value)
+        case "share":
+            return f"{100 * value:.1f} %"
+        case "price":
+            return f"{value:,.2f}"
+    return _figure(value) + (f" {unit}" if unit else "")
 
 
 def _figure(value: Any) -> str:
