@@ -122,9 +122,7 @@ def _hours(plan: Mapping[str, Any], pace: Pace | None) -> float:
 def _basis(runs: int) -> str:
     """What planned hours rest on where too few runs are there to learn from."""
     here = f"{runs} past run{'' if runs == 1 else 's'} here, and {LEAST_RUNS} are needed" if runs else "no past runs"
-    return (
-        f"their arithmetic at a stated speed, and {START_SECONDS:.0f} s each to start and end; {here} to learn from"
-    )
+    return f"their arithmetic at a stated speed, and {START_SECONDS:.0f} s each to start and end; {here} to learn from"
 
 
 def _within(

@@ -10,7 +10,7 @@ from pipeline.report.charts import Line, line_chart
 from pipeline.report.health import TITLES, Health
 from pipeline.report.ledger import Curve
 from pipeline.report.run_facts import RunFacts, price_of, unit_of_hours
-from pipeline.training.start_table import start_table
+from pipeline.training.start_table import off_in_words, start_table
 from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
 NOT_MEASURED = "not measured"
@@ -91,7 +91,7 @@ def health(facts: RunFacts) -> Html:
         is_off = (facts.raw.get("health") or {}).get("every_steps") == 0
         why = f"the run kept no {HEALTH_LOG}"
         if is_off:
-            why = off_in_words(facts.steps_planned, asked=facts.plan.get("health_asked") == 0)
+            why = off_in_words(facts.plan, facts.steps_planned)
         return paragraph(f"{NOT_MEASURED}: {why}", "quiet")
     rows = [_health_row(metric, told.of(metric)) for metric in told.metrics]
     charts = [_health_chart(facts, told, metric) for metric in told.metrics]

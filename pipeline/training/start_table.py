@@ -71,10 +71,12 @@ def _rate_in_words(config: TrainingConfig, steps: dict) -> str:
     return f"{words}constant" + (f", and over the last {cooldown:,} steps down {end}" if cooldown else "")
 
 
-def off_in_words(steps: int, *, asked: bool) -> str:
+def off_in_words(plan: dict, steps: int) -> str:
     """Why health is not measured, and what to set so that it is."""
-    if asked:
-        return "off: health.every_steps=0"
+    if plan.get("rehearsal"):
+        return "off in a rehearsal"
+    if plan.get("health_asked", 0) == 0:  # plans of before do not say who asked for it
+        return "off: health.every_steps is 0"
     often = max(1, steps // MEASUREMENTS)
     return f"off: a run of {steps:,} steps is too short for it; --set health.every_steps={often}"
 
@@ -82,7 +84,7 @@ def off_in_words(steps: int, *, asked: bool) -> str:
 def _health_in_words(config: TrainingConfig, plan: dict) -> str:
     health = config.health
     if not health.every_steps:
-        return off_in_words(plan["steps"]["steps"], asked=plan.get("health_asked") == 0)
+        return off_in_words(plan, plan["steps"]["steps"])
     act = {"report": "said", "stop": "a stop", "escalate": "told to Prefect"}[health.policy]
     when = f", after {health.patience} bad ones in a row" if health.policy != "report" else ""
     return f"every {health.every_steps:,} steps, from {health.images:,} images of a split; what is bad is {act}{when}"
