@@ -98,10 +98,10 @@ def runs_command(directory: str | None, say: Say) -> int:
     for path in sorted((home / "runs").glob("*/config.yaml"), key=lambda entry: entry.stat().st_mtime):
         run = RunDirectory(path.parent)
         try:
-            say(f"{run.path.name:<48} {_listed(run)}")
+            words = _listed(run)
         except (InputError, OSError, ValueError) as error:
-            code = EXIT_FAILED
-            say(f"{run.path.name:<48} unreadable {error}")
+            code, words = EXIT_FAILED, f"unreadable {error}"
+        say(f"{run.path.name:<48} {words}")
     return code
 
 
