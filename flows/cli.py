@@ -4,6 +4,7 @@ Heavy imports stay inside the commands, so that help answers at once.
 """
 
 import json
+import os
 import sys
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from cyclopts import App, CycloptsError, Parameter
 from flows.credentials import without_passwords_in_urls
 from pipeline.errors import EXIT_FAILED, EXIT_FAULT, EXIT_INPUT, FaultError, InputError
 from pipeline.redaction import without_secrets
+
+EXIT_PIPE = 141  # 128 + SIGPIPE, as shells have it
 
 app = App(
     name="vit",
@@ -42,6 +45,9 @@ def main() -> None:
     except FaultError as error:
         say(str(error), error=True)
         sys.exit(EXIT_FAULT)
+    except BrokenPipeError:  # whoever read has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
+        sys.exit(EXIT_PIPE)
     except OSError as error:
         say(f"{error.filename or 'vit'}: {error.strerror or error}", error=True)
         sys.exit(EXIT_FAILED)

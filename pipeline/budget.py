@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
+from pipeline.forecast.past import training_seconds
 from pipeline.run_directory import Attempt, RunDirectory, read_json
 from pipeline.words import number_in_words
 
@@ -14,7 +15,18 @@ def rank_hours(attempt: Attempt) -> float:
     A rank has one accelerator, so these are GPU-hours where there are GPUs.
     """
     beats = [read_json(path) for path in attempt.path.glob("heartbeat/node-*")]
+    if not beats:
+        return _rank_hours_in_sequence(attempt)
     return sum((beat["time"] - beat.get("started", beat["time"])) * len(beat["ranks"]) for beat in beats) / 3600
+
+
+def _rank_hours_in_sequence(attempt: Attempt) -> float:
+    """By the ledger, of an attempt that had no supervisor: one of a sequence, whose own hours have the start-up too."""
+    try:
+        plan = read_json(RunDirectory(attempt.path.parents[1]).plan_file) or {}
+        return training_seconds(attempt) * plan["world_size"] / 3600
+    except (KeyError, TypeError, ValueError, OSError):
+        return 0.0
 
 
 def hours_of(run: RunDirectory, *, before: int | None = None) -> float:

@@ -173,7 +173,8 @@ def _hear_stops(me: Rank, attempt: Attempt, stops_at_steps: bool) -> None:
             return
         me.stop_requested = True
         if me.phase == "start":  # an exception out of an import may end anywhere
-            _leave(me, attempt, EXIT_STOPPED, "stopped on request before the first step")
+            where = "the first step" if stops_at_steps else "anything was done"
+            _leave(me, attempt, EXIT_STOPPED, f"stopped on request before {where}")
         if not stops_at_steps:
             raise Stopped(f"stopped on request during {me.phase}")
 

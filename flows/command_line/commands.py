@@ -177,7 +177,11 @@ def study_command(file: str, overrides: list[str], dry_run: bool, directory: str
     from flows.requests.study import requested_study
 
     home = home_directory(directory)
-    study = requested_study(file, overrides=overrides, home=home)
+    try:
+        study = requested_study(file, overrides=overrides, home=home, report=say)
+    except KeyboardInterrupt:
+        say("stopped while cells were prepared: nothing was written", error=True)
+        return 130
     if dry_run:
         for line in planned_study_lines(study):
             say(line)

@@ -18,6 +18,8 @@ def export_command(
 ) -> int:
     home = home_directory(directory)
     run = export_run(model, dest, format=format, data=data, overrides=overrides, home=home)
+    if run.job_file.is_file():
+        say(f"following {run.path.name}, which makes this export already")
     conclusion = controlled(run, home, say)
     if report := read_json(run.path / "parity.json"):
         for line in [*export_lines(report), *(f"note: {note}" for note in report["notes"])]:

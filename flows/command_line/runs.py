@@ -20,6 +20,7 @@ from flows.home import home_directory
 from flows.profiles import changed_profile
 from pipeline.budget import hours_of
 from pipeline.config.recipe import split_profile_overrides
+from pipeline.config.stages import read_run_config
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_FAULT, EXIT_STOPPED, FaultError, InputError, near_matches
 from pipeline.preparation.preflight import require_ready
 from pipeline.preparation.resume import change_run
@@ -97,20 +98,28 @@ def runs_command(directory: str | None, say: Say) -> int:
     for path in sorted((home / "runs").glob("*/config.yaml"), key=lambda entry: entry.stat().st_mtime):
         run = RunDirectory(path.parent)
         try:
-            say(f"{run.path.name:<48} {_listed(run)}")
+            words = _listed(run)
         except (InputError, OSError, ValueError) as error:
-            code = EXIT_FAILED
-            say(f"{run.path.name:<48} unreadable {error}")
+            code, words = EXIT_FAILED, f"unreadable {error}"
+        say(f"{run.path.name:<48} {words}")
     return code
 
 
 def _listed(run: RunDirectory) -> str:
     launcher, newest = launcher_of(run), run.newest_checkpoint()
     state = run_state(run, launcher)
-    step = f"step {newest.step}" if newest else "no checkpoint"
+    step = f"step {newest.step}" if newest else _without_checkpoint(run)
     hours, best = number_in_words(hours_of(run)), (read_json(run.result_file) or {}).get("best")
     words = f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best else ""
     return f"{state:<10} {step:<16} {hours} rank-hours{_place(run, launcher, state)}{words}"
+
+
+def _without_checkpoint(run: RunDirectory) -> str:
+    """How far a run is that has none: a sequence by its runs."""
+    if (read_json(run.plan_file) or {}).get("stage") != "sequence":
+        return "no checkpoint"
+    runs = read_run_config(run.path).runs
+    return f"{sum(RunDirectory(path).result_file.is_file() for path in runs)} of {len(runs)} runs"
 
 
 def _place(run: RunDirectory, launcher: Launcher, state: str) -> str:
@@ -134,8 +143,8 @@ def run_state(run: RunDirectory, launcher: Launcher) -> str:
     if runs_here(run) and running_elsewhere(run):
         return "running"
     code, _ = conclude(run, job)
-    if code == EXIT_STOPPED:
-        return "stopped"
+    if code in (EXIT_DONE, EXIT_STOPPED):  # a sequence leaves no result of its own, its runs do
+        return "done" if code == EXIT_DONE else "stopped"
     number = attempt_of(run, job)
     return "lost" if number is None or run.attempt(number).verdict() is None else "failed"
 

@@ -34,7 +34,8 @@ from pipeline.forecast.bands import as_file, bands, health_curves
 from pipeline.forecast.grading import interval_in_words, scored
 from pipeline.forecast.ladder import FILE, FOLDER, Ladder, Rung, Score, compared, epochs_of, size_of
 from pipeline.forecast.law import LEAST_POINTS, NoForecast
-from pipeline.forecast.pace import Pace, learned_pace, planned_seconds
+from pipeline.forecast.outlook import outlook
+from pipeline.forecast.pace import LEAST_RUNS, Pace, learned_pace, planned_seconds
 from pipeline.forecast.past import past_runs, place_of, seconds_taken
 from pipeline.forecast.rungs import health_settings, size_settings, sizes, slice_settings
 from pipeline.preparation.training import PreparedRun
@@ -45,6 +46,7 @@ from pipeline.words import duration_in_words, in_columns, number_in_words
 
 PREFIX = "ladder."
 LEAST_BUDGET_HOURS = 1.0
+START_SECONDS = 20.0  # that starting and ending take on two cores; of larger machines it says nothing
 NO_MEASURE = ("capi",)  # objectives whose loss is against targets of their own, and says nothing from run to run
 
 
@@ -83,10 +85,11 @@ def planned_ladder(recipe: str, *, data: Data, profile: str, overrides: Sequence
         )[0]
         for size in chosen_sizes for fraction in sorted(config.fractions)
     }  # fmt: skip
-    pace = learned_pace(past_runs(home), place_of(full.plan, chosen.model_dump(mode="json")))
+    known = learned_pace(past_runs(home), place_of(full.plan, chosen.model_dump(mode="json")))
+    pace = known if known is not None and len(known.ratios) >= LEAST_RUNS else None
     hours = {name: _hours(rung.plan, pace) for name, rung in rungs.items()}
     kept, lines = _within(hours, config, _hours(full.plan, pace), 2 if len(chosen_sizes) > 1 else 1)
-    basis = "their arithmetic at a stated speed; no past runs to learn from" if pace is None else pace.in_words
+    basis = _basis(0 if known is None else len(known.ratios)) if pace is None else pace.in_words
     return Plan(
         home / FOLDER / run_path(full, home, None).name, full, chosen, score,
         {name: rungs[name] for name in kept}, {name: hours[name] for name in kept}, [*lines, f"hours are {basis}"],
@@ -111,8 +114,15 @@ def _config(of_ladder: Sequence[str]) -> LadderConfig:
 
 
 def _hours(plan: Mapping[str, Any], pace: Pace | None) -> float:
-    learned = None if pace is None else pace.hours(plan)
-    return planned_seconds(plan) / 3600 if learned is None else learned.value
+    if pace is None:
+        return (planned_seconds(plan) + START_SECONDS) / 3600
+    return pace.hours(plan).value
+
+
+def _basis(runs: int) -> str:
+    """What planned hours rest on where too few runs are there to learn from."""
+    here = f"{runs} past run{'' if runs == 1 else 's'} here, and {LEAST_RUNS} are needed" if runs else "no past runs"
+    return f"their arithmetic at a stated speed, and {START_SECONDS:.0f} s each to start and end; {here} to learn from"
 
 
 def _within(
@@ -147,10 +157,7 @@ def _score(full: PreparedRun, config: LadderConfig) -> Score:
     sources = [read_index(one.path) for one in full.config.data.sources]
     name = ", ".join(str(index.directory) for index in sources)
     if full.config.validation.best_metric is None:
-        raise InputError(
-            f"{name}: rungs are scored on a split `{SPLIT}`, and there is none that every step may be held to; ingest "
-            "it with one, and leave validation.every_steps on"
-        )
+        raise InputError(_why_unscored(full, sources))
     if full.config.objective.reads_labels:
         classes = max(2, full.plan["num_classes"])
         return Score("accuracy", "validation/accuracy", f"its own head on `{SPLIT}`", 1 - 1 / classes)
@@ -164,6 +171,22 @@ def _score(full: PreparedRun, config: LadderConfig) -> Score:
             "says how good a rung is; a ladder needs labels on train and validation here, or another objective"
         )
     return Score("loss", "validation/loss", f"the loss on `{SPLIT}`: without labels nothing is said of accuracy", 0.0)
+
+
+def _why_unscored(full: PreparedRun, sources: Sequence[DatasetIndex]) -> str:
+    """Why no validation scores the rungs, and what to do about it."""
+    if lacking := [one.directory for one in sources if not one.splits.get(SPLIT) or not one.num_samples(SPLIT)]:
+        return (
+            f"{lacking[0]}: has no split `{SPLIT}`, on which rungs are scored; ingest it with one, for example "
+            "`vit ingest SOURCE DEST --set splits=hash`"
+        )
+    steps, labels = full.plan["steps"]["steps"], full.config.objective.reads_labels
+    if labels and (unlabelled := [one.directory for one in sources if one.num_unlabelled(SPLIT)]):
+        return f"{unlabelled[0]}: samples of the split `{SPLIT}`, on which rungs are scored, have no labels"
+    return (
+        f"validation.every_steps: rungs are scored by validation, and it is off: it was set to 0, or the run of "
+        f"{steps:,} steps is shorter than an epoch; --set validation.every_steps={steps}"
+    )
 
 
 def _has_labels(index: DatasetIndex) -> bool:
@@ -266,9 +289,8 @@ def _write(plan: Plan, rungs: Sequence[Rung], report: Report) -> str:
     words = f"{len(ladder.done)} of {len(rungs)} rungs" + (f", without {'; '.join(missing)}" if missing else "")
     more: dict[str, Any] = {"target": {"samples": target[0], "parameters": target[1]}, "fit": words}
     try:
-        interval = ladder.forecast(*target)._asdict()
-        more["forecast"] = {ladder.score.name: interval}
-        words = f"{words}; the full run: {interval_in_words(ladder.score.name, interval)}, an 80 % interval"
+        more["forecast"] = {ladder.score.name: ladder.forecast(*target)._asdict()}
+        words = f"{words}; the full run: {_forecast_in_words(plan, more['forecast'])}"
     except NoForecast as error:
         more["fit"] = words = f"{words}; no forecast of the full run: {error}"
     if band := bands(ladder.done, *target):
@@ -281,6 +303,20 @@ def _write(plan: Plan, rungs: Sequence[Rung], report: Report) -> str:
         report(line)
     report(f"the same as {plan.directory / FILE}")
     return words
+
+
+def _forecast_in_words(plan: Plan, scored: Mapping[str, Any]) -> str:
+    """The score, and what the full run takes and costs as far as past runs say, as it will be told itself."""
+    full, home = plan.full, plan.ask["home"]
+    said = outlook(full.config, full.plan, home, plan.profile.model_dump(mode="json"), run_path(full, home, None))
+    forecasts = scored | {name: one for name, one in said.forecasts.items() if name in ("hours", "cost")}
+    words = "; ".join(interval_in_words(name, one) for name, one in forecasts.items())
+    unknown = ""
+    if "hours" not in forecasts:
+        unknown = f"; time not known: {LEAST_RUNS} past runs of this profile make a forecast"
+    elif "cost" not in forecasts:
+        unknown = "; cost not known: profile.price_per_device_hour is not set"
+    return f"{words}: 80 % intervals{unknown}"
 
 
 def _result_rows(ladder: Ladder) -> Iterator[list[str]]:

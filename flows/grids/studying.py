@@ -73,6 +73,8 @@ def _together(
     sequence = sequence_run(
         runs, profile=study.config.profile, overrides=study.of_profile, home=study.home, run_dir=str(path)
     )
+    if begun and run_state(sequence, launcher_of(sequence)) == "running":
+        report(f"following {path.name}, which trains already")
     conclusion = bring_one(sequence, report, bring)
     for run in todo:
         if run.result_file.is_file():

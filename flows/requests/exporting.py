@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.job import JobState
+from flows.control.submission import launcher_of
 from flows.profiles import load_profile
 from flows.requests.named import dataset, described_model
 from flows.requests.stage import write_stage
 from pipeline.config.export import FORMATS, ExportConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
+from pipeline.config.stages import read_run_config
 from pipeline.errors import InputError, near_matches
 from pipeline.exporting.expressible import inexpressible_export, missing_packages
-from pipeline.exporting.folder import require_new
+from pipeline.exporting.folder import require_new, require_unused, require_writable
 from pipeline.registry.locate import ModelSource
 from pipeline.run_directory import RunDirectory
 from pipeline.shards.index import read_index
@@ -23,7 +26,10 @@ SETTABLE = ("images", "repeats", "token_reduction", "bounds")
 def export_run(
     model: str, destination: str, *, format: str, data: str | None, overrides: Sequence[str], home: Path
 ) -> RunDirectory:
-    """An export, on disk and ready to submit; always on this machine, in one process."""
+    """An export, on disk and ready to submit, or the same one that runs now; always on this machine, in one process.
+
+    InputError where another export of this home writes to the destination now.
+    """
     _require_format(format)
     settings = _settings(overrides)
     chosen, placement = load_profile("local")
@@ -36,11 +42,34 @@ def export_run(
     if reason := inexpressible_export(source, config):
         raise InputError(f"MODEL `{model}`: {reason}")
     require_new(Path(config.destination))
+    require_writable(Path(config.destination))
+    if (living := _living(config, home)) is not None:
+        return living
+    require_unused(Path(config.destination))
     plan = {
         "format_version": 1, "stage": "export", **placement.single().as_plan(), "source": source.as_dict(),
         "data": config.data or _trained_on(source),
     }  # fmt: skip
     return write_stage(config, plan, _run_name(format, Path(config.destination).name), None, home, chosen)
+
+
+def _living(config: ExportConfig, home: Path) -> RunDirectory | None:
+    """The run that makes this export now; InputError where one makes another at the same destination."""
+    for path in (home / "runs").glob("export-*/job.json"):
+        run = RunDirectory(path.parent)
+        launcher = launcher_of(run)
+        job = launcher.find(run.path)
+        if job is None or launcher.state(job) is JobState.ENDED:
+            continue
+        theirs = read_run_config(run.path)
+        if theirs == config:
+            return run
+        if theirs.destination == config.destination:
+            raise InputError(
+                f"DEST `{config.destination}`: {run.path.name} writes another export there (format {theirs.format}); "
+                f"wait for it, stop it by `vit stop {run.path}`, or name another DEST"
+            )
+    return None
 
 
 def _run_name(format: str, destination: str) -> str:

@@ -3,7 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from pipeline.preparation.write import run_path
 from pipeline.shards.index import DatasetIndex
 
 MOST_CELLS = 1000
+COUNT_SECONDS = 5.0  # between two lines that say how many are prepared
 AXES = ("objectives", "networks", "fractions", "lengths", "seeds")  # keys of the study, the last varies fastest
 SPLITS = ("validation", "test")
+Report = Callable[[str], None]
 OBJECTIVES = {kind_of(one): one for one in config_classes(PretrainConfig.model_fields["objective"].annotation)}
 
 
@@ -74,10 +77,14 @@ class Study:
         return run_path(cell.prepared, self.home, None)
 
 
-def requested_study(file: str, *, overrides: Sequence[str], home: Path) -> Study:
-    """Every cell of the study of a file, checked. InputError where anything of it is wrong."""
+def requested_study(file: str, *, overrides: Sequence[str], home: Path, report: Report = lambda line: None) -> Study:
+    """Every cell of the study of a file, checked, which takes a second or so each. InputError where anything of it is
+    wrong."""
     path, settings = study_path(file), parse_overrides(overrides)
-    config = validate(StudyConfig, apply_overrides(read_study(path), settings), path.name, settings.keys())
+    raw = apply_overrides(read_study(path), settings)
+    if "data" not in raw:
+        raise InputError(f"{path.name}: data: which images? Name a dataset directory, --set data=DATASET")
+    config = validate(StudyConfig, raw, path.name, settings.keys())
     of_profile = [one.removeprefix(PROFILE) for one in as_overrides(config.set) if one.startswith(PROFILE)]
     profile, _ = load_profile(config.profile, of_profile)
     count = math.prod(len(getattr(config, axis)) for axis in AXES)
@@ -85,12 +92,16 @@ def requested_study(file: str, *, overrides: Sequence[str], home: Path) -> Study
         raise InputError(f"{path.name}: {count:,} cells, a study has {MOST_CELLS:,} at most; name fewer")
     downstream = _scored_dataset(config, home, path)
     _require_recipe(config, path)
-    cells = tuple(
-        _cell(config, *place, home, path) for place in itertools.product(*(getattr(config, axis) for axis in AXES))
-    )
+    report(f"study {config.name}: preparing {count:,} cells")
+    cells, told_at = [], time.monotonic()
+    for place in itertools.product(*(getattr(config, axis) for axis in AXES)):
+        cells.append(_cell(config, *place, home, path))
+        if time.monotonic() - told_at >= COUNT_SECONDS and len(cells) < count:
+            told_at = time.monotonic()
+            report(f"study {config.name}: {len(cells):,} of {count:,} cells prepared")
     if all(cell.prepared is None for cell in cells):
         raise InputError(f"{path.name}: no cell of the study can be: {cells[0].reason}")
-    return Study(config, cells, downstream, profile, home)
+    return Study(config, tuple(cells), downstream, profile, home)
 
 
 def _scored_dataset(config: StudyConfig, home: Path, path: Path) -> DatasetIndex:

@@ -18,6 +18,7 @@ from pipeline.errors import near_matches
 
 LONGEST_VALUE = 60  # characters of a value that a line shows
 BY_HAND = "--set"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$"  # of what becomes the name of a file
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
@@ -116,8 +117,10 @@ def _place(config_class: type[BaseModel], location: Sequence[str | int]) -> Plac
 def _what_is_wrong(place: Place, problem: Mapping[str, Any], value: Any) -> tuple[str, str]:
     """The key that it is about, and what is wrong."""
     key = ".".join(map(str, place.key))
-    if problem["loc"][-1:] == ("[key]",) and problem["type"] == "string_pattern_mismatch":
-        return key, "not a name that can be used; take letters, digits, spaces and . _ -"
+    if problem["type"] == "string_pattern_mismatch":
+        shown = "" if problem["loc"][-1:] == ("[key]",) else _shown(value)
+        if shown == "" or problem["ctx"]["pattern"] == NAME_PATTERN:
+            return key, f"not a name that can be used{shown}; take letters, digits, spaces and . _ -"
     match problem["type"]:
         case "value_error":
             return key, problem["msg"].removeprefix("Value error, ")

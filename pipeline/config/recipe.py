@@ -4,6 +4,7 @@ A recipe is a difference from the defaults of its config class. There is no inhe
 way in: recipe plus `--set key=value`.
 """
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +27,17 @@ def recipe_path(recipe: str) -> Path:
     """The file of a shipped recipe's name, or of a path that ends in .yaml."""
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
     if not path.is_file():
-        raise InputError(f"recipe `{recipe}` does not exist; {near_matches(recipe, recipe_names())}")
+        raise InputError(f"recipe `{recipe}` does not exist; {_nearest_recipes(recipe)}")
     return path
+
+
+def _nearest_recipes(recipe: str) -> str:
+    """The three that are most like it, and where all of them lie."""
+    hint = near_matches(recipe, recipe_names())
+    if hint.startswith("did you mean"):
+        return hint
+    near = difflib.get_close_matches(recipe, recipe_names(), n=3, cutoff=0.0)
+    return f"nearest are {', '.join(f'`{name}`' for name in near)}; all {len(recipe_names())} lie in {RECIPES}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

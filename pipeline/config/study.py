@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from models.encoders.timm_config import PREFIX, AnyEncoderConfig, encoder_of_timm
 from models.schema import Config, CountOrZero, Positive, Share, Text
+from pipeline.config.problems import NAME_PATTERN
 from pipeline.config.protocols import NEEDS
 from pipeline.config.recipe import RECIPES, read_yaml
 from pipeline.config.training import LENGTH_UNITS
@@ -19,7 +20,7 @@ OWN_HEAD = "classify-v1"  # by which what a recipe fine-tuned is scored
 SCORED_BY = (  # protocols that end in one top-1 with an interval
     OWN_HEAD, "knn-20-v1", "linear-cached-v1", "linear-mae-v1", "attentive-v1", "finetune-transfer-v1", "vtab1k-v1",
 )  # fmt: skip
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 def _dotted(raw: Any) -> Any:

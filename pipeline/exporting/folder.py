@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,28 @@ def require_new(destination: Path) -> None:
             raise InputError(f"DEST `{destination}` lies in the run directory {parent}; name a folder outside of it")
 
 
+def require_writable(destination: Path) -> None:
+    """InputError where the folder that DEST would lie in cannot be written; asked by writing there."""
+    parent = next(one for one in destination.parents if one.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".vit-export-", dir=parent))
+    except OSError as error:
+        raise InputError(
+            f"DEST `{destination}`: its parent {parent} cannot be written ({error.strerror}); name a folder elsewhere"
+        ) from None
+
+
+def require_unused(destination: Path) -> None:
+    """InputError where an export, of whichever home, writes DEST at this moment."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(partial_of(destination) / LOCK, "rb") as lock:
+        if not locked(lock, destination.parent):
+            raise InputError(_in_use(destination))
+
+
+def _in_use(destination: Path) -> str:
+    return f"DEST `{destination}`: another export writes there; wait for it, or name another DEST"
+
+
 def partial_of(destination: Path) -> Path:
     return destination.with_name(destination.name + ".partial")
 
@@ -43,7 +66,7 @@ def partial_folder(destination: Path, need_bytes: int) -> Iterator[Path]:
         raise InputError(f"{partial}: is in the way and no unfinished export; move it, or name another DEST")
     with open(partial / LOCK, "ab") as lock:
         if not locked(lock, partial):
-            raise InputError(f"DEST `{destination}`: another export writes there; wait for it, or name another DEST")
+            raise InputError(_in_use(destination))
         _emptied(partial)
         try:
             _require_room(partial, need_bytes)

@@ -17,11 +17,8 @@ from pipeline.registry.export import export_timm_directory
 from pipeline.registry.integrity import SUMS
 from pipeline.registry.locate import ModelSource
 
-HOW = {  # to open each, with its own library alone
+HOW = {  # to open each, with its own library alone; hf: `_of_transformers`
     "safetensors": 'timm.create_model("local-dir:DEST", pretrained=True).eval()(images)',
-    "hf": 'transformers.AutoModelForImageClassification.from_pretrained("DEST")(images).logits; without a head '
-    "AutoModel: last_hidden_state[:, 0] of a ViTModel, pooler_output of a BeitModel. images: "
-    'transformers.AutoImageProcessor.from_pretrained("DEST", backend="pil"), where it has a preprocessor_config.json',
     "onnx": 'onnxruntime.InferenceSession("DEST/model.onnx").run(None, {"images": images})[0]',
     "pt2": 'torch.export.load("DEST/model.pt2").module()(images)',
     "int8": 'onnxruntime.InferenceSession("DEST/model.onnx").run(None, {"images": images})[0]',
@@ -53,6 +50,25 @@ def write_format(network: nn.Module, source: ModelSource, config: ExportConfig, 
         case "int8":
             write_int8(network, example, folder, output, facts)
     return []
+
+
+def how_to_open(format: str, folder: Path) -> str:
+    """The line that computes this very export, DEST being its folder, with the format's own library alone."""
+    return _of_transformers(folder) if format == "hf" else HOW[format]
+
+
+def _of_transformers(folder: Path) -> str:
+    (kind,) = json.loads((folder / "config.json").read_text())["architectures"]
+    if kind.endswith("ForImageClassification"):
+        line = 'transformers.AutoModelForImageClassification.from_pretrained("DEST")(images).logits'
+    elif kind == "ViTModel":
+        line = 'transformers.AutoModel.from_pretrained("DEST", add_pooling_layer=False)(images).last_hidden_state[:, 0]'
+    else:
+        line = 'transformers.AutoModel.from_pretrained("DEST")(images).pooler_output'
+    if not (folder / "preprocessor_config.json").is_file():
+        return line
+    inputs = 'transformers.AutoImageProcessor.from_pretrained("DEST", backend="pil")(pictures, return_tensors="pt")'
+    return line.replace("(images)", f"(**{inputs})")
 
 
 def preprocessing(source: ModelSource) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.config.stages import read_run_config
 from pipeline.errors import RefusedError
 from pipeline.exporting.expressible import instead_of_tracing
 from pipeline.exporting.folder import LOCK, partial_folder, publish
-from pipeline.exporting.formats import HOW, preprocessing, write_format
+from pipeline.exporting.formats import how_to_open, preprocessing, write_format
 from pipeline.exporting.graphs import UntraceableError
 from pipeline.exporting.measuring import command_of_export, command_of_source, figures, opened, outputs
 from pipeline.exporting.parity import Answer, Parity, answer_of, compared, out_of_bounds, unjudgeable
@@ -126,7 +126,7 @@ def _report(
         "files": {
             name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files
         },
-        "open": HOW[config.format],
+        "open": how_to_open(config.format, folder),
         "outputs": ("logits; probabilities by " + source.outputs) if source.num_classes else "features",
         "classes": list(source.classes),
         "preprocessing": preprocessing(source),

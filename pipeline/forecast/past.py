@@ -124,13 +124,13 @@ def seconds_taken(run: RunDirectory) -> Taken | None:
         try:
             beat = read_json(attempt.heartbeat(0)) or {}
             whole += max(0.0, beat["time"] - beat["started"])
-            training += _training_seconds(attempt)
+            training += training_seconds(attempt)
         except (KeyError, TypeError, ValueError, OSError):
             continue
     return Taken(max(whole, training), training) if training > 0 else None
 
 
-def _training_seconds(attempt: Attempt) -> float:
+def training_seconds(attempt: Attempt) -> float:
     """From the first line of a ledger to its last, and as much for the first step as for another."""
     if not attempt.ledger.is_file():
         return 0.0

@@ -41,6 +41,8 @@ def change_run(run: RunDirectory, overrides: Sequence[str], profile_text: str, p
         changed = with_validation(changed, open_sources(changed.data), plan["samples_per_epoch"], "--set")
     if any(key.startswith("health") for key in settings):
         changed = with_health(changed, open_sources(changed.data), plan["samples_per_epoch"], "--set")
+    if "health.every_steps" in settings:
+        plan["health_asked"] = settings["health.every_steps"]
     is_longer = changed.length != config.length or changed.optimizer != config.optimizer
     if run.result_file.is_file() and not is_longer:
         return

@@ -97,6 +97,7 @@ def prepare_training(
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
         config = _shortened_ramps(config, settings, recipe_unit, samples_per_epoch, notes)
     config = with_validation(config, sources, samples_per_epoch, path.name)
+    health_asked = config.health.every_steps
     config = with_health(config, sources, samples_per_epoch, path.name)
     _note_unshuffled(config, sources, notes)
     _note_small_cache(config, sources, placement, notes)
@@ -113,6 +114,7 @@ def prepare_training(
             f"what is trained can be evaluated and not registered: timm has no network with what tuning.kind "
             f"{config.tuning.kind} adds; lora and adalora are merged into the weights"
         )
+    plan["health_asked"] = health_asked  # None: it follows from the length
     plan["teacher"] = teacher.as_dict() if teacher else None
     if caution := config.objective.caution(config.micro_batch_size * placement.world_size):
         notes.append(caution)

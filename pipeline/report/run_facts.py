@@ -19,7 +19,7 @@ from pipeline.run_directory import RunDirectory, read_json
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The files of a run. `hours` are of all ranks over all attempts; None where no heartbeat tells."""
+    """The files of a run. `hours` are of all ranks over all attempts; None where nothing tells."""
 
     run: RunDirectory
     raw: dict[str, Any]  # config.yaml
@@ -92,10 +92,8 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _hours(run: RunDirectory) -> float | None:
-    if not any(run.attempts.glob("*/heartbeat/node-*")):
-        return None
     with contextlib.suppress(ValueError, KeyError, TypeError):  # a heartbeat of a killed supervisor, or of old
-        return hours_of(run)
+        return hours_of(run) or None
     return None
 
 

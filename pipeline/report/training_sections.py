@@ -10,7 +10,7 @@ from pipeline.report.charts import Line, line_chart
 from pipeline.report.health import TITLES, Health
 from pipeline.report.ledger import Curve
 from pipeline.report.run_facts import RunFacts, price_of, unit_of_hours
-from pipeline.training.start_table import start_table
+from pipeline.training.start_table import off_in_words, start_table
 from pipeline.words import bytes_in_words, duration_in_words, number_in_words
 
 NOT_MEASURED = "not measured"
@@ -89,7 +89,9 @@ def health(facts: RunFacts) -> Html:
     told = facts.health
     if not told.measured:
         is_off = (facts.raw.get("health") or {}).get("every_steps") == 0
-        why = "health.every_steps is 0" if is_off else f"the run kept no {HEALTH_LOG}"
+        why = f"the run kept no {HEALTH_LOG}"
+        if is_off:
+            why = off_in_words(facts.plan, facts.steps_planned)
         return paragraph(f"{NOT_MEASURED}: {why}", "quiet")
     charts = [_health_chart(facts, told, metric) for metric in told.metrics]
     judged = [one for one in told.measured if one.verdict != "no band"]
@@ -208,11 +210,11 @@ def forecast(facts: RunFacts) -> Html:
     rows = []
     for name in names:
         one = said.get(name, {}) | graded.get(name, {})
-        unit = f" {one['unit']}" if one.get("unit") else ""
         named = f"{name} ({one['metric']})" if one.get("metric") else name
-        between = f"{_figure(one.get('low'))} – {_figure(one.get('high'))}"
-        outcome = "not known" if one.get("outcome") is None else f"{_figure(one['outcome'])}{unit}"
-        rows.append((named, f"{_figure(one.get('value'))}{unit}", between, outcome, _grade(one.get("inside"))))
+        value, low, high, outcome = (
+            _amount(one.get(key), one.get("unit")) for key in ("value", "low", "high", "outcome")
+        )
+        rows.append((named, value, f"{low} – {high}", outcome, _grade(one.get("inside"))))
     basis = f"Rests on: {facts.forecast['basis']}." if facts.forecast.get("basis") else ""
     return joined(
         table(("forecast", "said", "80 % interval", "outcome", ""), rows, numbers=(1, 2, 3)), paragraph(basis, "quiet")
@@ -223,6 +225,20 @@ def _grade(inside: bool | None) -> object:
     if inside is None:
         return "not graded"
     return Html('<span class="mark good">inside</span>' if inside else '<span class="mark bad">outside</span>')
+
+
+def _amount(value: Any, unit: str | None) -> str:
+    """A duration, a share in percent, or a number with its unit."""
+    if not isinstance(value, int | float):
+        return "not known"
+    match unit:
+        case "hours":
+            return duration_in_words(3600 * value)
+        case "share":
+            return f"{100 * value:.1f} %"
+        case "price":
+            return f"{value:,.2f}"
+    return _figure(value) + (f" {unit}" if unit else "")
 
 
 def _figure(value: Any) -> str:

@@ -3,6 +3,8 @@
 from pipeline.config.training import TrainingConfig
 from pipeline.words import bytes_in_words
 
+MEASUREMENTS = 4  # of health in a short run, as it is advised
+
 
 def start_table(config: TrainingConfig, plan: dict) -> list[str]:
     """What is trained on what, for how long and how: a line each."""
@@ -26,7 +28,7 @@ def start_table(config: TrainingConfig, plan: dict) -> list[str]:
         f"checkpoint  {bytes_in_words(plan['checkpoint_bytes'])}, {config.checkpoint.interval_in_words(plan['nodes'])}"
         f"{', and at every validation' if every else ''}",
         f"validation  {f'every {every:,} steps' if every else 'off'}",
-        f"health      {_health_in_words(config)}",
+        f"health      {_health_in_words(config, plan)}",
         f"guard       {_guard_in_words(config)}",
         *([f"budget      {config.budget_gpu_hours:g} GPU-hours"] if config.budget_gpu_hours else []),
     ]
@@ -69,10 +71,20 @@ def _rate_in_words(config: TrainingConfig, steps: dict) -> str:
     return f"{words}constant" + (f", and over the last {cooldown:,} steps down {end}" if cooldown else "")
 
 
-def _health_in_words(config: TrainingConfig) -> str:
+def off_in_words(plan: dict, steps: int) -> str:
+    """Why health is not measured, and what to set so that it is."""
+    if plan.get("rehearsal"):
+        return "off in a rehearsal"
+    if plan.get("health_asked", 0) == 0:  # plans of before do not say who asked for it
+        return "off: health.every_steps is 0"
+    often = max(1, steps // MEASUREMENTS)
+    return f"off: a run of {steps:,} steps is too short for it; --set health.every_steps={often}"
+
+
+def _health_in_words(config: TrainingConfig, plan: dict) -> str:
     health = config.health
     if not health.every_steps:
-        return "off"
+        return off_in_words(plan, plan["steps"]["steps"])
     act = {"report": "said", "stop": "a stop", "escalate": "told to Prefect"}[health.policy]
     when = f", after {health.patience} bad ones in a row" if health.policy != "report" else ""
     return f"every {health.every_steps:,} steps, from {health.images:,} images of a split; what is bad is {act}{when}"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.budget import Budget, rank_hours, require_hours_left
+from pipeline.budget import Budget, hours_of, rank_hours, require_hours_left
 from pipeline.errors import InputError
 from pipeline.run_directory import RunDirectory
 
@@ -27,6 +27,16 @@ def test_hours_of_all_ranks_of_all_attempts_before_are_counted(tmp_path):
     with pytest.raises(InputError, match=r"budget_gpu_hours: 9 and 10 are used; to go on say `vit resume .*=N`"):
         Budget.of(run, third, 9, 2)
     assert not Budget.of(run, third, None, 2).is_spent
+
+
+def test_a_run_of_a_sequence_has_the_hours_of_its_own_ledger(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.plan_file.write_text(json.dumps({"world_size": 2}))
+    lines = [{"step": step, "time": 1000.0 + 360 * step, "perf/last_step_seconds": 360.0} for step in (1, 2, 3)]
+    run.attempt(1).make().ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert hours_of(run) == pytest.approx(2 * 3 * 0.1)
+    run.attempt(1).ledger.write_text("")
+    assert hours_of(run) == 0
 
 
 def test_a_spent_budget_is_said_before_a_job_is_submitted_and_not_of_one_that_runs(tmp_path):

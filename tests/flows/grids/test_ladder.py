@@ -63,8 +63,15 @@ def test_a_ladder_that_cannot_be_is_refused_in_a_line_and_writes_nothing(
 
 
 def test_without_a_split_for_validation_no_rung_can_be_scored(home, digits):
-    with pytest.raises(InputError, match="rungs are scored on a split `validation`, and there is none"):
+    with pytest.raises(InputError, match="has no split `validation`, on which rungs are scored; ingest .*splits=hash"):
         planned(home, str(digits))
+
+
+def test_a_run_that_is_too_short_for_validation_is_told_so_and_not_that_a_split_is_missing(home, with_validation):
+    settings = {"data": with_validation, "profile": "local", "home": home}
+    with pytest.raises(InputError, match="it is off: .* 20 steps is shorter than an epoch; --set validation.every_st"):
+        planned_ladder(RECIPE, overrides=["profile.ranks_per_node=1"], **settings)
+    assert planned_ladder(RECIPE, overrides=["validation.every_steps=20"], **settings).score.name == "accuracy"
 
 
 def test_a_dry_run_shows_the_rungs_with_what_they_take_and_writes_nothing(home, with_validation):
@@ -73,7 +80,8 @@ def test_a_dry_run_shows_the_rungs_with_what_they_take_and_writes_nothing(home, 
     assert "scored by its own head on `validation`" in said[0] and said[1].split()[0] == "rung"
     assert [line.split()[0] for line in said[2:8]] == [f"{size}-{share}" for size in ("half", "own")
                                                       for share in ("0.1", "0.2", "0.4")]  # fmt: skip
-    assert "6 rungs, about" in said[8] and "no past runs to learn from" in said[9] and not home.exists()
+    assert "6 rungs, about" in said[8] and said[9].endswith("20 s each to start and end; no past runs to learn from")
+    assert not home.exists()
 
 
 def test_sizes_of_other_names_are_their_encoders_and_everything_else_stays(home, with_validation):

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from flows.command_line.commands import study_command
+from flows.command_line.runs import runs_command
 from flows.control.jobs import Conclusion
 from flows.grids.study_table import planned_study_lines, step_seconds
 from flows.grids.studying import carry_out
@@ -37,7 +38,8 @@ def file(tmp_path, digits):
 
     def write(**changes) -> str:
         path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump(TINY | {"data": str(digits)} | changes, sort_keys=False))
+        keys = {key: value for key, value in (TINY | {"data": str(digits)} | changes).items() if value is not None}
+        path.write_text(yaml.safe_dump(keys, sort_keys=False))
         return str(path)
 
     return write
@@ -83,6 +85,8 @@ def test_what_cannot_be_is_said_and_the_rest_of_the_grid_stands(home, file):
         ({"downstream": {"recipe": "finetune_digit"}}, [], "tiny.yaml: downstream.recipe: recipe `finetune_digit`"),
         ({"downstream": {"recipe": "finetune_digits", "set": {"optimiser": 1}}}, [], "recipe: --set optimiser"),
         ({"profile": "lokal"}, [], "profile `lokal` does not exist; did you mean `local`"),
+        ({"data": None}, [], "tiny.yaml: data: which images? Name a dataset directory, --set data=DATASET"),
+        ({}, ["name=../x"], '--set name: not a name that can be used (got "../x"); take letters, digits'),
         ({"seeds": list(range(501))}, [], "2,004 cells, a study has 1,000 at most"),
     ],
 )  # fmt: skip
@@ -192,8 +196,13 @@ def test_a_killed_study_goes_on_as_a_flow_and_compares_two_networks_on_two_amoun
         assert row["petaflop"] == pytest.approx(plan["training_flops_per_image"] * 30 * 64 / 1e15)
     assert len(study["points"]) == 4 and len(study["findings"]) == 1
     assert (folder / "study.svg").read_text().count("ResNet") >= 1
+    listed: list[str] = []
+    assert runs_command(str(home), listed.append) == 0
+    assert next(line for line in listed if line.startswith("sequence-")).split()[1:5] == ["done", "4", "of", "4"]
+    assert not [line for line in listed if " 0 rank-hours" in line]
     said: list[str] = []
     before = {path: path.stat().st_mtime_ns for path in home.glob("runs/*/result.json")}
     assert study_command(path, [], False, str(home), said.append) == 0
-    assert said[0] == "study tiny: 4 runs to pretrain, 4 of them done" and said[-1].endswith("4 of 4 cells scored")
+    assert said[:2] == ["study tiny: preparing 4 cells", "study tiny: 4 runs to pretrain, 4 of them done"]
+    assert said[-1].endswith("4 of 4 cells scored")
     assert before == {path: path.stat().st_mtime_ns for path in home.glob("runs/*/result.json")}

@@ -89,6 +89,11 @@ def test_a_line_names_who_said_it(tmp_path):
     assert problems("seed=0", "data.lanes=5", recipe=str(recipe)).startswith("--set data.lanes: data.lanes 5 does not")
 
 
+def test_a_recipe_that_is_like_none_is_told_three_and_where_the_others_lie():
+    with pytest.raises(InputError, match=r"nearest are `[^,]+`, `[^,]+`, `[^,]+`; all \d+ lie in /.*recipes$"):
+        recipe_path("resnet")
+
+
 def test_a_kind_that_is_chosen_by_hand_leaves_out_what_the_recipe_says_for_another():
     raw = read_yaml(recipe_path(RECIPE))
     config, notes = resolve(PretrainConfig, raw, {"optimizer.kind": "sgd", "objective.kind": "supervised"}, "here")

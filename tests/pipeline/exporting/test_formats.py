@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from pipeline.config.export import ExportConfig
 from pipeline.evaluation.single_images import file_samples, normalised_views
-from pipeline.exporting.formats import preprocessing, write_format
+from pipeline.exporting.formats import how_to_open, preprocessing, write_format
 from tests.pipeline.exporting.networks import CLASSES, SMALL, network_of, source_of
 
 SWIN = {"name": "timm:swin_tiny_patch4_window7_224", "image_size": 32,
@@ -83,6 +83,9 @@ with torch.no_grad():
         images = inputs(job, json.load(open(job["facts"])))
         everything = outputs(job, images)
         alone = torch.cat([outputs(job, one[None]) for one in images[:1]])
+        if job["format"] == "hf":  # by the very line that people are told
+            pictures = [Image.open(file).convert("RGB") for file in job.get("files", [])]
+            torch.testing.assert_close(eval(job["open"]), everything)
         np.savez(job["to"], images=images.numpy(), outputs=everything.numpy(), alone=alone.numpy())
 """
 
@@ -120,7 +123,8 @@ def elsewhere(tmp_path_factory, pictures) -> dict[tuple[str, str], dict[str, np.
         (root / f"{number}.json").write_text(json.dumps(preprocessing(source)))
         has_processor = (folder / "preprocessor_config.json").is_file()
         assert has_processor or format != "hf" or "preprocessor_config" in notes[0]
-        jobs.append({"folder": str(folder), "format": format, "processor": has_processor, "to": f"{folder}.npz",
+        jobs.append({"folder": str(folder), "format": format, "processor": has_processor,
+                     "open": how_to_open(format, folder).replace("DEST", str(folder)), "to": f"{folder}.npz",
                      "facts": str(root / f"{number}.json"), **rule})  # fmt: skip
     (root / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(root / "jobs.json")], cwd=root,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,7 @@ from pipeline.exporting.job import export
 from pipeline.exporting.sample import fixed_sample
 from pipeline.rank import Rank
 from pipeline.registry.export import export_timm_directory
-from pipeline.run_directory import read_json
+from pipeline.run_directory import read_json, write_json
 from pipeline.shards.index import read_index
 from tests.pipeline.exporting.networks import SMALL, network_of, source_of
 from tests.pipeline.test_label_sets import SETS, several
@@ -123,6 +124,32 @@ REFUSED = [
     ({}, ("token_reduction.keep=0.5",), "format safetensors is weights for a network that merges no tokens"),
     ({"data": "/nowhere"}, (), "/nowhere"),
 ]
+
+
+def test_what_cannot_be_written_or_is_being_written_is_refused_before_a_job_begins(model, home, tmp_path):
+    with pytest.raises(InputError, match="DEST `/proc/x`: its parent /proc cannot be written"):
+        request(model, "/proc/x", home)
+    destination = tmp_path / "out"
+    with partial_folder(destination, 0), pytest.raises(InputError, match="another export writes there"):
+        request(model, destination, home)
+    assert not (home / "runs").exists() and list(tmp_path.glob("*out*")) == []
+
+
+def test_an_export_whose_watcher_died_is_followed_and_another_to_the_same_place_is_refused(model, home, tmp_path):
+    run = request(model, tmp_path / "out", home)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(run.path)])
+    try:
+        started = psutil.Process(sleeper.pid).create_time()
+        job = {"kind": "local", "id": f"{sleeper.pid}:{started:.2f}", "key": run.key, "attempt": 1}
+        run.attempt(1).make()
+        write_json(run.job_file, job)
+        assert request(model, tmp_path / "out", home).path == run.path
+        with pytest.raises(InputError, match=f"{run.path.name} writes another export there .format safetensors.; wait"):
+            request(model, tmp_path / "out", home, "images=16")
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert request(model, tmp_path / "out", home).path != run.path
 
 
 @pytest.mark.parametrize(("asked", "settings", "words"), REFUSED)

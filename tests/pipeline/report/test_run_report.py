@@ -44,7 +44,9 @@ def test_a_finished_run_says_what_was_asked_how_it_learned_and_what_it_cost(run)
 def test_health_that_was_switched_off_is_said_to_be(run):
     with open(run.config_file, "a") as file:
         file.write("health: {every_steps: 0}\n")
-    assert "not measured: health.every_steps is 0" in page_of(run).text
+    assert "not measured: off: health.every_steps is 0" in page_of(run).text
+    write_json(run.plan_file, run.plan() | {"health_asked": None})  # nobody set it: the run is short
+    assert "not measured: off: a run of 4 steps is too short for it; --set health.every_steps=1" in page_of(run).text
 
 
 def test_health_is_drawn_before_its_band_and_said_in_words(run):
@@ -122,7 +124,7 @@ def test_hours_are_told_to_a_hundredth_and_less_than_one_finer(hours, words):
 
 
 def test_a_forecast_stands_beside_its_outcome(run):
-    said = {"value": 0.9, "low": 0.85, "high": 0.95, "unit": "", "metric": "knn_top1"}
+    said = {"value": 0.9, "low": 0.85, "high": 0.95, "unit": "share", "metric": "knn_top1"}
     hours = {"value": 2.0, "low": 1.0, "high": 3.0, "unit": "hours"}
     forecast = {"format_version": 1, "basis": "3 runs of a ladder", "forecasts": {"accuracy": said, "hours": hours}}
     write_json(run.path / "forecast.json", forecast)
@@ -131,7 +133,7 @@ def test_a_forecast_stands_beside_its_outcome(run):
     write_json(run.result_file, result | {"forecast": graded})
     page = page_of(run)
     text = " ".join(page.text.split())
-    assert "accuracy (knn_top1)0.90.85 – 0.950.91inside" in text and "hours2 hours1 – 34 hoursoutside" in text
+    assert "accuracy (knn_top1)90.0 %85.0 % – 95.0 %91.0 %inside" in text and "hours2 h1 h – 3 h4 houtside" in text
     assert "Rests on: 3 runs of a ladder." in text
 
 
