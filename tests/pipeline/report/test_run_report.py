@@ -99,8 +99,10 @@ def test_measurements_without_a_band_are_shown_and_not_judged(run):
 
 def test_a_metric_without_a_band_says_so_once_beside_one_that_has_one(run):
     measured_health(run, {"explained_variance": [0.41, 0.42]}, (0.38, 0.45))
-    line = {"step": 4, "metric": "rankme", "value": 31.5, "verdict": "no band", "words": "epoch 1: RankMe 31.5"}
-    with open(run.attempt(1).path / "health.jsonl", "a") as file:
+    log = run.attempt(1).path / "health.jsonl"
+    line = json.loads(log.read_text().splitlines()[-1]) | {"metric": "rankme", "value": 31.5, "low": None, "high": None}
+    line |= {"basis": "", "verdict": "no band", "words": "epoch 1: RankMe 31.5"}
+    with open(log, "a") as file:
         file.write(json.dumps(line) + "\n")
     text = page_of(run).text
     assert text.count("no band") == 1 and "0 of 2 times" in text and "0 of 1 times" not in text
