@@ -151,7 +151,8 @@ def test_ranks_are_compared_over_ten_steps_at_least_and_whole_lines_of_the_log()
 
 def table_of(*settings: str) -> dict[str, str]:
     """What the start table says of the debug recipe with `settings`, by the word that a line begins with."""
-    overrides = parse_overrides(("zero.stage=0", "validation.every_steps=0", "checkpoint.every_steps=10", *settings))
+    overrides = parse_overrides(("zero.stage=0", "validation.every_steps=0", "checkpoint.every_steps=10",
+                                 "health.images=256", *settings))  # fmt: skip
     raw = read_yaml(recipe_path("pretrain_mae_debug")) | {"epochs": None, "samples": None}
     config = validate(PretrainConfig, apply_overrides(raw, overrides), "test")
     plan = {
@@ -168,6 +169,7 @@ def test_the_table_says_what_trains_and_what_is_on():
     plain = table_of()
     assert plain["engine"] == "ddp, fp32" and "budget" not in plain
     assert plain["optimizer"].startswith("adamw, clip off") and plain["rate"].endswith("then cosine to 0")
+    assert table_of("health.every_steps=0")["health"] == "off: health.every_steps is 0"
     assert plain["checkpoint"] == "1.0 MiB, every 10 steps" and plain["validation"] == "off"
     assert plain["guard"] == "5 bad steps in a row are gone back over, at most 2 times"
     settings = ["zero.stage=2", "zero.offload_optimizer=cpu", "compile=true", "activation_checkpointing=true"]
