@@ -65,7 +65,7 @@ def test_prefect_works_in_any_directory_without_exports(stack, tmp_path):
     command = [sys.executable, "-m", "prefect", "deployment", "ls", "--output", "json"]
     listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     names = {each["name"] for each in json.loads(listed)}
-    assert names == {"vit-s16", "vit-b16", "vit-l16", "vit-h14", "images", "model", "home", "recipe"}
+    assert names == {"vit-s16", "vit-b16", "vit-l16", "vit-h14", "images", "model", "home", "recipe", "file"}
 
 
 def test_the_worker_gives_its_flows_the_home(stack):
