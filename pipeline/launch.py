@@ -19,10 +19,11 @@ from typing import Any
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, FaultError, InputError
 from pipeline.parenthood import STOP_SIGNALS, die_with_parent, stops_held
+from pipeline.ports import free_port
 from pipeline.run_directory import Attempt, RunDirectory
 from pipeline.supervision.judgement import OUT_OF_MEMORY, NodeVerdict, judge
 from pipeline.supervision.liveness import FRESH_SECONDS, begin_by_hand, host_name
-from pipeline.supervision.nodes import Meeting, Node, StoppedBeforeMeeting, free_port, join, lead, require_newest_start
+from pipeline.supervision.nodes import Meeting, Node, StoppedBeforeMeeting, join, lead, require_newest_start
 from pipeline.supervision.pods import Finished, Pod, code_of_all, meet
 from pipeline.supervision.ranks import GRACE_SECONDS, Supervision
 from pipeline.supervision.watchdog import Watchdog, killed_for_memory

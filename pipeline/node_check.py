@@ -22,9 +22,10 @@ from typing import Any
 
 from pipeline.environment import differences, environment_parts
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
+from pipeline.ports import free_port
 from pipeline.run_directory import RunDirectory, look_afresh, read_json, write_json
 from pipeline.supervision.liveness import host_name
-from pipeline.supervision.nodes import Node, free_port
+from pipeline.supervision.nodes import Node
 
 COME_SECONDS = 30.0  # for a node to come and say what it is
 END_SECONDS = 52.0  # for all to be over; the last answer is given then

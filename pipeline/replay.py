@@ -4,7 +4,7 @@ import os
 import sys
 
 from pipeline.errors import EXIT_INPUT, InputError
-from pipeline.launch import free_port
+from pipeline.ports import free_port
 from pipeline.run_directory import RunDirectory
 
 

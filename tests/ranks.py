@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.launch import free_port
+from pipeline.ports import free_port
 
 PRELOAD = ["torch", "timm", "deepspeed", "accelerate", "deepspeed.runtime.zero.muon.muon_optimizer",
            "pipeline.training.loop"]  # fmt: skip

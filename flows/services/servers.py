@@ -7,7 +7,6 @@ Everything that these programs need is in the environment given to them, never i
 import base64
 import json
 import os
-import socket
 import subprocess
 import tempfile
 import time
@@ -32,20 +31,6 @@ NO_TELEMETRY = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
 }
-
-
-def free_port(preferred: int | None = None) -> int:
-    """`preferred` where nobody listens on it, else any free port of the loopback interface."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            # A port that was closed a moment ago counts as free, as it does for the servers.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port or 0))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise FaultError(f"there is no free port on {HOST}")
 
 
 def local_prefect_environment(home: Path, api_url: str) -> dict[str, str]:

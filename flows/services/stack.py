@@ -35,6 +35,7 @@ from flows.services.team import (
     require_database,
 )
 from pipeline.errors import InputError
+from pipeline.ports import free_port
 
 FORMAT_VERSION = 1
 SERVERS = ("prefect", "mlflow")
@@ -219,7 +220,7 @@ def _prefect_service(home: Path, report: Report, team: TeamProfile | None) -> tu
         environment = {name: value for name, value in os.environ.items() if name not in secret}
         return Service(url, url, None), environment | servers.NO_TELEMETRY
     if team is None:
-        port = servers.free_port(servers.PREFECT_PORT)
+        port = free_port(servers.HOST, servers.PREFECT_PORT)
         url = asked = f"http://{servers.HOST}:{port}/api"
         process = servers.start_prefect_server(home, port)
     else:
@@ -235,7 +236,7 @@ def _mlflow_service(home: Path, report: Report, team: TeamProfile | None) -> Ser
         report(f"MLflow: {without_secrets(named)} from MLFLOW_TRACKING_URI is used, no server is started")
         return Service(named, named, None)
     if team is None:
-        port = servers.free_port(servers.MLFLOW_PORT)
+        port = free_port(servers.HOST, servers.MLFLOW_PORT)
         url = f"http://{servers.HOST}:{port}"
         return Service(url, url, servers.start_mlflow_server(home, port))
     assert isinstance(team.mlflow, MlflowServer), "load_team has seen to it"

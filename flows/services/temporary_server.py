@@ -18,11 +18,11 @@ from flows.home import read_stack
 from flows.services.servers import (
     HOST,
     answers,
-    free_port,
     local_prefect_environment,
     start_prefect_server,
     wait_for,
 )
+from pipeline.ports import free_port
 
 STOP_SECONDS = 10.0
 

@@ -7,7 +7,6 @@ names may commit, and a start that is older than the one it names touches nothin
 
 import re
 import signal
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, FaultError, InputError
 from pipeline.parenthood import STOP_SIGNALS, ignore_stops
+from pipeline.ports import free_port
 from pipeline.progress import Position
 from pipeline.run_directory import Attempt, RunDirectory, look_afresh, read_json, write_json
 from pipeline.supervision.judgement import Hang
@@ -78,13 +78,6 @@ def expanded_hosts(words: str) -> tuple[str, ...]:
             first, _, last = part.partition("-")
             names += [f"{prefix}{n:0{len(first)}d}" for n in range(int(first), int(last or first) + 1)]
     return tuple(names)
-
-
-def free_port(address: str = "127.0.0.1") -> int:
-    """One that nobody listens on; `address` "" asks for all interfaces."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
 
 
 def lead(run: RunDirectory, node: Node, ranks_per_node: int) -> Meeting:

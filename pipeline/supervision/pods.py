@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pipeline.errors import EXIT_FAULT, EXIT_STOPPED, FaultError
 from pipeline.parenthood import STOP_SIGNALS, ignore_stops
+from pipeline.ports import free_port
 from pipeline.run_directory import Attempt, RunDirectory, look_afresh, read_json, write_json
 from pipeline.supervision.nodes import (
     STOPPED_PATIENCE_SECONDS,
@@ -30,7 +31,6 @@ from pipeline.supervision.nodes import (
     Node,
     StoppedBeforeMeeting,
     claimed_attempt,
-    free_port,
     name_attempt,
 )
 

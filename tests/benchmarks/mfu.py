@@ -22,9 +22,9 @@ from models.build import build_objective
 from models.objectives.batch import Batch
 from pipeline.config.plan import plan_batches, training_flops
 from pipeline.config.training import PretrainConfig
-from pipeline.launch import free_port
 from pipeline.loading.loader import Loader, to_device
 from pipeline.loading.stream import SampleStream
+from pipeline.ports import free_port
 from pipeline.shards.index import DatasetIndex
 from tests.benchmarks.our_loader import our_config, our_dataset
 from tests.benchmarks.photographs import photograph_files

@@ -23,8 +23,8 @@ from models.build import build_objective
 from models.objectives.batch import Batch
 from pipeline.config.plan import BatchPlan, training_flops
 from pipeline.config.training import PretrainConfig
-from pipeline.launch import free_port
 from pipeline.loading.loader import RawBatch, to_device
+from pipeline.ports import free_port
 from pipeline.rank import Rank
 from pipeline.run_directory import RunDirectory
 from pipeline.training.optimizer import build_optimizer, parameter_groups

@@ -16,7 +16,7 @@ import yaml
 from cluster.job import CancelError
 from cluster.kubernetes import launcher as module
 from cluster.profile import PROFILES
-from flows.services.servers import free_port
+from pipeline.ports import free_port
 from tests.cluster.kubernetes import Cluster
 from tests.cluster.test_kubernetes import NAME, cluster, launcher_in, request_  # noqa: F401 (fixtures)
 from tests.cluster.test_kubernetes_manifest import VERSIONS

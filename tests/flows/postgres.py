@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.services.servers import free_port
+from pipeline.ports import free_port
 
 PROGRAMS = ("initdb", "postgres", "pg_ctl", "psql", "createdb", "dropdb", "pg_dump", "pg_restore")
 USER = "vit"

@@ -1,7 +1,6 @@
 """The small parts of the local stack: ports, the person's Prefect profiles, and how processes are ended."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from flows.home import home_directory, read_stack, tracking_uri, write_stack
 from flows.services import processes as services_processes
 from flows.services.processes import MARK, PART, end_processes, jobs_and_below, last_lines, stack_processes
 from flows.services.profile import activate_profile, remember_profile, restore_profile, with_profile
-from flows.services.servers import HOST, free_port
 from flows.services.stack import status, up
 from pipeline.errors import InputError
 
@@ -79,14 +77,7 @@ def test_a_record_that_is_missing_or_damaged_reads_as_none(tmp_path):
     assert read_stack(tmp_path) is None
 
 
-# ---- ports and logs
-
-
-def test_a_port_that_somebody_listens_on_is_not_taken():
-    with socket.create_server((HOST, 0)) as taken:
-        port = taken.getsockname()[1]
-        assert free_port(port) not in (port, 0)
-    assert free_port(port) == port
+# ---- logs
 
 
 def test_the_last_lines_of_a_log_become_one_line(tmp_path):

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.services.servers import answers, free_port
+from flows.services.servers import answers
+from pipeline.ports import free_port
 from tests.flows.people import GROUP, Person, two_people
 from tests.flows.postgres import Postgres
 from tests.flows.readme import block

@@ -11,10 +11,10 @@ from flows.credentials import without_passwords_in_urls
 from flows.home import home_directory, team_servers, tracking_uri, write_team_servers
 from flows.services.deployments import PREFECT_FILE, for_pool, give_profile
 from flows.services.ownership import owner, require_ours
-from flows.services.servers import free_port
 from flows.services.stack import up
 from flows.services.team import load_team, mlflow_arguments, prefect_settings
 from pipeline.errors import InputError
+from pipeline.ports import free_port
 
 SECRETS = {
     "VIT_DATABASE_PASSWORD": "db-c4n4ry", "PREFECT_API_AUTH_STRING": "team:c4n4ry", "MLFLOW_TRACKING_USERNAME": "ada",

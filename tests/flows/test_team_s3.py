@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from flows.services.servers import answers, free_port, mlflow_refusal, start_team_mlflow_server, wait_for
+from flows.services.servers import answers, mlflow_refusal, start_team_mlflow_server, wait_for
 from flows.services.team import load_team, mlflow_arguments, mlflow_environment
+from pipeline.ports import free_port
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 CLIENT = """

@@ -8,8 +8,9 @@ import pytest
 
 from flows.control import forwarding
 from flows.services.processes import end_processes, stack_processes
-from flows.services.servers import HOST, answers, free_port, start_mlflow_server
+from flows.services.servers import HOST, answers, start_mlflow_server
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED
+from pipeline.ports import free_port
 from pipeline.registry.tracking import KEY_TAG, connect
 from pipeline.run_directory import RunDirectory, write_atomic, write_json
 
@@ -19,7 +20,7 @@ STEPS = 120  # in three parts: before the outage, during it, and in a second att
 @pytest.fixture
 def server(tmp_path):
     """A real MLflow server that can be started and stopped on its port; it ends with the test."""
-    home, port = tmp_path / "home", free_port(0)
+    home, port = tmp_path / "home", free_port()
     home.mkdir()
     uri = f"http://{HOST}:{port}"
 

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from pipeline.ingestion.images import prepare_image
+from pipeline.ports import free_port
 from pipeline.registration.upload import SETTINGS, save_served_model
 from pipeline.views.evaluation import evaluation_view
-from tests.pipeline.registration.servers import free_port, process_on
+from tests.pipeline.registration.servers import process_on
 from tests.pipeline.registration.stores import exported
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
