@@ -30,6 +30,9 @@ class VisionTransformerModel(PythonModel):
     """Images in; out come probabilities (softmax, or a sigmoid each where config.json says that it learned so), or
     pooled features where the model has no head. `module` is trainable, `classes` are the names of its outputs."""
 
+    # What `predict` takes has many types, so none is named; without this, MLflow warns of that wherever it is loaded.
+    _skip_type_hint_validation = True
+
     def load_context(self, context):
         directory, settings = Path(context.artifacts["hf"]), context.model_config or {}
         _require_whole(directory)

@@ -49,6 +49,11 @@ def model(tmp_path_factory):
     return mlflow.pyfunc.load_model(str(saved(tmp_path_factory.mktemp("model"))))
 
 
+def test_who_loads_it_is_told_nothing_of_how_it_is_written(tmp_path, recwarn):
+    mlflow.pyfunc.load_model(str(saved(tmp_path)))
+    assert not [str(said.message) for said in recwarn if "type hint" in str(said.message)]
+
+
 def test_every_form_of_an_image_gives_the_same_probabilities(model, tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(png())
