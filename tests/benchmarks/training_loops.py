@@ -67,7 +67,8 @@ class Turns:
     """Batches without end; between turns it answers what the last one cost and waits for the next.
 
     A line on standard input is the number of images that the loop is to take; the end of the input ends the process.
-    Within each turn as many of the loop's `bare_step`, which it names before it draws, are made and timed first.
+    Within each turn as many of the loop's `bare_step`, which it names before it draws, are made and timed, half before
+    and half behind: where the machine grows slower or faster, both do.
     """
 
     images_per_second = None  # of a loader that was never waited for
@@ -86,18 +87,21 @@ class Turns:
     def _iterate(self) -> Iterator[RawBatch]:
         for line in sys.stdin:
             steps = max(1, int(line) // BATCH_SIZE)
-            began = time.process_time()
-            for _ in range(steps):
-                self.bare_step(prepared(self.batch))
-            bare = time.process_time() - began
+            bare = self._bare_seconds(steps // 2)
             cpu, wall = time.process_time(), time.perf_counter()
             for _ in range(steps):
                 yield self.batch
-            answer(
-                self.answers, images=steps * BATCH_SIZE, cpu_seconds=time.process_time() - cpu,
-                wall_seconds=time.perf_counter() - wall, bare_cpu_seconds=bare,
-            )  # fmt: skip
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            bare += self._bare_seconds(steps - steps // 2)
+            answer(self.answers, images=steps * BATCH_SIZE, cpu_seconds=cpu, wall_seconds=wall, bare_cpu_seconds=bare)
         raise NoMoreTurns  # the loop around this would go on for ever
+
+    def _bare_seconds(self, steps: int) -> float:
+        """CPU time of bare steps."""
+        began = time.process_time()
+        for _ in range(steps):
+            self.bare_step(prepared(self.batch))
+        return time.process_time() - began
 
 
 def plain_step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Batch], None]:
