@@ -89,6 +89,7 @@ def as_user(user: str | None, command: list[str]) -> list[str]:
     ]
     for number, each in hide:
         lines.append(f"mkdir -p {shlex.quote(str(each))}; mount --bind $hidden/{number} {shlex.quote(str(each))}")
+    lines.append("umount --lazy $hidden; rmdir $hidden")
     become = f"exec setpriv --reuid={user} --regid=nogroup --init-groups -- {shlex.join(command)}"
     if not hide:
         return ["bash", "-c", become]
