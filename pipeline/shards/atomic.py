@@ -49,8 +49,11 @@ def reserve(file: BinaryIO, num_bytes: int) -> None:
     system cannot, or is too full for it, writing goes on as without. Not os.posix_fallocate, which would then write
     every block itself.
     """
-    if _fallocate is not None:
-        _fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(num_bytes))
+    disk = os.fstatvfs(file.fileno())
+    if _fallocate is None or num_bytes > disk.f_bavail * disk.f_frsize:
+        return  # a disk that is too full would be filled up before it refuses, at the cost of all who write to it
+    if _fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(num_bytes)):
+        os.ftruncate(file.fileno(), 0)  # what it gave before it refused, as where a quota is less than the disk
 
 
 def write_file(path: Path, content: bytes) -> None:
