@@ -37,6 +37,15 @@ def signal_after_lines(journal: str, lines: int, number: int) -> threading.Threa
     return thread
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is: who was started behind `&` in a script ignores it from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_says_what_stays_and_the_same_command_goes_on(tmp_path, number):
     source, dest, said = str(write_pictures(tmp_path / "source", NAMES)), str(tmp_path / "dataset"), Said()
