@@ -4,10 +4,11 @@ from pipeline.pages.style import style
 
 STYLE = style(
     """
-.scroll{overflow-x:auto;margin:.6em 0 1em}.scroll table{width:auto;min-width:100%}
-.scroll td:first-child,.scroll th:first-child{position:sticky;left:0;background:var(--paper)}
-.scroll{background:linear-gradient(to left,var(--paper) 30%,transparent) 100% 0/36px 100% no-repeat local,
+.scroll{overflow-x:auto;margin:.6em 0 1em;
+background:linear-gradient(to left,var(--paper) 30%,transparent) 100% 0/36px 100% no-repeat local,
 linear-gradient(to left,var(--line),transparent) 100% 0/12px 100% no-repeat scroll}
+.scroll table{width:auto;min-width:100%}
+.scroll td:first-child,.scroll th:first-child{position:sticky;left:0;background:var(--paper)}
 .scroll .wrap{white-space:normal;display:inline-block;min-width:16em}
 .scroll td,.scroll th{white-space:nowrap;padding-right:14px;font-size:.92rem}
 .facts td,.wrap{overflow-wrap:anywhere}.facts{margin:.6em 0 1em}.facts th{width:13em;min-width:8em;font-weight:500}

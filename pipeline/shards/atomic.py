@@ -7,6 +7,7 @@ the directory can remove it. The name carries machine and process id, so two wri
 import ctypes
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +50,7 @@ def reserve(file: BinaryIO, num_bytes: int) -> None:
     system cannot, or is too full for it, writing goes on as without. Not os.posix_fallocate, which would then write
     every block itself.
     """
-    disk = os.fstatvfs(file.fileno())
-    if _fallocate is None or num_bytes > disk.f_bavail * disk.f_frsize:
+    if _fallocate is None or num_bytes > shutil.disk_usage(file.fileno()).free:
         return  # a disk that is too full would be filled up before it refuses, at the cost of all who write to it
     if _fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(num_bytes)):
         os.ftruncate(file.fileno(), 0)  # what it gave before it refused, as where a quota is less than the disk

@@ -1,4 +1,4 @@
-"""The small parts of the local stack: ports, the person's Prefect profiles, and how processes are ended."""
+"""The small parts of the local stack: the person's Prefect profiles, and how processes are ended."""
 
 import os
 import subprocess

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.ports import free_port
 from pipeline.shards.index import read_index
 from pipeline.storage import remote
 from tests.pipeline.flaky_proxy import FlakyProxy
@@ -22,9 +23,7 @@ DEADLINE_SECONDS = 30
 def s3_port():
     if importlib.util.find_spec("moto") is None or importlib.util.find_spec("s3fs") is None:
         pytest.skip("needs moto[server] and s3fs, which `uv sync` installs")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + DEADLINE_SECONDS
