@@ -9,6 +9,7 @@ from typing import NamedTuple
 STEP_PHASES = ("train", "data", "forward", "backward", "update")
 LONG_PHASES = ("start", "model", "checkpoint", "roll back", "validation", "finish", "health")
 PHASES = (*STEP_PHASES, *LONG_PHASES)
+_NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
 _WORDS = struct.Struct("=qqqq")
 
 
@@ -32,7 +33,7 @@ class Progress:
     def __init__(self, path: Path | None = None):
         self._phase = "start"
         self._words = memoryview(_mapped(path) if path else bytearray(_WORDS.size)).cast("q")
-        self._words[1], self._words[2], self._words[3] = -1, PHASES.index("start"), -1
+        self._words[1], self._words[2], self._words[3] = -1, _NUMBERS["start"], -1
 
     @property
     def phase(self) -> str:
@@ -41,7 +42,7 @@ class Progress:
     @phase.setter
     def phase(self, phase: str) -> None:
         self._phase = phase
-        self._words[2] = PHASES.index(phase) if phase in PHASES else -1
+        self._words[2] = _NUMBERS.get(phase, -1)
         self._words[0] += 1
 
     @property

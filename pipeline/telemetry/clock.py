@@ -6,6 +6,7 @@ they are readings of the processor's clock.
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ class StepClock:
 
     def __init__(self, device: torch.device, enter: Callable[[str], None]):
         self._enter = enter
-        self._now: Callable[[], Any] = _event if device.type == "cuda" else time.perf_counter
+        self._on_device = device.type == "cuda"
+        self._now: Callable[[], Any] = _event if self._on_device else time.perf_counter
         self._marks: list[tuple[str, Any]] = []
 
     def begin(self, part: str) -> None:
@@ -32,18 +34,18 @@ class StepClock:
     def end(self) -> None:
         """The step is over, and the device has done all of its work."""
         self._enter("train")
-        self._marks.append(("", self._now()))
-        if isinstance(self._marks[-1][1], torch.cuda.Event):
-            self._marks[-1][1].synchronize()  # nothing is queued before it any more
+        ended = self._now()
+        self._marks.append(("", ended))
+        if self._on_device:
+            ended.synchronize()  # nothing is queued before it any more
 
     def seconds(self) -> dict[str, float]:
         """Of the parts between the last call and the last `end`."""
         marks, self._marks = self._marks, []
         spent = dict.fromkeys(PARTS, 0.0)
-        for (part, began), (_, ended) in zip(marks, marks[1:], strict=False):
+        for (part, began), (_, ended) in pairwise(marks):
             if part:
-                seconds = began.elapsed_time(ended) / 1000 if isinstance(began, torch.cuda.Event) else ended - began
-                spent[part] += seconds
+                spent[part] += began.elapsed_time(ended) / 1000 if self._on_device else ended - began
         return spent
 
 

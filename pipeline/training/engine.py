@@ -69,9 +69,10 @@ class Engine:
             make_leaves(module)
         self._frozen = frozen_tensors(module) if os.environ["RANK"] == "0" else {}  # who writes them
         self.accelerator = _accelerator(module, plan, config, precision)
+        self.device: torch.device = self.accelerator.device
         # A teacher is no part of the module that DeepSpeed takes: it is not trained, and not cast with it.
         place_teacher = getattr(module, "place_teacher", lambda device, dtype: {})
-        follower = place_teacher(self.accelerator.device, self.compute_dtype)
+        follower = place_teacher(self.device, self.compute_dtype)
         assert self.accelerator.num_processes == plan.world_size, "accelerate did not see the whole world"
         groups = parameter_groups(module, config.optimizer, config.encoder.depth)
         # The loader is never prepared: its positions are already those of this rank.
@@ -102,10 +103,6 @@ class Engine:
             self.wrapped, module, base, self.stage, averages=config.keeps_average, follower=follower
         )  # fmt: skip
         self.state.check_coverage()
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
 
     @property
     def frozen(self) -> dict[str, Tensor]:
@@ -147,6 +144,7 @@ class Engine:
                 self.clock.begin("backward")
                 self._backward(outcome.loss, last)
             _add({LOSS: outcome.loss} | outcome.sums, totals)
+            del outcome  # its graph would live through the update
             self.clock.begin("update")
             if last:
                 norm = self._update(progress)
@@ -155,7 +153,8 @@ class Engine:
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
         skipped = not math.isfinite(norm)
         if not skipped:
-            self.state.update_average(self._average_decay(progress))
+            if self.state.average:
+                self.state.update_average(self._average_decay(progress))
         elif (scale := self.loss_scale()) is not None and scale <= LOSS_SCALE_FLOOR:
             raise FloatingPointError(
                 f"the loss scale of fp16 fell to its floor, {LOSS_SCALE_FLOOR}, and the gradient is still not finite; "
@@ -205,7 +204,7 @@ class Engine:
     def add_up(self, numbers: Mapping[str, Any]) -> dict[str, float]:
         """Each number's sum over all ranks, which give the same names. One collective."""
         if self.plan.world_size == 1:
-            return {name: float(numbers[name]) for name in sorted(numbers)}
+            return {name: float(number) for name, number in numbers.items()}
         tensors = {name: numbers[name].double() for name in sorted(numbers) if isinstance(numbers[name], Tensor)}
         others = {name: numbers[name] for name in sorted(numbers) if name not in tensors}
         packed = torch.tensor([*others.values()], dtype=torch.float64, device=self.device)
@@ -231,7 +230,8 @@ class Engine:
         # A loss that is not finite makes the gradient so, on every rank, however it came about: 0 times it is NaN.
         share = torch.add(self._share, loss.detach(), alpha=0)
         if self.stage:
-            self.wrapped.set_gradient_accumulation_boundary(last)
+            if self.plan.gradient_accumulation_steps > 1:  # else DeepSpeed knows by itself
+                self.wrapped.set_gradient_accumulation_boundary(last)
             self.wrapped.backward(loss * share, scale_wrt_gas=False)
             return
         if self.accelerator.scaler:

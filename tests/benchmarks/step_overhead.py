@@ -2,10 +2,10 @@
 
 The loops of `training_loops`, one thread each. Ours is the product's own loop with its ledger, log and meters; the
 peers keep no record. Two processes that run the same code differ by half a millisecond and more, so each loop is held
-against bare steps of its own process, on the very network, optimizer and clipping, made between the loop's own in
-turns: what differs is the loop. A turn is long enough that what a loop does some times a second (ours writes its
-ledger) weighs as in a run, where no bare steps lie between. Goals hold for one process. The collective in which the
-ranks agree on loss, flags and sums has a row of its own: wall time over gloo, two ranks in step.
+against bare steps of its own process, on the very network, optimizer and clipping, made between the loop's own, a few
+at a time: what differs is the loop. (What a loop does some times a second, as ours writes its ledger, so weighs twice.)
+Goals hold for one process. The collective in which the ranks agree on loss, flags and sums has a row of its own: wall
+time over gloo, two ranks in step.
 About 5 minutes:
 
     uv run python -m tests.benchmarks.step_overhead
@@ -39,7 +39,7 @@ AGREED_VALUES = 8  # loss, two flags, the objective's sums and the damage counts
 Rounds = dict[str, list[Round]]
 
 
-def step_overhead(rounds: int = 7, steps: int = 400, collectives: int = 500) -> tuple[str, dict[str, Any]]:
+def step_overhead(rounds: int = 9, steps: int = 400, collectives: int = 500) -> tuple[str, dict[str, Any]]:
     measured, missing = measure(rounds, steps)
     if lost := [name for name in GOALS if name in missing]:
         raise ContestantError("; ".join(f"{name}: {missing[name]}" for name in lost))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.build import build_objective
@@ -33,6 +34,7 @@ BATCH_SIZE, IMAGE_SIZE, CLASSES = 8, 32, 10
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 RATE, CLIP = 1e-3, 1.0
 FOR_EVER = 1_000_000_000  # steps
+FEW_STEPS = 10
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
@@ -67,8 +69,8 @@ class Turns:
     """Batches without end; between turns it answers what the last one cost and waits for the next.
 
     A line on standard input is the number of images that the loop is to take; the end of the input ends the process.
-    Within each turn as many of the loop's `bare_step`, which it names before it draws, are made and timed, half before
-    and half behind: where the machine grows slower or faster, both do.
+    Within each turn as many of the loop's `bare_step`, which it names before it draws, are made and timed, a few before
+    and behind every few of the loop's own: where the machine grows slower or faster, both do.
     """
 
     images_per_second = None  # of a loader that was never waited for
@@ -87,12 +89,15 @@ class Turns:
     def _iterate(self) -> Iterator[RawBatch]:
         for line in sys.stdin:
             steps = max(1, int(line) // BATCH_SIZE)
-            bare = self._bare_seconds(steps // 2)
-            cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(steps):
-                yield self.batch
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            bare += self._bare_seconds(steps - steps // 2)
+            taken, bare = np.zeros(2), 0.0  # seconds of CPU and wall time; of CPU time
+            for few in [FEW_STEPS] * (steps // FEW_STEPS) + [steps % FEW_STEPS]:
+                bare += self._bare_seconds(few // 2)
+                began = _now()
+                for _ in range(few):
+                    yield self.batch
+                taken += _now() - began
+                bare += self._bare_seconds(few - few // 2)
+            cpu, wall = taken.tolist()
             answer(self.answers, images=steps * BATCH_SIZE, cpu_seconds=cpu, wall_seconds=wall, bare_cpu_seconds=bare)
         raise NoMoreTurns  # the loop around this would go on for ever
 
@@ -102,6 +107,11 @@ class Turns:
         for _ in range(steps):
             self.bare_step(prepared(self.batch))
         return time.process_time() - began
+
+
+def _now() -> np.ndarray:
+    """CPU and wall time, seconds."""
+    return np.array([time.process_time(), time.perf_counter()])
 
 
 def plain_step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Batch], None]:
