@@ -153,8 +153,7 @@ class Engine:
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
         skipped = not math.isfinite(norm)
         if not skipped:
-            if self.state.average:
-                self.state.update_average(self._average_decay(progress))
+            self.state.update_average(self._average_decay(progress))
         elif (scale := self.loss_scale()) is not None and scale <= LOSS_SCALE_FLOOR:
             raise FloatingPointError(
                 f"the loss scale of fp16 fell to its floor, {LOSS_SCALE_FLOOR}, and the gradient is still not finite; "
