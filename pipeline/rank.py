@@ -80,7 +80,7 @@ class Rank:
         self.progress.phase = phase
 
     def enter(self, phase: str) -> None:
-        self.phase = phase
+        self.progress.phase = phase
 
     @property
     def step(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 PARTS = ("data", "forward", "backward", "update")
+Marks = list[tuple[str, Any]]  # (part, reading as it began), and ("", reading) as the last one ended
 
 
 class StepClock:
@@ -25,7 +26,7 @@ class StepClock:
         self._enter = enter
         self._on_device = device.type == "cuda"
         self._now: Callable[[], Any] = _event if self._on_device else time.perf_counter
-        self._marks: list[tuple[str, Any]] = []
+        self._marks: Marks = []
 
     def begin(self, part: str) -> None:
         self._enter(part)
@@ -39,14 +40,19 @@ class StepClock:
         if self._on_device:
             ended.synchronize()  # nothing is queued before it any more
 
-    def seconds(self) -> dict[str, float]:
-        """Of the parts between the last call and the last `end`."""
+    def take(self) -> Marks:
+        """Of the parts between the last call and the last `end`, for `seconds_by_part`."""
         marks, self._marks = self._marks, []
-        spent = dict.fromkeys(PARTS, 0.0)
-        for (part, began), (_, ended) in pairwise(marks):
-            if part:
-                spent[part] += began.elapsed_time(ended) / 1000 if self._on_device else ended - began
-        return spent
+        return marks
+
+
+def seconds_by_part(marks: Marks) -> dict[str, float]:
+    """Of each of PARTS, 0 where it was not begun. The device must have done the work."""
+    spent = dict.fromkeys(PARTS, 0.0)
+    for (part, began), (_, ended) in pairwise(marks):
+        if part:
+            spent[part] += ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
+    return spent
 
 
 def _event() -> torch.cuda.Event:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipeline.telemetry.clock import Marks, seconds_by_part
+
 # Dense matrix products in bf16 with fp32 sums, FLOP/s, by words of the device's name; the first that fits counts.
 # From NVIDIA's data sheets, the figures with sparsity halved.
 PEAKS = {
@@ -55,7 +57,10 @@ class _Step(NamedTuple):
 
 
 class SpeedMeter:
-    """Speeds over the last `window` steps of a run of `last_step` steps."""
+    """Speeds over the last `window` steps of a run of `last_step` steps.
+
+    It keeps readings, and makes seconds of them when it is asked for means: a step then costs next to nothing.
+    """
 
     def __init__(self, plan: Mapping[str, Any], last_step: int, window: int = 20):
         batches = plan["batches"]
@@ -65,7 +70,7 @@ class SpeedMeter:
             last_step,
         )
         self.flops_per_image, self.peak = plan["training_flops_per_image"], peak_of_device(plan["precision"])
-        self.recent: deque[_Step] = deque(maxlen=window)
+        self._recent: deque[tuple[float, float, float, Marks]] = deque(maxlen=window)  # the last makes four of `_Step`
         self._steps, self._between = 0, 0.0  # all of them, and all seconds that were not of a step
         self._began = self._ended = self._ended_before = 0.0
 
@@ -78,19 +83,27 @@ class SpeedMeter:
         self._ended_before = self._ended or self._began
         self._ended = time.perf_counter() if now is None else now
 
-    def add(self, waited: float, parts: Mapping[str, float]) -> None:
-        """Take the step that has just ended. `parts` are seconds by the parts of a step; see StepClock."""
+    def add(self, waited: float, marks: Marks) -> None:
+        """Take the step that has just ended: seconds that the loader was waited for, and the readings of StepClock."""
         before = self._began - self._ended_before
         self._steps, self._between = self._steps + 1, self._between + before
-        self.recent.append(_Step(self._ended - self._began, before, waited, **parts))
+        self._recent.append((self.last_seconds, before, waited, marks))
+
+    @property
+    def last_seconds(self) -> float:
+        """Of the step that has just ended."""
+        return self._ended - self._began
 
     def own_seconds(self, steps: int) -> float:
         """This rank's own time per step until it meets the others, mean of the last `steps`, or of the window."""
-        last = list(self.recent)[-steps:]
+        last = self._steps_of_window()[-steps:]
         return sum(step.data + step.forward for step in last) / len(last)
 
     def means(self) -> _Step:
-        return _Step(*(sum(column) / len(self.recent) for column in zip(*self.recent, strict=True)))
+        return _Step(*(sum(column) / len(self._recent) for column in zip(*self._steps_of_window(), strict=True)))
+
+    def _steps_of_window(self) -> list[_Step]:
+        return [_Step(whole, before, waited, **seconds_by_part(marks)) for whole, before, waited, marks in self._recent]
 
     def figures(self, step: int) -> dict[str, float]:
         """For the ledger, means over the window. `perf/mfu` only where the device's peak is known.

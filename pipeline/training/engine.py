@@ -142,14 +142,15 @@ class Engine:
                 with self._autocast():
                     outcome = self.wrapped(batch)
                 self.clock.begin("backward")
-                self._backward(outcome.loss, last)
-            _add({LOSS: outcome.loss} | outcome.sums, totals)
+                loss = outcome.loss.detach()
+                self._backward(outcome.loss, loss, last)
+            _add({LOSS: loss, **outcome.sums}, totals)
             del outcome  # its graph would live through the update
-            self.clock.begin("update")
             if last:
+                self.clock.begin("update")
                 norm = self._update(progress)
-            self.clock.begin("data")
-        self.clock.begin("update")
+            else:
+                self.clock.begin("data")
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
         skipped = not math.isfinite(norm)
         if not skipped:
@@ -224,10 +225,13 @@ class Engine:
         assert progress is not None, f"{self.config.objective.kind} must know how far the run is"
         return self.module.teacher_momentum(progress)
 
-    def _backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradient of one micro-batch; behind the `last` it is that of the mean over them, and over ranks."""
+    def _backward(self, loss: Tensor, value: Tensor, last: bool) -> None:
+        """Add the gradient of one micro-batch; behind the `last` it is that of the mean over them, and over ranks.
+
+        `value` is the loss, detached.
+        """
         # A loss that is not finite makes the gradient so, on every rank, however it came about: 0 times it is NaN.
-        share = torch.add(self._share, loss.detach(), alpha=0)
+        share = torch.add(self._share, value, alpha=0)
         if self.stage:
             if self.plan.gradient_accumulation_steps > 1:  # else DeepSpeed knows by itself
                 self.wrapped.set_gradient_accumulation_boundary(last)
@@ -263,7 +267,7 @@ class Engine:
 
     def _agree(self, norm: float, skipped: bool, stop: bool, sums: Mapping[str, Any]) -> StepResult:
         """Loss, stop and skip flags and the other sums in one collective."""
-        totals = self.add_up({STOP: float(stop), SKIPPED: float(skipped), **sums})
+        totals = self.add_up({STOP: stop, SKIPPED: skipped, **sums})
         loss_sum, stops, skips = (totals.pop(name) for name in (LOSS, STOP, SKIPPED))
         micro_batches = self.plan.world_size * self.plan.gradient_accumulation_steps
         return StepResult(loss_sum / micro_batches, norm, skips > 0, stops > 0, totals, self.loss_scale())

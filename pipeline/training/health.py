@@ -51,6 +51,9 @@ class Measured(NamedTuple):
     reason: str | None = None  # why the run is to stop; see `Health.last_words`
 
 
+NOTHING_MEASURED = Measured()
+
+
 class Found(NamedTuple):
     """What all ranks found of one split, in the order of its rows."""
 
@@ -122,12 +125,12 @@ class Health:
         but under ZeRO-3, whose ranks meet in each forward, one that fails there ends the run.
         """
         if not self.is_due(done):
-            return Measured()
+            return NOTHING_MEASURED
         phase = self.me.phase
         try:
             measured = self._measured(engine, done)
         except NotMeasured as failed:
-            measured = Measured()
+            measured = NOTHING_MEASURED
             if self.me.is_first:
                 log.warning("health of step %d could not be measured, and training goes on: %s", done, failed)
         self.me.phase = phase

@@ -30,7 +30,7 @@ WARM_STEPS = 20  # after which the loader's speed can be told
 LINE_SECONDS = 1.0  # between progress lines at least: nobody reads more
 # Between writes to the ledger, and between its lines with means of `SpeedMeter.figures`: short steps share one, else
 # shared file systems and the step itself would feel it.
-FLUSH_SECONDS = 0.2
+FLUSH_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
@@ -41,12 +41,14 @@ class Report:
     """
 
     def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine, first: int, last: int):
-        self.config, self.plan, self.first, self.last = config, plan, first, last
+        self.config, self.plan, self.last = config, plan, last
         self.ledger = Ledger(me.attempt) if me.is_first else None
         self.clock, self.meter = engine.clock, SpeedMeter(plan, last)
         self.stragglers = Stragglers(me.rank, me.world_size, engine.device)
         self._untold: list[tuple] = []  # what `_line` makes the ledger's lines of
         self._flushed_at = self._told_at = -math.inf
+        self._every, self._window = config.log_every_steps, window_steps(config.log_every_steps)
+        self._told_in_any_case, self._summed_up = {first + 1, last}, {min(first + WARM_STEPS, last), last}
 
     def __enter__(self) -> "Report":
         return self
@@ -58,21 +60,17 @@ class Report:
         self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, scores: Mapping[str, float]
     ) -> None:
         """Tell of the step that took the run to `done` steps, as `meter` has it, and of the state's `scores` if any."""
-        self.meter.add(supply.seconds_waited(), self.clock.seconds())
-        every, window = self.config.log_every_steps, window_steps(self.config.log_every_steps)
-        slow_ranks: list[str] = []
-        if done % window == 0:
-            slow_ranks = self.stragglers.of_window(self.meter.own_seconds(window), self.meter.means().whole)
+        self.meter.add(supply.seconds_waited(), self.clock.take())
+        slow_ranks = self._slow_ranks() if done % self._window == 0 else ()
         if self.ledger is None:
             return
         now = time.monotonic()
-        told = done % every == 0 and now - self._told_at >= LINE_SECONDS or done in (self.first + 1, self.last)
-        summed_up = done in (min(self.first + WARM_STEPS, self.last), self.last)
+        told = done % self._every == 0 and now - self._told_at >= LINE_SECONDS or done in self._told_in_any_case
         figures = {}
-        if told or summed_up or scores or now - self._flushed_at >= FLUSH_SECONDS:
+        if told or scores or now - self._flushed_at >= FLUSH_SECONDS or done in self._summed_up:
             self._flushed_at = now
             figures = self.meter.figures(done) | supply.metrics(loader, self.plan)
-        self._untold.append((done, time.time(), self.meter.recent[-1].whole, result, rate, figures, scores))
+        self._untold.append((done, time.time(), self.meter.last_seconds, result, rate, figures, scores))
         if figures or result.skipped:
             self.flush()
         if told:
@@ -80,11 +78,15 @@ class Report:
             log.info(progress_words(done, self.last, result, rate, figures))
         for line in slow_ranks:
             log.warning(line)
-        if summed_up:
+        if done in self._summed_up:
             log.info(supply.in_words(loader, figures, self.plan))
 
+    def _slow_ranks(self) -> list[str]:
+        """One line per rank that begins or ceases to hold up the others. Collective."""
+        return self.stragglers.of_window(self.meter.own_seconds(self._window), self.meter.means().whole)
+
     def flush(self) -> None:
-        """All that was told is in the ledger's file when this returns. Steps of more than 0.2 s are at once."""
+        """All that was told is in the ledger's file when this returns. Steps of more than half a second are at once."""
         if self.ledger is not None:
             untold, self._untold = self._untold, []
             self.ledger.write(self._line(*one) for one in untold)

@@ -31,6 +31,7 @@ class Supply:
     ):  # fmt: skip
         """See `begin_from`. `tombstones` is `Sources.tombstones` as this attempt found them."""
         self.config, self._tombstones = config, [dict(one) for one in tombstones]
+        self._leaves_out = any(one["count"] for one in tombstones)
         self.begin_from(manifest, rolled_back)
 
     def begin_from(self, manifest: Mapping[str, Any], rolled_back: Sequence[tuple[int, int]]) -> None:
@@ -56,7 +57,7 @@ class Supply:
         asked = time.perf_counter()
         batch = next(loader)
         self._waited += time.perf_counter() - asked
-        if any(one["count"] for one in self._tombstones):
+        if self._leaves_out:
             self._new[LEFT_OUT] += loader.stream.num_left_out(batch.positions.numpy())
         for one in batch.damaged:
             self._new[one.cause] += 1
@@ -79,6 +80,8 @@ class Supply:
 
     def add(self, sums: Mapping[str, float]) -> None:
         """Take the counts of all ranks after a step; DataError on every rank beyond what is allowed."""
+        if not any(map(sums.__getitem__, NOTHING_COUNTED)):
+            return
         self.left_out += int(sums[LEFT_OUT])
         new = {cause: int(sums[name]) for name, cause in CAUSE_OF.items() if sums[name]}
         if not new:

@@ -115,14 +115,14 @@ def _now() -> np.ndarray:
 
 
 def plain_step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Batch], None]:
-    """A step of plain PyTorch."""
+    """A step of plain PyTorch. It leaves no gradients, as the loops do: the step behind it would add to them."""
     parameters = list(module.parameters())
 
     def step(batch: Batch) -> None:
-        optimizer.zero_grad()
         module(batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
@@ -159,7 +159,7 @@ def ours(turns: Any, workspace: Path, stage: int) -> None:
         "batches": batches._asdict(), "steps": steps, "precision": "fp32", "loader_workers": 0, "nodes": 1,
         "training_flops_per_image": training_flops(config.encoder, config.objective, CLASSES),
     }  # fmt: skip
-    engine = Engine(micro_module(config), config, batches, precision="fp32")
+    engine = Engine(micro_module(config), config, batches, precision="fp32", enter=me.enter)
     validation = Validation(me, config, plan, None, 0, FOR_EVER)  # none: there is no split
     health = Health(me, config, plan, None, 0, FOR_EVER)  # none: its config does not say when
     turns.bare_step = deepspeed_step(engine.wrapped) if stage else plain_step(engine.module, engine.optimizer)
@@ -177,10 +177,10 @@ def accelerate(turns: Any, workspace: Path, stage: int) -> None:
     module.train()
     for raw in turns:
         with accelerator.accumulate(module):
-            optimizer.zero_grad()
             accelerator.backward(module(prepared(raw)).loss)
             accelerator.clip_grad_norm_(module.parameters(), CLIP)
             optimizer.step()
+            optimizer.zero_grad()
 
 
 def trainer(turns: Any, workspace: Path, stage: int) -> None:
