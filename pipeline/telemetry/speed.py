@@ -73,6 +73,7 @@ class SpeedMeter:
         self._recent: deque[tuple[float, float, float, Marks]] = deque(maxlen=window)  # the last makes four of `_Step`
         self._steps, self._between = 0, 0.0  # all of them, and all seconds that were not of a step
         self._began = self._ended = self._ended_before = 0.0
+        self.last_seconds = 0.0  # of the step that has just ended
 
     def begin(self, now: float | None = None) -> None:
         """A step begins `now`, or as this is called."""
@@ -85,14 +86,9 @@ class SpeedMeter:
 
     def add(self, waited: float, marks: Marks) -> None:
         """Take the step that has just ended: seconds that the loader was waited for, and the readings of StepClock."""
-        before = self._began - self._ended_before
+        before, self.last_seconds = self._began - self._ended_before, self._ended - self._began
         self._steps, self._between = self._steps + 1, self._between + before
         self._recent.append((self.last_seconds, before, waited, marks))
-
-    @property
-    def last_seconds(self) -> float:
-        """Of the step that has just ended."""
-        return self._ended - self._began
 
     def own_seconds(self, steps: int) -> float:
         """This rank's own time per step until it meets the others, mean of the last `steps`, or of the window."""

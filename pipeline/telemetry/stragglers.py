@@ -25,7 +25,7 @@ def window_steps(log_every_steps: int) -> int:
 
 
 class Stragglers:
-    """Compares the ranks' own seconds once per window. Collective: every rank must make and call it alike."""
+    """Compares the own seconds of several ranks once per window. Collective: every rank must make and call it alike."""
 
     def __init__(self, rank: int, world_size: int, device: torch.device):
         self.rank, self.world_size, self.device = rank, world_size, device
@@ -37,8 +37,6 @@ class Stragglers:
 
     def of_window(self, own_seconds: float, step_seconds: float) -> list[str]:
         """One line per rank that begins or ceases to hold up the others; seconds are means per step of the window."""
-        if self.world_size == 1:
-            return []
         seconds = torch.zeros(self.world_size, dtype=torch.float64, device=self.device)
         seconds[self.rank] = own_seconds
         dist.all_reduce(seconds)

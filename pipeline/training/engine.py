@@ -160,7 +160,7 @@ class Engine:
                 f"the loss scale of fp16 fell to its floor, {LOSS_SCALE_FLOOR}, and the gradient is still not finite; "
                 "set precision to bf16 or fp32, or lower optimizer.learning_rate"
             )
-        result = self._agree(norm, skipped, stop, totals | counts())
+        result = self._agree(norm, {STOP: stop, SKIPPED: skipped, **totals, **counts()})
         self.clock.end()
         return result
 
@@ -265,9 +265,9 @@ class Engine:
         self.optimizer.zero_grad()
         return norm
 
-    def _agree(self, norm: float, skipped: bool, stop: bool, sums: Mapping[str, Any]) -> StepResult:
+    def _agree(self, norm: float, sums: Mapping[str, Any]) -> StepResult:
         """Loss, stop and skip flags and the other sums in one collective."""
-        totals = self.add_up({STOP: stop, SKIPPED: skipped, **sums})
+        totals = self.add_up(sums)
         loss_sum, stops, skips = (totals.pop(name) for name in (LOSS, STOP, SKIPPED))
         micro_batches = self.plan.world_size * self.plan.gradient_accumulation_steps
         return StepResult(loss_sum / micro_batches, norm, skips > 0, stops > 0, totals, self.loss_scale())
@@ -275,7 +275,8 @@ class Engine:
 
 def _add(values: Mapping[str, Tensor], totals: dict[str, Tensor]) -> None:
     for name, value in values.items():
-        totals[name] = totals[name].double() + value.detach() if name in totals else value.detach()
+        value = value.detach() if value.requires_grad else value
+        totals[name] = totals[name].double() + value if name in totals else value
 
 
 def _be_deterministic() -> None:

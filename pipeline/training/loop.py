@@ -123,7 +123,7 @@ def train_steps(
             micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
             stop = me.stop_requested or budget.is_spent
             result = engine.step(
-                micro_batches, rate, stop=stop, counts=lambda: supply.counts() | saver.counts(),
+                micro_batches, rate, stop=stop, counts=lambda: {**supply.counts(), **saver.counts()},
                 progress=progress_of_step(lengths, step),
             )  # fmt: skip
             supply.add(result.sums)

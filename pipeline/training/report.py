@@ -30,7 +30,7 @@ WARM_STEPS = 20  # after which the loader's speed can be told
 LINE_SECONDS = 1.0  # between progress lines at least: nobody reads more
 # Between writes to the ledger, and between its lines with means of `SpeedMeter.figures`: short steps share one, else
 # shared file systems and the step itself would feel it.
-FLUSH_SECONDS = 0.5
+FLUSH_SECONDS = 0.2
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +44,7 @@ class Report:
         self.config, self.plan, self.last = config, plan, last
         self.ledger = Ledger(me.attempt) if me.is_first else None
         self.clock, self.meter = engine.clock, SpeedMeter(plan, last)
-        self.stragglers = Stragglers(me.rank, me.world_size, engine.device)
+        self.stragglers = Stragglers(me.rank, me.world_size, engine.device) if me.world_size > 1 else None
         self._untold: list[tuple] = []  # what `_line` makes the ledger's lines of
         self._flushed_at = self._told_at = -math.inf
         self._every, self._window = config.log_every_steps, window_steps(config.log_every_steps)
@@ -61,7 +61,7 @@ class Report:
     ) -> None:
         """Tell of the step that took the run to `done` steps, as `meter` has it, and of the state's `scores` if any."""
         self.meter.add(supply.seconds_waited(), self.clock.take())
-        slow_ranks = self._slow_ranks() if done % self._window == 0 else ()
+        slow_ranks = self._slow_ranks() if self.stragglers and done % self._window == 0 else ()
         if self.ledger is None:
             return
         now = time.monotonic()
@@ -86,7 +86,7 @@ class Report:
         return self.stragglers.of_window(self.meter.own_seconds(self._window), self.meter.means().whole)
 
     def flush(self) -> None:
-        """All that was told is in the ledger's file when this returns. Steps of more than half a second are at once."""
+        """All that was told is in the ledger's file when this returns. Steps of more than 0.2 s are at once."""
         if self.ledger is not None:
             untold, self._untold = self._untold, []
             self.ledger.write(self._line(*one) for one in untold)

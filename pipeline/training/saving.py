@@ -30,6 +30,7 @@ from pipeline.training.supply import Supply
 
 CHECKPOINT = "checkpoint_"  # what the names of `counts` begin with
 PENDING, FAILED, TIME = (CHECKPOINT + name for name in ("pending", "failed", "time"))
+NOTHING_SAVED = dict.fromkeys((PENDING, FAILED, TIME), 0.0)
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +58,7 @@ class Saver:
         self._asked = self._started = self._begun = 0.0
         self._cadence = Cadence(self.config.hours_between_failures, plan["nodes"], time.monotonic())
         self._is_time = self._awaited = False
+        self._by_clock = me.is_first and self.config.every_steps is None
         self._mirror = CheckpointMirror(self.config.mirror, me.run) if self.config.mirror and me.is_first else None
         if self._mirror and (newest := me.run.newest_checkpoint()):
             self._mirror.copy(newest)  # unless it is there: the attempt before may have been killed while it copied
@@ -99,9 +101,11 @@ class Saver:
 
     def counts(self) -> dict[str, float]:
         """How far this rank is with the save under way, for `Engine.step` to add up."""
+        if self._facts is None and not self._by_clock:
+            return NOTHING_SAVED
         done = self._task is None or self._task.done()
         failed = done and self._task is not None and self._task.exception() is not None
-        by_clock = self.me.is_first and self.config.every_steps is None and self._cadence.is_time(time.monotonic())
+        by_clock = self._by_clock and self._cadence.is_time(time.monotonic())
         return {PENDING: float(not done), FAILED: float(failed), TIME: float(by_clock)}
 
     def follow(self, sums: Mapping[str, float]) -> None:

@@ -13,14 +13,14 @@ def learning_rate(config: ScheduledOptimizerConfig, samples_seen: int, plan: Ste
     more than `cosine_share`. A constant schedule keeps its peak until the cool-down, then falls by 1 - sqrt
     (arXiv:2405.18392, section 3.2).
     """
-    peak, end = config.learning_rate, config.end_learning_rate
+    peak, end, schedule = config.learning_rate, config.end_learning_rate, config.schedule
     if samples_seen < plan.warmup_samples:
         return peak * samples_seen / plan.warmup_samples
-    falling = plan.cooldown_samples if config.schedule == "constant" else plan.samples - plan.warmup_samples
-    if config.schedule == "constant" and not falling:
+    falling = plan.cooldown_samples if schedule == "constant" else plan.samples - plan.warmup_samples
+    if schedule == "constant" and not falling:
         return peak
     progress = min(1.0, max(0.0, 1 - (plan.samples - samples_seen) / max(1, falling)))
-    match config.schedule:
+    match schedule:
         case "cosine":
             share = 0.5 * (1 + math.cos(math.pi * config.cosine_share * progress))
         case "linear":

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from models.build import build_objective
@@ -89,15 +88,15 @@ class Turns:
     def _iterate(self) -> Iterator[RawBatch]:
         for line in sys.stdin:
             steps = max(1, int(line) // BATCH_SIZE)
-            taken, bare = np.zeros(2), 0.0  # seconds of CPU and wall time; of CPU time
+            cpu, wall, bare = 0.0, 0.0, 0.0  # seconds; bare ones of CPU time
             for few in [FEW_STEPS] * (steps // FEW_STEPS) + [steps % FEW_STEPS]:
                 bare += self._bare_seconds(few // 2)
-                began = _now()
+                wall_began, began = time.perf_counter(), time.process_time()
                 for _ in range(few):
                     yield self.batch
-                taken += _now() - began
+                cpu += time.process_time() - began
+                wall += time.perf_counter() - wall_began
                 bare += self._bare_seconds(few - few // 2)
-            cpu, wall = taken.tolist()
             answer(self.answers, images=steps * BATCH_SIZE, cpu_seconds=cpu, wall_seconds=wall, bare_cpu_seconds=bare)
         raise NoMoreTurns  # the loop around this would go on for ever
 
@@ -107,11 +106,6 @@ class Turns:
         for _ in range(steps):
             self.bare_step(prepared(self.batch))
         return time.process_time() - began
-
-
-def _now() -> np.ndarray:
-    """CPU and wall time, seconds."""
-    return np.array([time.process_time(), time.perf_counter()])
 
 
 def plain_step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Batch], None]:
