@@ -66,13 +66,23 @@ class Supervision:
             ended = not alive or self.hang is not None
             if ended:
                 self._end(alive)
-            if ended or now - beat_at > BEAT_SECONDS:  # the last one tells what the attempt cost
+            if ended or now - beat_at > self._beat_seconds(alive, now):  # the last one tells what the attempt cost
                 beat_at = now
                 places = self.watchdog.places(now)
                 beat(self.attempt, self._started, pids, node=self.node.number, positions=places)
             if ended:
                 return
             time.sleep(0.05)
+
+    def _beat_seconds(self, alive: Mapping[int, int], now: float) -> float:
+        """Between heartbeats: where ranks hang, other nodes can judge only by newer ones."""
+        hung = self._peers and self.watchdog.hung(alive, now)
+        return min(BEAT_SECONDS, self._peers_pause) if hung else BEAT_SECONDS
+
+    @property
+    def _peers_pause(self) -> float:
+        """Seconds between two looks at the files of all other nodes."""
+        return max(1.0, 0.02 * self.node.count)
 
     def _end(self, alive: Mapping[int, int]) -> None:
         for rank in alive:
@@ -100,7 +110,7 @@ class Supervision:
         still, watching = standing > lost_seconds(), standing > lost_seconds() / 3
         if not hung:
             self._left_at = None
-        pause = max(1.0, 0.02 * self.node.count)  # all others' files are read
+        pause = self._peers_pause
         if self.in_pod:
             pause = 2 * pause
         if not (hung or watching or self.stop_asked or self.in_pod) or now - self._peers_asked_at < pause:
