@@ -39,8 +39,7 @@ class Progress:
     def phase(self) -> str:
         return self._phase
 
-    @phase.setter
-    def phase(self, phase: str) -> None:
+    def enter(self, phase: str) -> None:
         self._phase = phase
         self._words[2] = _NUMBERS.get(phase, -1)
         self._words[0] += 1

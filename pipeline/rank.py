@@ -77,10 +77,7 @@ class Rank:
 
     @phase.setter
     def phase(self, phase: str) -> None:
-        self.progress.phase = phase
-
-    def enter(self, phase: str) -> None:
-        self.progress.phase = phase
+        self.progress.enter(phase)
 
     @property
     def step(self) -> int:

@@ -114,10 +114,9 @@ class TrainingState:
 
     def update_average(self, decay: float) -> None:
         """Move the average towards the weights: it keeps `decay` of itself. Collective where somebody follows it."""
-        if self.average:
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, [flat.detach() for flat in self._flats()], 1 - decay)
-            self.publish_average()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [flat.detach() for flat in self._flats()], 1 - decay)
+        self.publish_average()
 
     def publish_average(self) -> None:
         """Copy the moving average into whatever follows it. Collective under ZeRO."""

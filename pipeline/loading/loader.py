@@ -180,10 +180,14 @@ def to_device(
     """The batch on the device, channels first, uint8 0..255 scaled to 0..1, normalised, and then rounded to `dtype`."""
     images = raw.images.to(device, non_blocking=True).permute(0, 3, 1, 2)
     images = images.float().div_(255) if raw.images.dtype == torch.uint8 else images
-    mean_tensor = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-    deviation_tensor = torch.tensor(deviation, device=device).view(1, -1, 1, 1)
-    images = ((images - mean_tensor) / deviation_tensor).to(dtype).contiguous()
+    images = ((images - _channels(mean, device)) / _channels(deviation, device)).to(dtype).contiguous()
     return Batch(images, raw.labels.to(device, non_blocking=True), raw.positions.to(device, non_blocking=True))
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(1, C, 1, 1) on the device, once: to bring them there it would wait for the batch before."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 @cache

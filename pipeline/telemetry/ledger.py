@@ -23,12 +23,11 @@ class Ledger:
 
 
 class SampleRecorder:
-    """Writes step, position and key of every sample consumed, tab-separated, when asked to (`data.record`)."""
+    """Writes step, position and key of every sample consumed, tab-separated."""
 
-    def __init__(self, attempt: Attempt, rank: int, enabled: bool):
-        self._file = open(attempt.samples(rank), "a", buffering=1) if enabled else None
+    def __init__(self, attempt: Attempt, rank: int):
+        self._file = open(attempt.samples(rank), "a", buffering=1)
 
     def write(self, step: int, positions: Tensor, keys: Sequence[str]) -> None:
-        if self._file is not None:
-            pairs = zip(positions.tolist(), keys, strict=True)
-            self._file.write("".join(f"{step}\t{position}\t{key}\n" for position, key in pairs))
+        pairs = zip(positions.tolist(), keys, strict=True)
+        self._file.write("".join(f"{step}\t{position}\t{key}\n" for position, key in pairs))

@@ -72,22 +72,21 @@ class SpeedMeter:
         self.flops_per_image, self.peak = plan["training_flops_per_image"], peak_of_device(plan["precision"])
         self._recent: deque[tuple[float, float, float, Marks]] = deque(maxlen=window)  # the last makes four of `_Step`
         self._steps, self._between = 0, 0.0  # all of them, and all seconds that were not of a step
-        self._began = self._ended = self._ended_before = 0.0
+        self._began = self._ended = 0.0
         self.last_seconds = 0.0  # of the step that has just ended
 
     def begin(self, now: float | None = None) -> None:
         """A step begins `now`, or as this is called."""
         self._began = time.perf_counter() if now is None else now
 
-    def end(self, now: float | None = None) -> None:
-        """It is over; what comes before the next one begins is between steps: validation, checkpoints, reporting."""
-        self._ended_before = self._ended or self._began
-        self._ended = time.perf_counter() if now is None else now
+    def end(self, waited: float, marks: Marks, now: float | None = None) -> None:
+        """It is over; what comes before the next one begins is between steps: validation, checkpoints, reporting.
 
-    def add(self, waited: float, marks: Marks) -> None:
-        """Take the step that has just ended: seconds that the loader was waited for, and the readings of StepClock."""
-        before, self.last_seconds = self._began - self._ended_before, self._ended - self._began
-        self._steps, self._between = self._steps + 1, self._between + before
+        `waited` are its seconds of waiting for the loader, `marks` its readings of StepClock.
+        """
+        now = time.perf_counter() if now is None else now
+        before, self.last_seconds = self._began - (self._ended or self._began), now - self._began
+        self._ended, self._steps, self._between = now, self._steps + 1, self._between + before
         self._recent.append((self.last_seconds, before, waited, marks))
 
     def own_seconds(self, steps: int) -> float:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.build import checkpoint_activations
-from models.objectives.batch import Batch, Progress
+from models.objectives.batch import Batch, Outcome, Progress
 from pipeline.checkpoints.checkpoint import frozen_tensors
 from pipeline.checkpoints.fragments import TrainingState
 from pipeline.config.deepspeed import LOSS_SCALE_FLOOR, LOSS_SCALE_START_POWER, deepspeed_config
@@ -86,6 +86,7 @@ class Engine:
             self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         # Contexts of 16-bit computing without ZeRO, and of accumulation under ddp, where gradients are exchanged once.
         self._autocast = self.accelerator.autocast if self.accelerator.native_amp else nullcontext
+        self._forward = self._forward_by_autocast if self.accelerator.native_amp else self.wrapped
         self._unsynchronised = nullcontext if self.stage else getattr(self.wrapped, "no_sync", nullcontext)
         self._uncompiled: Callable[[], Any] = nullcontext
         if compile_backend is not None:
@@ -98,6 +99,8 @@ class Engine:
         if self.stage == 0 and self.accelerator.scaler is None:
             self.optimizer = base  # accelerate's wrapper searches the disk for a package at every step
         self.parameters = list(module.parameters())
+        self._norm_limit = config.optimizer.max_grad_norm or math.inf
+        self._ranks = getattr(module, "ranks", None)  # of adalora
         self._share = torch.tensor(1 / plan.gradient_accumulation_steps, device=self.device)  # of a micro-batch
         self.state = TrainingState(
             self.wrapped, module, base, self.stage, averages=config.keeps_average, follower=follower
@@ -136,25 +139,19 @@ class Engine:
         self.clock.begin("data")
         for batch in batches:
             taken += 1
-            self.clock.begin("forward")
-            last = taken == self.plan.gradient_accumulation_steps
-            with nullcontext() if last else self._unsynchronised():
-                with self._autocast():
-                    outcome = self.wrapped(batch)
-                self.clock.begin("backward")
-                loss = outcome.loss.detach()
-                self._backward(outcome.loss, loss, last)
-            _add({LOSS: loss, **outcome.sums}, totals)
-            del outcome  # its graph would live through the update
-            if last:
+            if taken < self.plan.gradient_accumulation_steps:
+                with self._unsynchronised():
+                    _add(self._learn(batch, last=False), totals)
+                self.clock.begin("data")
+            else:
+                _add(self._learn(batch, last=True), totals)
                 self.clock.begin("update")
                 norm = self._update(progress)
-            else:
-                self.clock.begin("data")
         assert taken == self.plan.gradient_accumulation_steps, f"{taken} micro-batches"
         skipped = not math.isfinite(norm)
         if not skipped:
-            self.state.update_average(self._average_decay(progress))
+            if self.state.average:
+                self.state.update_average(self._average_decay(progress))
         elif (scale := self.loss_scale()) is not None and scale <= LOSS_SCALE_FLOOR:
             raise FloatingPointError(
                 f"the loss scale of fp16 fell to its floor, {LOSS_SCALE_FLOOR}, and the gradient is still not finite; "
@@ -175,8 +172,7 @@ class Engine:
         totals: dict[str, Tensor] = {}
         with self.state.averaged():
             for batch, counted in batches:
-                with self._autocast():
-                    outcome = self.wrapped(batch)
+                outcome = self._forward(batch)
                 losses = outcome.losses.double() * counted
                 _add(outcome.sums | {"loss": losses.sum(), "count": counted.sum()}, totals)
         return self.add_up(totals)
@@ -225,18 +221,33 @@ class Engine:
         assert progress is not None, f"{self.config.objective.kind} must know how far the run is"
         return self.module.teacher_momentum(progress)
 
+    def _learn(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch: its loss and sums. Its graph is gone when this returns."""
+        self.clock.begin("forward")
+        outcome = self._forward(batch)
+        self.clock.begin("backward")
+        loss = outcome.loss.detach()
+        self._backward(outcome.loss, loss, last)
+        return {LOSS: loss, **outcome.sums}
+
+    def _forward_by_autocast(self, batch: Batch) -> Outcome:
+        with self._autocast():
+            return self.wrapped(batch)
+
     def _backward(self, loss: Tensor, value: Tensor, last: bool) -> None:
         """Add the gradient of one micro-batch; behind the `last` it is that of the mean over them, and over ranks.
 
         `value` is the loss, detached.
         """
         # A loss that is not finite makes the gradient so, on every rank, however it came about: 0 times it is NaN.
-        share = torch.add(self._share, value, alpha=0)
         if self.stage:
-            if self.plan.gradient_accumulation_steps > 1:  # else DeepSpeed knows by itself
+            loss.register_hook(lambda gradient: torch.add(gradient, value, alpha=0))
+            accumulates = self.plan.gradient_accumulation_steps > 1
+            if accumulates:  # else DeepSpeed knows by itself
                 self.wrapped.set_gradient_accumulation_boundary(last)
-            self.wrapped.backward(loss * share, scale_wrt_gas=False)
+            self.wrapped.backward(loss, scale_wrt_gas=accumulates)
             return
+        share = torch.add(self._share, value, alpha=0)
         if self.accelerator.scaler:
             loss = self.accelerator.scaler.scale(loss)
         loss.backward(share)
@@ -252,10 +263,9 @@ class Engine:
             return float(self.wrapped.get_global_grad_norm())
         if self.accelerator.scaler:
             self.accelerator.unscale_gradients(self.optimizer)
-        limit = self.config.optimizer.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit or math.inf).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._norm_limit).item()
         self.before_change()
-        ranks = getattr(self.module, "ranks", None) if math.isfinite(norm) else None  # of adalora
+        ranks = self._ranks if math.isfinite(norm) else None
         if ranks is not None:
             ranks.observe(progress.seen)
         if self.accelerator.scaler or math.isfinite(norm):
@@ -268,7 +278,7 @@ class Engine:
     def _agree(self, norm: float, sums: Mapping[str, Any]) -> StepResult:
         """Loss, stop and skip flags and the other sums in one collective."""
         totals = self.add_up(sums)
-        loss_sum, stops, skips = (totals.pop(name) for name in (LOSS, STOP, SKIPPED))
+        loss_sum, stops, skips = totals.pop(LOSS), totals.pop(STOP), totals.pop(SKIPPED)
         micro_batches = self.plan.world_size * self.plan.gradient_accumulation_steps
         return StepResult(loss_sum / micro_batches, norm, skips > 0, stops > 0, totals, self.loss_scale())
 

@@ -31,6 +31,7 @@ class Guard:
 
     def __init__(self, config: GuardConfig, precision: str, roll_backs: int = 0):
         self.config, self.precision, self.roll_backs = config, precision, roll_backs
+        self._threshold = config.spike_threshold
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._bad: list[int] = []  # steps, without a good one among them
 
@@ -46,7 +47,7 @@ class Guard:
         """
         if result.skipped and result.loss_scale is not None:  # fp16 is finding its scale; the engine knows its floor
             return None
-        leap = self._is_leap(result.loss)
+        leap = self._threshold > 0 and self._is_leap(result.loss)
         if not result.skipped and not leap:
             self._losses.append(result.loss)
             self._bad = []
@@ -69,8 +70,8 @@ class Guard:
         return BadSteps(first, step)
 
     def _is_leap(self, loss: float) -> bool:
-        if not self.config.spike_threshold or len(self._losses) < LEAST or not math.isfinite(loss):
+        if len(self._losses) < LEAST or not math.isfinite(loss):
             return False
         median = statistics.median(self._losses)
         deviation = statistics.median(abs(one - median) for one in self._losses)
-        return loss - median > self.config.spike_threshold * max(deviation, FLOOR * abs(median))
+        return loss - median > self._threshold * max(deviation, FLOOR * abs(median))

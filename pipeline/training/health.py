@@ -114,17 +114,13 @@ class Health:
         reference = f"expected: {self.bands.basis}" if self.bands else "no reference"
         log.info("health every %s steps on images: %s%s; %s", f"{self.every:,}", ", ".join(sizes), lack, reference)
 
-    def is_due(self, done: int) -> bool:
-        """Whether the state after `done` steps is measured."""
-        return bool(self.every) and (done % self.every == 0 or done == self.last)
-
     def measure(self, engine: Engine, done: int) -> Measured:
         """Of the state after `done` steps, averaged where the run keeps an average. Nothing where none is due.
 
         Rank 0 writes health.jsonl and says it in one line. A measurement that fails is a warning, and none was made;
         but under ZeRO-3, whose ranks meet in each forward, one that fails there ends the run.
         """
-        if not self.is_due(done):
+        if not self.every or (done % self.every and done != self.last):
             return NOTHING_MEASURED
         phase = self.me.phase
         try:

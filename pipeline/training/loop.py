@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -20,7 +21,7 @@ from pipeline.config.plan import BatchPlan, StepPlan
 from pipeline.config.stages import read_run_config
 from pipeline.config.training import TrainingConfig
 from pipeline.errors import HealthError, InputError
-from pipeline.loading.loader import Loader, to_device
+from pipeline.loading.loader import Loader, RawBatch, to_device
 from pipeline.loading.stream import SampleStream
 from pipeline.meeting import open_store, stop_together
 from pipeline.rank import Rank, Stopped
@@ -39,7 +40,7 @@ from pipeline.training.reconstructions import draw_reconstructions
 from pipeline.training.report import Report, log_start, log_to_stdout, result_of
 from pipeline.training.roll_back import roll_back
 from pipeline.training.saving import Saver
-from pipeline.training.schedule import learning_rate
+from pipeline.training.schedule import Schedule
 from pipeline.training.supply import Supply
 from pipeline.training.validation import Validation
 from pipeline.views.erasing import erase
@@ -83,7 +84,7 @@ def train(me: Rank) -> None:
             load_frozen(module, checkpoint)
         engine = Engine(
             module, config, batches, precision=plan["precision"], compile_backend=plan.get("compile_backend"),
-            enter=me.enter,
+            enter=me.progress.enter,
         )  # fmt: skip
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
@@ -109,8 +110,12 @@ def train_steps(
     if step >= lengths.steps:  # killed behind its last checkpoint
         return
     guard = Guard(config.guard, plan["precision"], len(supply.rolled_back))
-    recorder = SampleRecorder(me.attempt, me.rank, config.data.record)
+    recorder = SampleRecorder(me.attempt, me.rank) if config.data.record else None
     budget = Budget.of(me.run, me.attempt, config.budget_gpu_hours, me.world_size)
+    schedule, images_per_step = Schedule(config.optimizer, lengths), config.global_batch_size
+    batches = micro_batches(me, config, engine, loader, supply, recorder)
+    accumulated = engine.plan.gradient_accumulation_steps
+    rehearsed_stop = plan.get("stop_after_step") if me.attempt.number == 1 else None
     me.phase = "train"
     with Report(me, config, plan, engine, step, lengths.steps) as report, StepTrace(me, config.profiling) as trace:
         while step < lengths.steps:
@@ -119,16 +124,15 @@ def train_steps(
             report.meter.begin()
 
             # Read, augment and learn, one micro-batch after the other; then update the weights.
-            rate = rate_of_step(config, lengths, step)
-            micro_batches = micro_batches_of_step(me, config, engine, loader, supply, recorder)
+            rate = schedule.rate(done * images_per_step)
             stop = me.stop_requested or budget.is_spent
             result = engine.step(
-                micro_batches, rate, stop=stop, counts=lambda: {**supply.counts(), **saver.counts()},
+                islice(batches, accumulated), rate, stop=stop, counts=lambda: {**supply.counts(), **saver.counts()},
                 progress=progress_of_step(lengths, step),
             )  # fmt: skip
             supply.add(result.sums)
             saver.follow(result.sums)
-            report.meter.end()
+            report.meter.end(supply.seconds_waited(), engine.clock.take())
 
             # Validate, measure its health, and report.
             scores, measured = validation.scores(engine, done), health.measure(engine, done)
@@ -147,7 +151,7 @@ def train_steps(
                 continue
 
             # Save when it is time, what was scored, and before stopping.
-            stopping = done < lengths.steps and (result.stop or _rehearses_a_stop(me, plan, done))
+            stopping = done < lengths.steps and (result.stop or done == rehearsed_stop)
             due = saver.is_due(done) or bool(scores)
             unhealthy = measured.reason is not None
             if (due and not guard.in_doubt) or stopping or unhealthy or done == lengths.steps:
@@ -160,29 +164,28 @@ def train_steps(
             step = done
 
 
-def _rehearses_a_stop(me: Rank, plan: dict, done: int) -> bool:
-    return plan.get("stop_after_step") == done and me.attempt.number == 1
-
-
-def micro_batches_of_step(
-    me: Rank, config: TrainingConfig, engine: Engine, loader: Loader, supply: Supply, recorder: SampleRecorder
+def micro_batches(
+    me: Rank, config: TrainingConfig, engine: Engine, loader: Loader, supply: Supply, recorder: SampleRecorder | None
 ) -> Iterator[Batch]:
-    """Those of one step, each drawn when the one before has been used: normalised, erased and mixed on the device."""
-    data, augmentation = config.data, config.augmentation
-    for _ in range(engine.plan.gradient_accumulation_steps):
+    """Of one step after the other, each drawn when the one before has been used: normalised, erased and mixed on the
+    device.
+    """
+    data, augmentation, seed = config.data, config.augmentation, config.seed
+    mean, deviation, erases, mixes = data.mean, data.std, bool(augmentation.erase_probability), augmentation.mixes
+
+    def prepared(raw: RawBatch) -> Batch:
+        batch = to_device(raw, engine.device, mean, deviation, engine.compute_dtype)
+        if erases:
+            batch = erase(batch, raw.positions.numpy(), augmentation, seed)
+        if mixes:
+            batch = mix_batch(batch, raw.positions.numpy(), augmentation, seed)
+        return batch
+
+    while True:
         raw = supply.draw(loader)
-        recorder.write(me.step, raw.positions, raw.keys)
-        batch = to_device(raw, engine.device, data.mean, data.std, engine.compute_dtype)
-        if augmentation.erase_probability:
-            batch = erase(batch, raw.positions.numpy(), augmentation, config.seed)
-        if augmentation.mixes:
-            batch = mix_batch(batch, raw.positions.numpy(), augmentation, config.seed)
-        yield batch
-
-
-def rate_of_step(config: TrainingConfig, steps: StepPlan, step: int) -> float:
-    seen = (step + 1) * config.global_batch_size  # the rate of the end of the step: never zero
-    return learning_rate(config.optimizer, seen, steps)
+        if recorder is not None:
+            recorder.write(me.step, raw.positions, raw.keys)
+        yield prepared(raw)  # kept nowhere here: it would be there still when the next one is made
 
 
 def progress_of_step(steps: StepPlan, step: int) -> Progress:

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -25,10 +26,10 @@ from pipeline.loading.sources import open_sources
 from pipeline.loading.stream import SampleStream
 from pipeline.rank import Rank
 from pipeline.run_directory import Checkpoint, RunDirectory
-from pipeline.telemetry.ledger import SampleRecorder
 from pipeline.training.agreement import require_planned_data
 from pipeline.training.engine import Engine, StepResult
-from pipeline.training.loop import initial_module, micro_batches_of_step, progress_of_step, rate_of_step
+from pipeline.training.loop import initial_module, micro_batches, progress_of_step
+from pipeline.training.schedule import Schedule
 from pipeline.training.supply import Supply
 
 
@@ -84,14 +85,15 @@ def replay(run: RunDirectory, number: int) -> Replayed:
         if checkpoint is not None:
             load_checkpoint(engine.state, checkpoint)
         samples: list[SampleResult] = []
+        lengths = StepPlan(**plan["steps"])
+        schedule = Schedule(config.optimizer, lengths)
+        drawn = micro_batches(me, config, engine, loader, supply, None)
         for me.step in range(begin, number):
-            given = micro_batches_of_step(me, config, engine, loader, supply, SampleRecorder(me.attempt, rank, False))
+            given = islice(drawn, batches.gradient_accumulation_steps)
             if me.step == step:
                 given = _told(given, engine, module, loader, samples)
-            lengths = StepPlan(**plan["steps"])
-            result = engine.step(
-                given, rate_of_step(config, lengths, me.step), stop=False, progress=progress_of_step(lengths, me.step)
-            )  # fmt: skip
+            rate = schedule.rate((me.step + 1) * config.global_batch_size)
+            result = engine.step(given, rate, stop=False, progress=progress_of_step(lengths, me.step))
     samples = sorted(_of_all_ranks(samples), key=lambda sample: sample.badness, reverse=True)
     return Replayed(begin, result, samples, _ledger_line(run, number, first=rolled_back))
 

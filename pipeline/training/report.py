@@ -43,7 +43,7 @@ class Report:
     def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine, first: int, last: int):
         self.config, self.plan, self.last = config, plan, last
         self.ledger = Ledger(me.attempt) if me.is_first else None
-        self.clock, self.meter = engine.clock, SpeedMeter(plan, last)
+        self.meter = SpeedMeter(plan, last)
         self.stragglers = Stragglers(me.rank, me.world_size, engine.device) if me.world_size > 1 else None
         self._untold: list[tuple] = []  # what `_line` makes the ledger's lines of
         self._flushed_at = self._told_at = -math.inf
@@ -60,7 +60,6 @@ class Report:
         self, done: int, result: StepResult, rate: float, supply: Supply, loader: Loader, scores: Mapping[str, float]
     ) -> None:
         """Tell of the step that took the run to `done` steps, as `meter` has it, and of the state's `scores` if any."""
-        self.meter.add(supply.seconds_waited(), self.clock.take())
         slow_ranks = self._slow_ranks() if self.stragglers and done % self._window == 0 else ()
         if self.ledger is None:
             return

@@ -6,25 +6,31 @@ from pipeline.config.optimizer import ScheduledOptimizerConfig
 from pipeline.config.plan import StepPlan
 
 
-def learning_rate(config: ScheduledOptimizerConfig, samples_seen: int, plan: StepPlan) -> float:
-    """The rate of the step that ends after `samples_seen` images: so it is never zero at the first.
+class Schedule:
+    """Of `config`, over the samples of `plan`.
 
     Linear from zero over the warm-up, then cosine or linear to `end_learning_rate` at the last sample; of the cosine no
     more than `cosine_share`. A constant schedule keeps its peak until the cool-down, then falls by 1 - sqrt
     (arXiv:2405.18392, section 3.2).
     """
-    peak, end, schedule = config.learning_rate, config.end_learning_rate, config.schedule
-    if samples_seen < plan.warmup_samples:
-        return peak * samples_seen / plan.warmup_samples
-    falling = plan.cooldown_samples if schedule == "constant" else plan.samples - plan.warmup_samples
-    if schedule == "constant" and not falling:
-        return peak
-    progress = min(1.0, max(0.0, 1 - (plan.samples - samples_seen) / max(1, falling)))
-    match schedule:
-        case "cosine":
-            share = 0.5 * (1 + math.cos(math.pi * config.cosine_share * progress))
-        case "linear":
-            share = 1 - progress
-        case "constant":
-            share = 1 - math.sqrt(progress)
-    return end + (peak - end) * share
+
+    def __init__(self, config: ScheduledOptimizerConfig, plan: StepPlan):
+        self.kind, self.peak, self.end = config.schedule, config.learning_rate, config.end_learning_rate
+        self.samples, self.warmup, self.cosine_share = plan.samples, plan.warmup_samples, config.cosine_share
+        self.falling = plan.cooldown_samples if self.kind == "constant" else self.samples - self.warmup
+
+    def rate(self, samples_seen: int) -> float:
+        """Of the step that ends after so many images: so it is never zero at the first."""
+        if samples_seen < self.warmup:
+            return self.peak * samples_seen / self.warmup
+        if self.kind == "constant" and not self.falling:
+            return self.peak
+        progress = min(1.0, max(0.0, 1 - (self.samples - samples_seen) / max(1, self.falling)))
+        match self.kind:
+            case "cosine":
+                share = 0.5 * (1 + math.cos(math.pi * self.cosine_share * progress))
+            case "linear":
+                share = 1 - progress
+            case "constant":
+                share = 1 - math.sqrt(progress)
+        return self.end + (self.peak - self.end) * share

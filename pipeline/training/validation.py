@@ -55,17 +55,13 @@ class Validation:
         if self.loader is not None:
             self.loader.close()
 
-    def is_due(self, done: int) -> bool:
-        """Whether the state after `done` steps is scored."""
-        return bool(self.every) and (done % self.every == 0 or done == self.last)
-
     def scores(self, engine: Engine, done: int) -> dict[str, float]:
         """Of the state after `done` steps, averaged where the run keeps an average; {} where none are due.
 
         `validation/loss`, the objective's own, and `validation/accuracy` where the samples have labels to be guessed;
         means over all samples of the split. Masks are those of the samples' places in the split, each time the same.
         """
-        if not self.is_due(done):
+        if not self.every or (done % self.every and done != self.last):
             return {}
         self.me.phase, started = "validation", time.perf_counter()
         sums = engine.evaluate(self._batches(engine))

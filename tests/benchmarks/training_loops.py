@@ -153,7 +153,7 @@ def ours(turns: Any, workspace: Path, stage: int) -> None:
         "batches": batches._asdict(), "steps": steps, "precision": "fp32", "loader_workers": 0, "nodes": 1,
         "training_flops_per_image": training_flops(config.encoder, config.objective, CLASSES),
     }  # fmt: skip
-    engine = Engine(micro_module(config), config, batches, precision="fp32", enter=me.enter)
+    engine = Engine(micro_module(config), config, batches, precision="fp32", enter=me.progress.enter)
     validation = Validation(me, config, plan, None, 0, FOR_EVER)  # none: there is no split
     health = Health(me, config, plan, None, 0, FOR_EVER)  # none: its config does not say when
     turns.bare_step = deepspeed_step(engine.wrapped) if stage else plain_step(engine.module, engine.optimizer)

@@ -19,7 +19,7 @@ def test_until_the_first_step_the_rank_that_is_furthest_behind_is_told_of(tmp_pa
     told = []
     for rank, phase in ((0, ""), (0, "data"), (1, "data"), (1, "model"), (0, "model"), (0, "train"), (1, "train")):
         if phase:
-            ranks[rank].phase = phase
+            ranks[rank].enter(phase)
         told += tail.lines()
     for rank in ranks:
         rank.step = 0

@@ -23,7 +23,8 @@ def ranks(attempt):
     """The progress of two ranks, which both have made their first step."""
     both = [Progress(attempt.progress(rank)) for rank in range(2)]
     for progress in both:
-        progress.step, progress.phase = 0, "data"
+        progress.step = 0
+        progress.enter("data")
     return both
 
 
@@ -31,7 +32,8 @@ def watching(attempt, ranks) -> Watchdog:
     watchdog = Watchdog(attempt, range(2), 0.0)
     watchdog.look(0.0)
     for progress in ranks:
-        progress.step, progress.phase = 1, "data"
+        progress.step = 1
+        progress.enter("data")
     watchdog.look(1.0)
     return watchdog
 
@@ -45,16 +47,17 @@ def is_hung(watchdog: Watchdog, seconds: float) -> bool:
 def test_progress_is_read_as_it_was_written_and_only_known_phases_are_watched(tmp_path):
     progress = Progress(tmp_path / "rank")
     assert read_position(tmp_path / "rank") == Position(0, -1, "start")
-    progress.phase, progress.step = "forward", 6
+    progress.enter("forward")
+    progress.step = 6
     assert read_position(tmp_path / "rank") == Position(1, 6, "forward", 6)
-    progress.phase = "evaluate one of many"
+    progress.enter("evaluate one of many")
     assert progress.phase == "evaluate one of many" and read_position(tmp_path / "rank").phase == ""
     assert read_position(tmp_path / "none") is None
 
 
 def test_the_rank_behind_all_others_hangs_when_its_time_is_over(attempt, ranks):
     watchdog = watching(attempt, ranks)
-    ranks[0].phase = "forward"  # it went on, and now waits for rank 1
+    ranks[0].enter("forward")  # it went on, and now waits for rank 1
     assert not is_hung(watchdog, hang_seconds() - 5) and is_hung(watchdog, hang_seconds() + 5)
 
 
@@ -62,7 +65,7 @@ def test_a_slow_peer_that_moves_is_no_hang(attempt, ranks):
     watchdog = watching(attempt, ranks)
     for now in range(2, int(3 * hang_seconds())):
         if now % 60 == 0:
-            ranks[1].phase = "data"
+            ranks[1].enter("data")
         watchdog.look(float(now))
         assert ranks[1].step == 1 and not watchdog.hung((1,), float(now))
 
@@ -71,7 +74,7 @@ def test_a_slow_peer_that_moves_is_no_hang(attempt, ranks):
 def test_saving_and_starting_may_take_longer(phase, attempt, ranks):
     watchdog = watching(attempt, ranks)
     for progress in ranks:
-        progress.phase = phase
+        progress.enter(phase)
     assert not is_hung(watchdog, hang_seconds() + 100) and is_hung(watchdog, long_hang_seconds() + 5)
 
 

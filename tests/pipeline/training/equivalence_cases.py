@@ -16,7 +16,7 @@ from pipeline.config.recipe import apply_overrides, parse_overrides, validate
 from pipeline.config.training import FinetuneConfig, PretrainConfig, TrainingConfig
 from pipeline.training.engine import Engine
 from pipeline.training.optimizer import build_optimizer, parameter_groups
-from pipeline.training.schedule import learning_rate
+from pipeline.training.schedule import Schedule
 from pipeline.views.mixing import mix_batch
 from tests.pipeline.training.engine_cases import CLASSES, module_of, save_state, saved_weights
 
@@ -69,7 +69,7 @@ def batches_of(config: TrainingConfig, step: int, first: int, last: int, size: i
 def rate_of(config: TrainingConfig, step: int) -> float:
     seen, per_step = (step + 1) * config.global_batch_size, config.global_batch_size
     plan = StepPlan(config.steps * per_step, config.steps, int(config.optimizer.warmup) * per_step)
-    return learning_rate(config.optimizer, seen, plan)
+    return Schedule(config.optimizer, plan).rate(seen)
 
 
 def train_plainly(config: TrainingConfig) -> Training:

@@ -120,7 +120,7 @@ def _rank(run_path: str, stage: str, variables: dict[str, str], log: Path, fault
 def lay(faults: list[Fault]) -> None:
     from pipeline.progress import Progress
 
-    enter = Progress.phase.fset
+    enter = Progress.enter
 
     def strike(progress: Progress, phase: str) -> None:
         enter(progress, phase)
@@ -131,4 +131,4 @@ def lay(faults: list[Fault]) -> None:
                 else:
                     fault.strike()
 
-    Progress.phase = Progress.phase.setter(strike)
+    Progress.enter = strike

@@ -77,8 +77,7 @@ def take_steps(meter: SpeedMeter, *steps: tuple[float, float, float]) -> None:
     """Steps of (when it began, when it ended, how long of it the loader was waited for)."""
     for began, ended, waited in steps:
         meter.begin(began)
-        meter.end(ended)
-        meter.add(waited, [(part, began + 0.1 * number) for number, part in enumerate((*PARTS, ""))])
+        meter.end(waited, [(part, began + 0.1 * number) for number, part in enumerate((*PARTS, ""))], ended)
 
 
 def test_what_goes_by_between_steps_counts_in_the_speed_and_in_the_time_left():

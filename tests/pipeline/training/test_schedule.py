@@ -9,13 +9,13 @@ from pipeline.config.plan import StepPlan, plan_steps
 from pipeline.config.training import PretrainConfig
 from pipeline.errors import InputError
 from pipeline.training.optimizer import build_optimizer, parameter_groups
-from pipeline.training.schedule import learning_rate
+from pipeline.training.schedule import Schedule
 from tests.recipes import load_recipe
 
 
 def rate(seen: int, schedule: str = "cosine", warmup: int = 100, cooldown: int = 0, samples: int = 1000) -> float:
     config = AdamWConfig(learning_rate=1.0, end_learning_rate=0.1, schedule=schedule)
-    return learning_rate(config, seen, StepPlan(samples, samples // 10, warmup, cooldown))
+    return Schedule(config, StepPlan(samples, samples // 10, warmup, cooldown)).rate(seen)
 
 
 def test_the_rate_rises_linearly_then_falls_to_its_end():
@@ -27,9 +27,9 @@ def test_the_rate_rises_linearly_then_falls_to_its_end():
 
 def test_a_truncated_cosine_stops_on_its_way():
     config = AdamWConfig(learning_rate=1.0, cosine_share=0.8)
-    plan = StepPlan(1000, 100, 100)
-    assert learning_rate(config, 550, plan) == pytest.approx(0.5 * (1 + math.cos(0.4 * math.pi)))
-    assert learning_rate(config, 1000, plan) == pytest.approx(0.0955, abs=1e-4)
+    schedule = Schedule(config, StepPlan(1000, 100, 100))
+    assert schedule.rate(550) == pytest.approx(0.5 * (1 + math.cos(0.4 * math.pi)))
+    assert schedule.rate(1000) == pytest.approx(0.0955, abs=1e-4)
 
 
 def test_a_constant_rate_cools_down_over_its_last_part_and_is_the_same_before_in_a_longer_run():
