@@ -48,7 +48,7 @@ class StepTrace:
 
     def before(self, step: int) -> None:
         """To be called before the step that the log will call `step`."""
-        if self.steps and self._profile is None and self.steps[0] <= step <= self.steps[1]:
+        if self._profile is None and self.steps[0] <= step <= self.steps[1]:
             if not torch.cuda.is_available():  # Kineto calls it an error that there is no GPU, at any level below this
                 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()

@@ -72,7 +72,7 @@ class SpeedMeter:
         self.flops_per_image, self.peak = plan["training_flops_per_image"], peak_of_device(plan["precision"])
         self._recent: deque[tuple[float, float, float, Marks]] = deque(maxlen=window)  # the last makes four of `_Step`
         self._steps, self._between = 0, 0.0  # all of them, and all seconds that were not of a step
-        self._began = self._ended = 0.0
+        self._began = self.ended = 0.0  # by `time.perf_counter`
         self.last_seconds = 0.0  # of the step that has just ended
 
     def begin(self, now: float | None = None) -> None:
@@ -85,8 +85,8 @@ class SpeedMeter:
         `waited` are its seconds of waiting for the loader, `marks` its readings of StepClock.
         """
         now = time.perf_counter() if now is None else now
-        before, self.last_seconds = self._began - (self._ended or self._began), now - self._began
-        self._ended, self._steps, self._between = now, self._steps + 1, self._between + before
+        before, self.last_seconds = self._began - (self.ended or self._began), now - self._began
+        self.ended, self._steps, self._between = now, self._steps + 1, self._between + before
         self._recent.append((self.last_seconds, before, waited, marks))
 
     def own_seconds(self, steps: int) -> float:

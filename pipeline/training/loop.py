@@ -120,7 +120,8 @@ def train_steps(
     with Report(me, config, plan, engine, step, lengths.steps) as report, StepTrace(me, config.profiling) as trace:
         while step < lengths.steps:
             me.step, done = step, step + 1
-            trace.before(done)
+            if trace.steps:
+                trace.before(done)
             report.meter.begin()
 
             # Read, augment and learn, one micro-batch after the other; then update the weights.
@@ -137,7 +138,8 @@ def train_steps(
             # Validate, measure its health, and report.
             scores, measured = validation.scores(engine, done), health.measure(engine, done)
             report.step(done, result, rate, supply, loader, scores | measured.scores)
-            trace.after(done, lengths.steps)
+            if trace.steps:
+                trace.after(done, lengths.steps)
 
             # After too many bad steps in a row go on from before them, without their samples.
             if (bad := guard.judge(step, result)) is not None:

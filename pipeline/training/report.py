@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 
 from pipeline.checkpoints.retention import Best, best_checkpoint
 from pipeline.config.training import TrainingConfig
@@ -27,10 +28,8 @@ from pipeline.training.supply import DAMAGED, LEFT_OUT, Supply
 from pipeline.words import bytes_in_words, duration_in_words
 
 WARM_STEPS = 20  # after which the loader's speed can be told
-LINE_SECONDS = 1.0  # between progress lines at least: nobody reads more
-# Between writes to the ledger, and between its lines with means of `SpeedMeter.figures`: short steps share one, else
-# shared file systems and the step itself would feel it.
-FLUSH_SECONDS = 0.2
+LINE_SECONDS = 1.0  # between progress lines at least, and between means of `SpeedMeter.figures`: nobody reads more
+FLUSH_SECONDS = 0.2  # between writes to the ledger: short steps share one, else they and shared file systems feel it
 log = logging.getLogger(__name__)
 
 
@@ -41,12 +40,12 @@ class Report:
     """
 
     def __init__(self, me: Rank, config: TrainingConfig, plan: dict, engine: Engine, first: int, last: int):
-        self.config, self.plan, self.last = config, plan, last
+        self.plan, self.last = plan, last
         self.ledger = Ledger(me.attempt) if me.is_first else None
         self.meter = SpeedMeter(plan, last)
         self.stragglers = Stragglers(me.rank, me.world_size, engine.device) if me.world_size > 1 else None
         self._untold: list[tuple] = []  # what `_line` makes the ledger's lines of
-        self._flushed_at = self._told_at = -math.inf
+        self._flushed_at = self._figured_at = self._told_at = -math.inf
         self._every, self._window = config.log_every_steps, window_steps(config.log_every_steps)
         self._told_in_any_case, self._summed_up = {first + 1, last}, {min(first + WARM_STEPS, last), last}
 
@@ -63,14 +62,15 @@ class Report:
         slow_ranks = self._slow_ranks() if self.stragglers and done % self._window == 0 else ()
         if self.ledger is None:
             return
-        now = time.monotonic()
+        now = self.meter.ended
         told = done % self._every == 0 and now - self._told_at >= LINE_SECONDS or done in self._told_in_any_case
         figures = {}
-        if told or scores or now - self._flushed_at >= FLUSH_SECONDS or done in self._summed_up:
-            self._flushed_at = now
+        if told or scores or now - self._figured_at >= LINE_SECONDS or done in self._summed_up:
+            self._figured_at = now
             figures = self.meter.figures(done) | supply.metrics(loader, self.plan)
         self._untold.append((done, time.time(), self.meter.last_seconds, result, rate, figures, scores))
-        if figures or result.skipped:
+        if figures or result.skipped or now - self._flushed_at >= FLUSH_SECONDS:
+            self._flushed_at = now
             self.flush()
         if told:
             self._told_at = now
@@ -103,12 +103,17 @@ class Report:
             "train/gradient_norm": result.gradient_norm,
             "train/skipped": float(result.skipped),
         }
-        own = {
-            f"train/{name}": total / self.config.global_batch_size
-            for name, total in result.sums.items()
-            if not name.startswith((DAMAGED, LEFT_OUT, CHECKPOINT))
-        }
-        return line | own | dict(figures) | dict(scores)
+        for name, told_as in _names_told(tuple(result.sums)):
+            line[told_as] = result.sums[name] / self.meter.images_per_step
+        line.update(figures)
+        line.update(scores)
+        return line
+
+
+@cache
+def _names_told(sums: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Which of a step's sums the ledger tells, and by what names; not what only the loop counts."""
+    return [(name, f"train/{name}") for name in sums if not name.startswith((DAMAGED, LEFT_OUT, CHECKPOINT))]
 
 
 def log_to_stdout(me: Rank) -> None:

@@ -17,15 +17,16 @@ class Schedule:
     def __init__(self, config: ScheduledOptimizerConfig, plan: StepPlan):
         self.kind, self.peak, self.end = config.schedule, config.learning_rate, config.end_learning_rate
         self.samples, self.warmup, self.cosine_share = plan.samples, plan.warmup_samples, config.cosine_share
-        self.falling = plan.cooldown_samples if self.kind == "constant" else self.samples - self.warmup
+        self.falling = plan.cooldown_samples if self.kind == "constant" else max(1, self.samples - self.warmup)
 
     def rate(self, samples_seen: int) -> float:
         """Of the step that ends after so many images: so it is never zero at the first."""
         if samples_seen < self.warmup:
             return self.peak * samples_seen / self.warmup
-        if self.kind == "constant" and not self.falling:
+        left = self.samples - samples_seen
+        if left >= self.falling or not self.falling:
             return self.peak
-        progress = min(1.0, max(0.0, 1 - (self.samples - samples_seen) / max(1, self.falling)))
+        progress = 1 - left / self.falling if left > 0 else 1.0
         match self.kind:
             case "cosine":
                 share = 0.5 * (1 + math.cos(math.pi * self.cosine_share * progress))

@@ -4,9 +4,10 @@ The loops of `training_loops`, one thread each. Ours is the product's own loop w
 peers keep no record. Two processes that run the same code differ by half a millisecond and more, so each loop is held
 against bare steps of its own process, on the very network, optimizer and clipping, made between the loop's own, a few
 at a time: what differs is the loop. (What a loop does some times a second, as ours writes its ledger, so weighs twice.)
+Also the difference varies with the process, by some 0.05 ms, so every round begins new ones.
 Goals hold for one process. The collective in which the ranks agree on loss, flags and sums has a row of its own: wall
 time over gloo, two ranks in step.
-About 5 minutes:
+About 8 minutes:
 
     uv run python -m tests.benchmarks.step_overhead
 """
@@ -72,15 +73,16 @@ def step_overhead(rounds: int = 9, steps: int = 400, collectives: int = 500) -> 
 def measure(rounds: int, steps: int) -> tuple[Rounds, dict[str, str]]:
     """What every loop that runs took in every round, and why the others do not run."""
     measured, missing = {}, {}
-    with TemporaryDirectory() as workspace, ExitStack() as stack:
-        running = {name: stack.enter_context(started(loop, Path(workspace))) for name, (loop, _) in LOOPS.items()}
-        for name, contestant in list(running.items()):
-            try:
-                contestant.run(WARM_STEPS * BATCH_SIZE)
-            except ContestantError as error:
-                missing[name] = str(error)
-                del running[name]
-        for _ in range(rounds):
+    for _ in range(rounds):
+        with TemporaryDirectory() as workspace, ExitStack() as stack:
+            names = [name for name in LOOPS if name not in missing]
+            running = {name: stack.enter_context(started(LOOPS[name][0], Path(workspace))) for name in names}
+            for name, contestant in list(running.items()):
+                try:
+                    contestant.run(WARM_STEPS * BATCH_SIZE)
+                except ContestantError as error:
+                    missing[name] = str(error)
+                    del running[name]
             for name, contestant in running.items():
                 measured.setdefault(name, []).append(one_round(contestant, max(1, steps // TURN_STEPS)))
     return measured, missing
