@@ -36,7 +36,8 @@ def test_our_loop_takes_turns_with_bare_steps_on_its_own_network(tmp_path, stage
         round_ = one_round(ours, turns=2)
     assert round_.cpu_seconds > 0 and round_.bare_cpu_seconds > 0
     lines = (tmp_path / f"run-{stage}" / "attempts" / "01" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == json.loads(lines[-1])["step"] == 2 * (1 + TURN_STEPS)  # each of our steps is on the record, also the first, which does not count
+    made = 2 * (1 + TURN_STEPS)  # the first of each turn does not count
+    assert len(lines) == json.loads(lines[-1])["step"] == made  # each step of ours is on the record
 
 
 def test_a_loop_that_cannot_run_is_named_with_its_reason(tmp_path):

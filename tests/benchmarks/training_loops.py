@@ -88,7 +88,7 @@ class Turns:
     def _iterate(self) -> Iterator[RawBatch]:
         for line in sys.stdin:
             steps = max(1, int(line) // BATCH_SIZE)
-            yield self.batch  # one of each that does not count: what ran meanwhile has emptied the caches
+            yield self.batch  # one of each that does not count: what ran in between has emptied the caches
             self._bare_seconds(1)
             cpu, wall, bare = 0.0, 0.0, 0.0  # seconds; bare ones of CPU time
             for few in [FEW_STEPS] * (steps // FEW_STEPS) + [steps % FEW_STEPS]:
