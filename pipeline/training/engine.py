@@ -86,7 +86,7 @@ class Engine:
             self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         # Contexts of 16-bit computing without ZeRO, and of accumulation under ddp, where gradients are exchanged once.
         self._autocast = self.accelerator.autocast if self.accelerator.native_amp else nullcontext
-        self._forward = self._forward_by_autocast if self.accelerator.native_amp else self.wrapped
+        self._forward = _within(self._autocast, self.wrapped) if self.accelerator.native_amp else self.wrapped
         self._unsynchronised = nullcontext if self.stage else getattr(self.wrapped, "no_sync", nullcontext)
         self._uncompiled: Callable[[], Any] = nullcontext
         if compile_backend is not None:
@@ -231,10 +231,6 @@ class Engine:
         self._backward(outcome.loss, loss, last)
         return {LOSS: loss, **outcome.sums}
 
-    def _forward_by_autocast(self, batch: Batch) -> Outcome:
-        with self._autocast():
-            return self.wrapped(batch)
-
     def _backward(self, loss: Tensor, value: Tensor, last: bool) -> None:
         """Add the gradient of one micro-batch; behind the `last` it is that of the mean over them, and over ranks.
 
@@ -289,6 +285,14 @@ def _add(values: Mapping[str, Tensor], totals: dict[str, Tensor]) -> None:
     for name, value in values.items():
         value = value.detach() if value.requires_grad else value
         totals[name] = totals[name].double() + value if name in totals else value
+
+
+def _within(context: Callable[[], Any], wrapped: nn.Module) -> Callable[[Batch], Outcome]:
+    def forward(batch: Batch) -> Outcome:
+        with context():
+            return wrapped(batch)
+
+    return forward
 
 
 def _be_deterministic() -> None:
