@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from models.build import build_objective
-from models.objectives.batch import Batch
+from models.objectives.batch import Batch, Outcome
 from models.tuning.place import tune
 from pipeline.checkpoints.checkpoint import commit, load_checkpoint, partial_directory, write_share
 from pipeline.checkpoints.files import read_weights
@@ -80,9 +80,8 @@ def train_on_engine(
     """(loss, gradient norm, skipped) of each step of this world; the last state is saved under `folder`."""
     deepspeed.STAGE_3_RESIDENT_ELEMENTS = 0  # or a network this small would never be partitioned
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    engine = Engine(
-        module_of(config), config, plan_batches(GLOBAL_BATCH, config.micro_batch_size, world_size), precision="fp32"
-    )
+    module, plan = module_of(config), plan_batches(GLOBAL_BATCH, config.micro_batch_size, world_size)
+    engine = Engine(module, config, plan, precision="fp32")
     trace, first = [], 0
     if resume_from is not None:
         checkpoint = RunDirectory(resume_from).newest_checkpoint()
@@ -96,12 +95,18 @@ def train_on_engine(
             Batch(*(None if t is None else t[i : i + config.micro_batch_size] for t in mine[0]))
             for i in range(0, share, config.micro_batch_size)
         ]
-        if step == poison_step and rank == 0:
-            parts[0] = parts[0]._replace(images=parts[0].images * math.nan)
+        hook = module.register_forward_hook(_poison) if step == poison_step and rank == 0 else None
         result = engine.step(parts, rate_of(step), stop=False)
+        if hook is not None:
+            hook.remove()
         trace.append((result.loss, result.gradient_norm, result.skipped))
     save_state(engine, folder, steps)
     return trace
+
+
+def _poison(module: torch.nn.Module, arguments: tuple, outcome: Outcome) -> Outcome:
+    """A loss that is not finite, of which every gradient is."""
+    return outcome._replace(loss=outcome.loss + math.inf)
 
 
 def save_state(engine: Engine, folder: str, step: int) -> None:

@@ -45,7 +45,7 @@ def _resume(config, steps: int, folder: str, half: str):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(stage, folders):
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all(stage, folders):
     clean, poisoned = str(folders / f"clean-{stage}"), str(folders / f"poisoned-{stage}")
     run_on_ranks(train_on_engine, 2, config_of(stage, micro_batch=4), 2, clean)
     traces = run_on_ranks(_poisoned, 2, config_of(stage, micro_batch=4), 3, poisoned)
