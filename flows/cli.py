@@ -6,6 +6,7 @@ Heavy imports stay inside the commands, so that help answers at once.
 import json
 import os
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -18,6 +19,7 @@ EXIT_PIPE = 141  # 128 + SIGPIPE, as shells have it
 
 app = App(
     name="vit",
+    version=lambda: version("vit-pretraining"),
     help="Distributed ViT pretraining: raw images in, a registered and evaluated model out.",
     help_format="plaintext",
 )

@@ -31,6 +31,8 @@ def export_run(
     InputError where another export of this home writes to the destination now.
     """
     _require_format(format)
+    if not destination.strip():
+        raise InputError("DEST is empty; name a folder that does not exist yet")
     settings = _settings(overrides)
     chosen, placement = load_profile("local")
     source = described_model(model, home, instead="export a run or a registered model")

@@ -157,6 +157,8 @@ def study_path(file: str) -> Path:
     """The file of a shipped study's name, or of a path that ends in .yaml."""
     path = Path(file).expanduser() if file.endswith((".yaml", ".yml")) else STUDIES / f"{file}.yaml"
     if not path.is_file():
+        if Path(file).expanduser().exists():
+            raise InputError(f"study `{file}`: a study is a file whose name ends in .yaml")
         shipped = [one.stem for one in STUDIES.glob("*.yaml")]
         raise InputError(f"study `{file}` does not exist; {near_matches(file, shipped)}")
     return path

@@ -88,7 +88,8 @@ def unjudgeable(source: np.ndarray, answer: Answer) -> str | None:
         same = "names the same classes" if answer == "classes" else "names one class"
         return (
             f"the source {same if answer != 'likeness' else 'finds one image most alike'} for each of the "
-            f"{len(source):,} images, so agreement would say nothing; name images of several classes by --data"
+            f"{len(source):,} images, so agreement would say nothing: train it for longer if it should tell them "
+            "apart, else name images of several classes by --data"
         )
     return None
 

@@ -44,12 +44,12 @@ class Pace:
 
     @property
     def in_words(self) -> str:
-        """`past runs here took 1.12 (0.98–1.31) of their plan: 5 runs of this profile, and 20 s to start and end`."""
+        """`past runs here took 1.12 (0.98–1.31) times their plan: 5 runs of this profile, and 20 s to start and end`"""
         low, middle, high = (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
                              for ratio in np.quantile(self.ratios, [0.1, 0.5, 0.9]))  # fmt: skip
         runs = f"{len(self.ratios)} run{'' if len(self.ratios) == 1 else 's'} of this profile"
         around = f"and {duration_in_words(self.around)} to start and end"
-        return f"past runs here took {middle} ({low}–{high}) of their plan: {runs}, {around}"
+        return f"past runs here took {middle} ({low}–{high}) times their plan: {runs}, {around}"
 
     def hours(self, plan: Mapping[str, Any]) -> Interval | None:
         """Of a run like these; None where they are too few to say how much they scatter."""

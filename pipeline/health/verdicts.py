@@ -89,7 +89,8 @@ def judge(measured: Value, moment: Moment, bands: Bands | None, config: HealthCo
         return _verdict(measured, moment, None, None, "", "no band", NO_REFERENCE)
     low, high = band
     kind = "low" if measured.value < low else "high" if measured.value > high else "ok"
-    expected = f"(expected {_number(low)}–{_number(high)}) {kind}"
+    between = "–" if low >= 0 else " to "  # a dash would read as another sign
+    expected = f"(expected {_number(low)}{between}{_number(high)}) {kind}"
     return _verdict(measured, moment, low, high, bands.basis, kind, expected)
 
 

@@ -93,6 +93,8 @@ def source_from_dict(raw: dict[str, Any]) -> ModelSource:
 
 def locate_model(reference: str, *, tracking_uri: str, home: Path) -> ModelSource:
     """The model that `reference` stands for; InputError names what is missing and what there is instead."""
+    if not reference.strip():
+        raise InputError("MODEL is empty; name a run, a checkpoint, a registered model or a file of weights")
     if reference.startswith("models:/"):
         return _registered(reference, tracking_uri, home)
     if reference.startswith("timm:"):

@@ -23,10 +23,7 @@ class Curve(NamedTuple):
     means: list[float]
     lows: list[float]
     highs: list[float]
-
-    @property
-    def last(self) -> float:
-        return self.means[-1]
+    last: float  # of the last step itself
 
 
 class Story(NamedTuple):
@@ -74,12 +71,12 @@ def thin(points: Iterable[tuple[float, float]], most: int = POINTS) -> Curve:
     ordered = sorted(points)
     if len(ordered) <= most:
         steps, values = [step for step, _ in ordered], [value for _, value in ordered]
-        return Curve(steps, values, values, values)
+        return Curve(steps, values, values, values, values[-1])
     low, high = ordered[0][0], ordered[-1][0]
     bins: list[list[tuple[float, float]]] = [[] for _ in range(most)]
     for step, value in ordered:
         bins[min(most - 1, int((step - low) / (high - low or 1) * most))].append((step, value))
-    curve = Curve([], [], [], [])
+    curve = Curve([], [], [], [], ordered[-1][1])
     for several in filter(None, bins):
         values = [value for _, value in several]
         curve.steps.append(several[-1][0])

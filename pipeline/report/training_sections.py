@@ -146,7 +146,7 @@ def _health_chart(facts: RunFacts, told: Health, metric: str) -> Html:
     band = [(progress * last, low, high) for progress, low, high in told.bands.get(metric, ())]
     if not band:
         band = [(one.step, one.low, one.high) for one in measured if None not in (one.low, one.high)]
-    line = Line("measured", Curve(steps, values, values, values))
+    line = Line("measured", Curve(steps, values, values, values, values[-1]))
     return line_chart(TITLES.get(metric, metric), [line], band=band, last_step=last)
 
 

@@ -121,7 +121,7 @@ def test_a_plan_says_what_past_runs_of_the_home_took_and_scored(plan, home, digi
         run = done(home / "runs", f"run-{number}", seconds=6.0, best=best, forecast=graded, data=data)
         run.config_file.write_text("stage: pretrain\nobjective: {kind: mae}\n")
     said = plan("profile.ranks_per_node=2")["learned"].splitlines()
-    took = "past runs here took 1.20 (1.20–1.20) of their plan: 3 runs of this profile, and 12 s to start and end"
+    took = "past runs here took 1.20 (1.20–1.20) times their plan: 3 runs of this profile, and 12 s to start and end"
     assert said[0] == took
 
 

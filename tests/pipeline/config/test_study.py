@@ -65,6 +65,9 @@ def test_a_study_is_found_by_its_file_or_its_shipped_name(tmp_path):
         InputError, match="study `images_of_32_pixel` does not exist; did you mean `images_of_32_pixels`"
     ):
         study_path("images_of_32_pixel")
+    (tmp_path / "birds.txt").touch()
+    with pytest.raises(InputError, match="birds.txt`: a study is a file whose name ends in .yaml"):
+        study_path(str(tmp_path / "birds.txt"))
     with pytest.raises(InputError, match="data: missing, and it has no default; expected text"):
         validate(StudyConfig, read_study(study_path("images_of_32_pixels")), "images_of_32_pixels.yaml")
     for path in STUDIES.glob("*.yaml"):

@@ -173,6 +173,10 @@ def test_destinations_that_hold_something_or_lie_in_a_run_are_refused(model, hom
         request(model, tmp_path / "file", home)
     with pytest.raises(InputError, match="file is a file; name a new folder elsewhere"):
         request(model, tmp_path / "file" / "out", home)
+    with pytest.raises(InputError, match="DEST is empty"):
+        request(model, "", home)
+    with pytest.raises(InputError, match="MODEL is empty"):
+        request("", tmp_path / "out", home)
     run = request(model, tmp_path / "out", home)
     with pytest.raises(InputError, match="lies in the run directory"):
         request(model, run.path / "exports" / "out", home)

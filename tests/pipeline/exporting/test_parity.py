@@ -55,9 +55,7 @@ def test_a_source_that_says_the_same_of_every_image_is_not_compared():
 
 def test_a_source_that_names_one_class_needs_other_images():
     one_class = (4 * np.eye(10)[3] + np.random.default_rng(0).uniform(-1, 1, (256, 10))).astype(np.float32)
-    words = (
-        "names one class for each of the 256 images, so agreement would say nothing; name images of several classes by"
-    )
+    words = "names one class for each of the 256 images, so agreement would say nothing: train it for longer if it"
     assert words in unjudgeable(one_class, "class")
     assert "names the same classes for each of the 256 images" in unjudgeable(one_class - 2, "classes")
     assert "names the same classes" in unjudgeable(np.linspace(1, 2, 9, dtype=np.float32)[:, None], "classes")

@@ -77,7 +77,7 @@ def test_two_runs_say_their_ratio_and_make_no_interval(tmp_path):
         done(tmp_path / "runs", f"run-{number}", seconds=6.0)
     pace = learned_pace(past_runs(tmp_path), HERE)
     assert pace.in_words == (
-        "past runs here took 1.20 (1.20–1.20) of their plan: 2 runs of this profile, and 12 s to start and end"
+        "past runs here took 1.20 (1.20–1.20) times their plan: 2 runs of this profile, and 12 s to start and end"
     )
     assert pace.hours(PLAN) is None
 

@@ -111,7 +111,7 @@ def test_a_metric_without_a_band_says_so_once_beside_one_that_has_one(run):
 def test_fewer_than_three_points_are_not_joined():
     def drawn(count: int) -> str:
         steps = [float(step) for step in range(count)]
-        return line_chart("RankMe", [Line("measured", Curve(steps, steps, steps, steps))])
+        return line_chart("RankMe", [Line("measured", Curve(steps, steps, steps, steps, steps[-1]))])
 
     assert 'class="line one"' not in drawn(2) and drawn(2).count("<circle") == 2
     assert 'class="line one"' in drawn(3) and drawn(3).count("<circle") == 3
@@ -198,6 +198,7 @@ def test_a_ledger_that_is_thinned_keeps_every_validation_and_its_last_step(run):
     assert story.curves["validation/loss"].means == pytest.approx([number / 10 for number in range(1, 11)])
     loss = story.curves["train/loss"]
     assert len(loss.steps) <= POINTS and loss.steps[-1] == 3 * PARSED
+    assert loss.last == json.loads(run.attempt(1).ledger.read_text().splitlines()[-1])["train/loss"]
     assert all(low <= mean <= high for mean, low, high in zip(loss.means, loss.lows, loss.highs, strict=True))
 
 
