@@ -125,6 +125,8 @@ def learned_lines(prepared: PreparedRun, profile: Profile, home: Path) -> list[s
     lines = [f"learned     {'no past runs to learn from' if pace is None else pace.in_words}"]
     if pace is not None and len(pace.ratios) < LEAST_RUNS:
         lines[0] += f"; {LEAST_RUNS} make a forecast"
+    elif pace is not None and pace.hours(plan) is None:
+        lines[0] += "; their steps are too unlike these to forecast its time"
     said = outlook(prepared.config, plan, home, asked, run_path(prepared, home, None))
     lines += [f"            {words}" for words in said.in_words]
     lines += [f"            {note}" for note in said.notes]

@@ -86,7 +86,7 @@ def planned_ladder(recipe: str, *, data: Data, profile: str, overrides: Sequence
         for size in chosen_sizes for fraction in sorted(config.fractions)
     }  # fmt: skip
     known = learned_pace(past_runs(home), place_of(full.plan, chosen.model_dump(mode="json")))
-    pace = known if known is not None and len(known.ratios) >= LEAST_RUNS else None
+    pace = known if known is not None and known.hours(full.plan) is not None else None
     hours = {name: _hours(rung.plan, pace) for name, rung in rungs.items()}
     kept, lines = _within(hours, config, _hours(full.plan, pace), 2 if len(chosen_sizes) > 1 else 1)
     basis = _basis(0 if known is None else len(known.ratios)) if pace is None else pace.in_words
@@ -114,14 +114,15 @@ def _config(of_ladder: Sequence[str]) -> LadderConfig:
 
 
 def _hours(plan: Mapping[str, Any], pace: Pace | None) -> float:
-    if pace is None:
-        return (planned_seconds(plan) + START_SECONDS) / 3600
-    return pace.hours(plan).value
+    hours = None if pace is None else pace.hours(plan)
+    return (planned_seconds(plan) + START_SECONDS) / 3600 if hours is None else hours.value
 
 
 def _basis(runs: int) -> str:
-    """What planned hours rest on where too few runs are there to learn from."""
+    """What planned hours rest on where too few runs are there to learn from, or none that is like these."""
     here = f"{runs} past run{'' if runs == 1 else 's'} here, and {LEAST_RUNS} are needed" if runs else "no past runs"
+    if runs >= LEAST_RUNS:
+        here = f"{runs} past runs here, too unlike these"
     return f"their arithmetic at a stated speed, and {START_SECONDS:.0f} s each to start and end; {here} to learn from"
 
 

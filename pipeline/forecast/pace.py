@@ -19,6 +19,7 @@ from pipeline.words import duration_in_words
 ACCELERATOR_FLOPS = 1e14  # per second: about what an A100 reaches at training a ViT
 PROCESSOR_FLOPS = 1e11  # per second and rank, in fp32 on a few cores
 LEAST_RUNS = 3  # of fewer no interval follows
+WIDEST = 100.0  # from an interval's low to its high; a wider one, of runs that were nothing like it, says nothing
 RATIO = Belief(mean=(0.0, -0.1), deviation=(3.0, 0.2), scatter=0.1)
 
 
@@ -52,7 +53,7 @@ class Pace:
         return f"past runs here took {middle} ({low}–{high}) times their plan: {runs}, {around}"
 
     def hours(self, plan: Mapping[str, Any]) -> Interval | None:
-        """Of a run like these; None where they are too few to say how much they scatter."""
+        """Of a run like these; None where they are too few to say how much they scatter, or too unlike it."""
         if len(self.ratios) < LEAST_RUNS:
             return None
         centre = self.log_steps.mean()
@@ -63,7 +64,7 @@ class Pace:
         ratio = np.exp(weights @ [1.0, _log_step(plan) - centre] + scatter * random.standard_normal(DRAWS))
         hours = (planned_seconds(plan) * ratio + self.around) / 3600
         low, middle, high = np.quantile(hours, [(1 - COVERS) / 2, 0.5, (1 + COVERS) / 2])
-        return Interval(float(middle), float(low), float(high))
+        return Interval(float(middle), float(low), float(high)) if high <= WIDEST * low else None
 
 
 def learned_pace(runs: Sequence[PastRun], place: tuple[Any, ...]) -> Pace | None:

@@ -96,6 +96,12 @@ def test_intervals_of_time_hold_80_of_a_hundred_runs():
     assert 0.70 <= inside / 200 <= 0.90
 
 
+def test_runs_of_much_smaller_steps_forecast_nothing():
+    pace = Pace(np.array([50.0, 60.0, 110.0]), np.log([1e7, 2e7, 3e7]), 30.0)
+    small, large = (PLAN | {"training_flops_per_image": flops} for flops in (1e6, 1e12))
+    assert pace.hours(small) is not None and pace.hours(large) is None
+
+
 def test_a_home_of_ten_thousand_runs_is_learned_from_in_a_second(tmp_path):
     for number in range(10_000):
         (tmp_path / "runs" / f"old-{number:05d}").mkdir(parents=True)
