@@ -1,10 +1,10 @@
 """The ledger of a run: one JSON line per step, appended in whole lines. The controller forwards it to MLflow."""
 
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from pydantic_core import to_json
 from torch import Tensor
 
 from pipeline.run_directory import Attempt
@@ -19,7 +19,7 @@ class Ledger:
     def write(self, lines: Iterable[Mapping[str, float]]) -> None:
         """One line each, all in one write; what is not finite is left out: NaN is not JSON."""
         finite = ({key: value for key, value in line.items() if math.isfinite(value)} for line in lines)
-        os.write(self._file, b"".join(to_json(line) + b"\n" for line in finite))
+        os.write(self._file, b"".join(json.dumps(line).encode() + b"\n" for line in finite))
 
 
 class SampleRecorder:
