@@ -123,11 +123,11 @@ def learned_lines(prepared: PreparedRun, profile: Profile, home: Path) -> list[s
     plan, runs, asked = prepared.plan, past_runs(home), profile.model_dump(mode="json")
     pace = learned_pace(runs, place_of(plan, asked))
     lines = [f"learned     {'no past runs to learn from' if pace is None else pace.in_words}"]
+    said = outlook(prepared.config, plan, home, asked, run_path(prepared, home, None))
     if pace is not None and len(pace.ratios) < LEAST_RUNS:
         lines[0] += f"; {LEAST_RUNS} make a forecast"
-    elif pace is not None and pace.hours(plan) is None:
+    elif pace is not None and "hours" not in said.forecasts:
         lines[0] += "; their steps are too unlike these to forecast its time"
-    said = outlook(prepared.config, plan, home, asked, run_path(prepared, home, None))
     lines += [f"            {words}" for words in said.in_words]
     lines += [f"            {note}" for note in said.notes]
     if (scores := _past_scores(prepared, runs)) is not None:

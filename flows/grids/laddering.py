@@ -120,9 +120,12 @@ def _hours(plan: Mapping[str, Any], pace: Pace | None) -> float:
 
 def _basis(runs: int) -> str:
     """What planned hours rest on where too few runs are there to learn from, or none that is like these."""
-    here = f"{runs} past run{'' if runs == 1 else 's'} here, and {LEAST_RUNS} are needed" if runs else "no past runs"
     if runs >= LEAST_RUNS:
         here = f"{runs} past runs here, too unlike these"
+    elif runs:
+        here = f"{runs} past run{'' if runs == 1 else 's'} here, and {LEAST_RUNS} are needed"
+    else:
+        here = "no past runs"
     return f"their arithmetic at a stated speed, and {START_SECONDS:.0f} s each to start and end; {here} to learn from"
 
 
@@ -314,7 +317,7 @@ def _forecast_in_words(plan: Plan, scored: Mapping[str, Any]) -> str:
     words = "; ".join(interval_in_words(name, one) for name, one in forecasts.items())
     unknown = ""
     if "hours" not in forecasts:
-        unknown = f"; time not known: {LEAST_RUNS} past runs of this profile make a forecast"
+        unknown = f"; time not known: {LEAST_RUNS} past runs of this profile, not too unlike it, make a forecast"
     elif "cost" not in forecasts:
         unknown = "; cost not known: profile.price_per_device_hour is not set"
     return f"{words}: 80 % intervals{unknown}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.profiles import load_profile
-from flows.requests.named import dataset, described_model
+from flows.requests.named import dataset, described_model, named_destination
 from flows.requests.stage import write_stage
 from pipeline.config.embed import EmbedConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, split_profile_overrides, validate
@@ -28,7 +28,7 @@ def embedding_run(
         raise InputError(f"--query {missing[0]}: there is no such file")
     raw = {
         "model": source.reference, "data": str(index.directory),
-        "destination": str(Path(destination).expanduser().absolute()), "query": [str(file) for file in files],
+        "destination": named_destination(destination), "query": [str(file) for file in files],
     }  # fmt: skip
     settings = parse_overrides(of_stage)
     config = validate(EmbedConfig, apply_overrides(raw, settings), "--set", settings.keys())

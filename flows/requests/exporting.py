@@ -8,7 +8,7 @@ from typing import Any
 from cluster.job import JobState
 from flows.control.submission import launcher_of
 from flows.profiles import load_profile
-from flows.requests.named import dataset, described_model
+from flows.requests.named import dataset, described_model, named_destination
 from flows.requests.stage import write_stage
 from pipeline.config.export import FORMATS, ExportConfig
 from pipeline.config.recipe import apply_overrides, parse_overrides, validate
@@ -31,13 +31,11 @@ def export_run(
     InputError where another export of this home writes to the destination now.
     """
     _require_format(format)
-    if not destination.strip():
-        raise InputError("DEST is empty; name a folder that does not exist yet")
     settings = _settings(overrides)
     chosen, placement = load_profile("local")
     source = described_model(model, home, instead="export a run or a registered model")
     raw: dict[str, Any] = {
-        "model": source.reference, "format": format, "destination": str(Path(destination).expanduser().absolute()),
+        "model": source.reference, "format": format, "destination": named_destination(destination),
         "data": None if data is None else str(dataset(data, home).directory),
     }  # fmt: skip
     config = validate(ExportConfig, apply_overrides(raw, settings), "--set", settings.keys())

@@ -24,6 +24,13 @@ def dataset(path: str | None, home: Path) -> DatasetIndex | None:
     return read_index(path if is_url(path) else Path(path).expanduser().absolute(), check_sizes=True)
 
 
+def named_destination(path: str) -> str:
+    """The absolute path of DEST; InputError where it is empty, which would be the current directory."""
+    if not path.strip():
+        raise InputError("DEST is empty; name a folder")
+    return str(Path(path).expanduser().absolute())
+
+
 def training_sources(data: Data, home: Path) -> Sources | None:
     """The datasets to train on, each `PATH` or `PATH=WEIGHT`; by default the one `vit up --data` was given, else None.
 

@@ -99,7 +99,6 @@ class Engine:
         if self.stage == 0 and self.accelerator.scaler is None:
             self.optimizer = base  # accelerate's wrapper searches the disk for a package at every step
         self.parameters = list(module.parameters())
-        self._is_fp16 = self.compute_dtype == torch.float16
         self._norm_limit = config.optimizer.max_grad_norm or math.inf
         self._ranks = getattr(module, "ranks", None)  # of adalora
         self._share = torch.tensor(1 / plan.gradient_accumulation_steps, device=self.device)  # of a micro-batch
@@ -212,7 +211,7 @@ class Engine:
 
     def loss_scale(self) -> float | None:
         """What fp16 multiplies the loss by, so that small gradients do not vanish; None in any other precision."""
-        if not self._is_fp16:
+        if self.compute_dtype != torch.float16:
             return None
         return self.accelerator.scaler.get_scale() if self.stage == 0 else float(self.wrapped.optimizer.loss_scale)
 
@@ -277,8 +276,7 @@ class Engine:
         totals = self.add_up(sums)
         loss_sum, stops, skips = totals.pop(LOSS), totals.pop(STOP), totals.pop(SKIPPED)
         micro_batches = self.plan.world_size * self.plan.gradient_accumulation_steps
-        scale = self.loss_scale() if self._is_fp16 else None
-        return StepResult(loss_sum / micro_batches, norm, skips > 0, stops > 0, totals, scale)
+        return StepResult(loss_sum / micro_batches, norm, skips > 0, stops > 0, totals, self.loss_scale())
 
 
 def _add(values: Mapping[str, Tensor], totals: dict[str, Tensor]) -> None:
