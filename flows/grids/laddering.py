@@ -35,7 +35,7 @@ from pipeline.forecast.grading import interval_in_words, scored
 from pipeline.forecast.ladder import FILE, FOLDER, Ladder, Rung, Score, compared, epochs_of, size_of
 from pipeline.forecast.law import LEAST_POINTS, NoForecast
 from pipeline.forecast.outlook import outlook
-from pipeline.forecast.pace import LEAST_RUNS, Pace, learned_pace, planned_seconds
+from pipeline.forecast.pace import LEAST_RUNS, expectation
 from pipeline.forecast.past import past_runs, place_of, seconds_taken
 from pipeline.forecast.rungs import health_settings, size_settings, sizes, slice_settings
 from pipeline.preparation.training import PreparedRun
@@ -46,7 +46,6 @@ from pipeline.words import duration_in_words, in_columns, number_in_words
 
 PREFIX = "ladder."
 LEAST_BUDGET_HOURS = 1.0
-START_SECONDS = 20.0  # that starting and ending take on two cores; of larger machines it says nothing
 NO_MEASURE = ("capi",)  # objectives whose loss is against targets of their own, and says nothing from run to run
 
 
@@ -85,14 +84,13 @@ def planned_ladder(recipe: str, *, data: Data, profile: str, overrides: Sequence
         )[0]
         for size in chosen_sizes for fraction in sorted(config.fractions)
     }  # fmt: skip
-    known = learned_pace(past_runs(home), place_of(full.plan, chosen.model_dump(mode="json")))
-    pace = known if known is not None and known.hours(full.plan) is not None else None
-    hours = {name: _hours(rung.plan, pace) for name, rung in rungs.items()}
-    kept, lines = _within(hours, config, _hours(full.plan, pace), 2 if len(chosen_sizes) > 1 else 1)
-    basis = _basis(0 if known is None else len(known.ratios)) if pace is None else pace.in_words
+    expected = expectation(past_runs(home), place_of(full.plan, chosen.model_dump(mode="json")), [full.plan])
+    hours = {name: expected.hours(rung.plan) for name, rung in rungs.items()}
+    kept, lines = _within(hours, config, expected.hours(full.plan), 2 if len(chosen_sizes) > 1 else 1)
     return Plan(
         home / FOLDER / run_path(full, home, None).name, full, chosen, score,
-        {name: rungs[name] for name in kept}, {name: hours[name] for name in kept}, [*lines, f"hours are {basis}"],
+        {name: rungs[name] for name in kept}, {name: hours[name] for name in kept},
+        [*lines, f"hours are {expected.in_words}"],
         {"data": data, "profile": profile, "of_profile": [one for one in fixed if one.startswith("profile.")],
          "home": home},
     )  # fmt: skip
@@ -111,22 +109,6 @@ def _config(of_ladder: Sequence[str]) -> LadderConfig:
     except InputError as error:
         lines = (f"--set {PREFIX}{line[6:]}" if line.startswith("--set ") else line for line in error.problems)
         raise InputError(*lines) from None
-
-
-def _hours(plan: Mapping[str, Any], pace: Pace | None) -> float:
-    hours = None if pace is None else pace.hours(plan)
-    return (planned_seconds(plan) + START_SECONDS) / 3600 if hours is None else hours.value
-
-
-def _basis(runs: int) -> str:
-    """What planned hours rest on where too few runs are there to learn from, or none that is like these."""
-    if runs >= LEAST_RUNS:
-        here = f"{runs} past runs here, too unlike these"
-    elif runs:
-        here = f"{runs} past run{'' if runs == 1 else 's'} here, and {LEAST_RUNS} are needed"
-    else:
-        here = "no past runs"
-    return f"their arithmetic at a stated speed, and {START_SECONDS:.0f} s each to start and end; {here} to learn from"
 
 
 def _within(

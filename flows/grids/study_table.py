@@ -8,10 +8,11 @@ from typing import Any
 from flows.command_line.runs import run_state
 from flows.control.jobs import Conclusion
 from flows.control.submission import launcher_of
-from flows.planning import seconds_per_step
 from flows.requests.study import Cell, Study
 from pipeline.config.recipe import read_yaml
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from pipeline.forecast.pace import expectation
+from pipeline.forecast.past import past_runs, place_of
 from pipeline.report.ledger import parsed_line
 from pipeline.run_directory import RunDirectory, read_json
 from pipeline.studies.points import points_of
@@ -156,22 +157,20 @@ def concluded(study: Study, progress: Progress, report: Report) -> tuple[int, st
     return (failed or [EXIT_DONE if len(done) == len(possible) else EXIT_FAILED])[0], message
 
 
-def _planned_seconds(cell: Cell) -> float:
-    """About how long a cell trains, at an assumed speed."""
-    return cell.prepared.plan["steps"]["steps"] * seconds_per_step(cell.prepared.plan)
-
-
 def planned_study_lines(study: Study) -> Iterator[str]:
     """What would run, and what it would cost, before anything does."""
     yield from impossible_lines(study)
     cells = [cell for cell in study.cells if cell.prepared]
+    plans = [cell.prepared.plan for cell in cells]
+    expected = expectation(past_runs(study.home), place_of(plans[0], study.profile.model_dump(mode="json")), plans)
     rows = [
         {"network": cell.network, "objective": cell.objective, "seed": cell.seed, "run": str(study.path_of(cell)),
-         "planned_seconds": _planned_seconds(cell), **planned(study, cell)}
+         "planned_seconds": 3600 * expected.hours(cell.prepared.plan), **planned(study, cell)}
         for cell in cells
     ]  # fmt: skip
     yield from planned_lines(rows)
     seconds, compute = sum(row["planned_seconds"] for row in rows), sum(row["petaflop"] for row in rows)
     then = f", then as many by {study.config.downstream.recipe}" if study.config.downstream.recipe else ""
     yield (f"{len(rows)} runs{then}: {number_of(compute)} petaFLOP of pretraining, about {duration_in_words(seconds)} "
-           "one after the other at an assumed speed; `vit plan` measures one")  # fmt: skip
+           "one after the other; `vit plan` measures one")  # fmt: skip
+    yield f"hours are {expected.in_words}"

@@ -18,6 +18,7 @@ from pipeline.words import duration_in_words
 
 ACCELERATOR_FLOPS = 1e14  # per second: about what an A100 reaches at training a ViT
 PROCESSOR_FLOPS = 1e11  # per second and rank, in fp32 on a few cores
+START_SECONDS = 20.0  # that starting and ending take on two cores; of larger machines it says nothing
 LEAST_RUNS = 3  # of fewer no interval follows
 WIDEST = 100.0  # from an interval's low to its high; a wider one, of runs that were nothing like it, says nothing
 RATIO = Belief(mean=(0.0, -0.1), deviation=(3.0, 0.2), scatter=0.1)
@@ -78,3 +79,39 @@ def learned_pace(runs: Sequence[PastRun], place: tuple[Any, ...]) -> Pace | None
         return None
     ratios, log_steps, around = (np.array(column) for column in zip(*found, strict=True))
     return Pace(ratios, log_steps, float(np.median(around)))
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What several runs of one place are expected to take, all of them by the same measure: by the pace of past runs
+    where that tells of each, else by their arithmetic. `known` is how many past runs there are."""
+
+    pace: Pace | None
+    known: int
+
+    def hours(self, plan: Mapping[str, Any]) -> float:
+        told = None if self.pace is None else self.pace.hours(plan)
+        return (planned_seconds(plan) + START_SECONDS) / 3600 if told is None else told.value
+
+    @property
+    def in_words(self) -> str:
+        if self.pace is not None:
+            return self.pace.in_words
+        if self.known >= LEAST_RUNS:
+            here = f"{self.known} past runs here, too unlike these"
+        elif self.known:
+            here = f"{self.known} past run{'' if self.known == 1 else 's'} here, and {LEAST_RUNS} are needed"
+        else:
+            here = "no past runs"
+        stated = f"their arithmetic at a stated speed, and {START_SECONDS:.0f} s each to start and end"
+        return f"{stated}; {here} to learn from"
+
+
+def expectation(
+    runs: Sequence[PastRun], place: tuple[Any, ...], plans: Sequence[Mapping[str, Any]]
+) -> Expectation:  # fmt: skip
+    """Of the past runs of one place, for all of `plans` by one measure."""
+    pace = learned_pace(runs, place)
+    known = 0 if pace is None else len(pace.ratios)
+    tells = pace is not None and all(pace.hours(plan) is not None for plan in plans)
+    return Expectation(pace if tells else None, known)

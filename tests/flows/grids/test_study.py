@@ -54,7 +54,8 @@ def test_a_grid_becomes_one_ordinary_run_for_each_cell(home, digits, file):
     assert large.config.optimizer.learning_rate == 4e-3 and small.config.optimizer.learning_rate == 2e-3
     assert small.plan["samples_per_epoch"] == pytest.approx(144, abs=5) and large.plan["samples_per_epoch"] == 1442
     lines = list(planned_study_lines(study))
-    assert len(lines) == 18 and lines[-1].startswith("16 runs: ") and "petaFLOP" in lines[-1] and not home.exists()
+    assert len(lines) == 19 and lines[-2].startswith("16 runs: ") and "petaFLOP" in lines[-2]
+    assert lines[-1].startswith("hours are their arithmetic at a stated speed") and not home.exists()
 
 
 def test_what_cannot_be_is_said_and_the_rest_of_the_grid_stands(home, file):

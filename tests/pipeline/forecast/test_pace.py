@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.forecast.pace import Pace, learned_pace, planned_seconds
+from pipeline.forecast.pace import START_SECONDS, Pace, expectation, learned_pace, planned_seconds
 from pipeline.forecast.past import past_runs, place_of, seconds_taken
 from tests.pipeline.forecast.homes import PLAN, done
 
@@ -100,6 +100,21 @@ def test_runs_of_much_smaller_steps_forecast_nothing():
     pace = Pace(np.array([50.0, 60.0, 110.0]), np.log([1e7, 2e7, 3e7]), 30.0)
     small, large = (PLAN | {"training_flops_per_image": flops} for flops in (1e6, 1e12))
     assert pace.hours(small) is not None and pace.hours(large) is None
+
+
+def test_several_runs_are_expected_by_one_measure(tmp_path):
+    for number in range(3):
+        done(tmp_path / "runs", f"run-{number}", seconds=60.0)
+    runs, huge = past_runs(tmp_path), PLAN | {"training_flops_per_image": 1e13}
+    learned, stated, none = (
+        expectation(of, HERE, plans) for of, plans in ((runs, [PLAN]), (runs, [PLAN, huge]), ([], [PLAN]))
+    )
+    assert learned.hours(PLAN) == pytest.approx((60.0 + 12.0) / 3600, rel=0.1)
+    assert learned.in_words.startswith("past runs here took ")
+    for arithmetic in (stated, none):  # it says nothing of one of them, so it is asked of none
+        assert arithmetic.hours(PLAN) == pytest.approx((planned_seconds(PLAN) + START_SECONDS) / 3600)
+    assert stated.in_words.endswith("3 past runs here, too unlike these to learn from")
+    assert none.in_words.endswith("no past runs to learn from")
 
 
 def test_a_home_of_ten_thousand_runs_is_learned_from_in_a_second(tmp_path):
