@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.errors import EXIT_STOPPED
-from pipeline.pages.parts import Html, bullets, folded, joined, paragraph, tiles, word
+from pipeline.pages.parts import Html, bullets, facts_table, folded, joined, paragraph, tiles, word
 from pipeline.report.data_sections import dataset_summary
 from pipeline.report.lineage_sections import run_lineage
 from pipeline.report.page import Section, Verdict, report_page
@@ -95,19 +95,24 @@ def _data(facts: RunFacts) -> Html:
 
 
 def _next(facts: RunFacts) -> Html:
-    """Commands that go on from here, and the attempts that were made."""
+    """Commands that go on from here and what each makes, and the attempts that were made."""
     run = facts.run.path
     if not facts.is_done:
-        commands = [f"vit resume {run}", f"vit logs {run}"]
+        commands = {"go on with it": f"vit resume {run}", "what it said": f"vit logs {run}"}
     elif facts.result.get("rehearsal"):
-        commands = []
+        commands = {}
     else:
-        commands = [f"vit finetune {run} --data DATASET", f"vit evaluate {run} --data DATASET",
-                    f"vit register {run} --name NAME", f"vit inspect {run} IMAGES DEST"]  # fmt: skip
+        commands = {
+            "scores on labelled images: not part of a training": f"vit evaluate {run} --data DATASET",
+            "pictures of what it learned: nor are these": f"vit inspect {run} IMAGES DEST",
+            "learn the labels of a dataset": f"vit finetune {run} --data DATASET",
+            "into MLflow, for anybody to load": f"vit register {run} --name NAME",
+        }
     ends = []
     for number in range(1, facts.run.last_attempt() + 1):
         verdict = facts.run.attempt(number).verdict()
         ended = f"exit code {verdict['code']}, {verdict['reason']}" if verdict else "no verdict: it runs, or was killed"
         ends.append(f"attempt {number}: {ended}")
-    listed = bullets(word(command) for command in commands) if commands else paragraph("Nothing: it was a rehearsal.")
+    rows = [(words, word(command)) for words, command in commands.items()]
+    listed = facts_table(rows) if rows else paragraph("Nothing: it was a rehearsal.")
     return joined(listed, folded("Attempts", bullets(ends)) if ends else "")
