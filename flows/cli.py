@@ -26,6 +26,8 @@ app = App(
 Protocols = Annotated[list[str], Parameter(negative=(), consume_multiple=False)]
 Queries = Annotated[list[str], Parameter(name="--query", negative=(), consume_multiple=False)]
 Set = Annotated[list[str], Parameter(name="--set", negative=(), consume_multiple=False)]
+FinetuneSet = Annotated[list[str], Parameter(name="--finetune-set", negative=(), consume_multiple=False)]
+IngestSet = Annotated[list[str], Parameter(name="--ingest-set", negative=(), consume_multiple=False)]
 Rehearse = Annotated[bool | None, Parameter(name="--rehearse", negative="--no-rehearse")]
 Switch = Annotated[bool, Parameter(negative=())]
 Dir = Annotated[str | None, Parameter(name="--dir")]
@@ -347,8 +349,30 @@ def status(*, dir: Dir = None) -> int:
 
 
 @app.command
+def lifecycle(
+    source: str, *, name: str, pretrain_recipe: str = "pretrain_mae_vit_s16", finetune_recipe: str = "finetune_vit",
+    scratch_recipe: str | None = None, downstream: str | None = None, profile: str = "local", set: Set = [],
+    finetune_set: FinetuneSet = [], ingest_set: IngestSet = [], dir: Dir = None,
+) -> int:  # fmt: skip
+    """The whole path on your images: ingest, pretrain, fine-tune, evaluate, register under NAME, a report at its end.
+
+    SOURCE: what `vit ingest` takes, or a dataset directory. --set is of the pretraining recipe and the profile,
+    --finetune-set of the fine-tuning, --ingest-set of the ingestion; --downstream names the labelled dataset to
+    fine-tune and evaluate on where SOURCE has no labels; --scratch-recipe trains the same network without the
+    pretraining beside it. Ctrl-C stops with a checkpoint (exit 75); the same command goes on.
+    """
+    from flows.command_line.lifecycles import lifecycle_command
+
+    return lifecycle_command(
+        source, dir, say, name=name, pretrain_recipe=pretrain_recipe, finetune_recipe=finetune_recipe,
+        scratch_recipe=scratch_recipe, downstream=downstream, profile=profile, set=set, finetune_set=finetune_set,
+        ingest_set=ingest_set,
+    )  # fmt: skip
+
+
+@app.command
 def quickstart(*, dir: Dir = None) -> int:
     """The whole path on handwritten digits: ingest, pretrain, fine-tune, evaluate, register. Minutes on two cores."""
-    from flows.command_line.commands import quickstart_command
+    from flows.command_line.lifecycles import quickstart_command
 
     return quickstart_command(dir, say)

@@ -3,10 +3,14 @@
 With a `scratch_recipe` it keeps honest company: the same network from scratch, and both with a tenth of the labels.
 """
 
+import contextlib
 import contextvars
 import functools
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +19,33 @@ from typing import Any
 from prefect import flow
 from prefect.states import Cancelled, Completed, Failed, State
 
-from flows.control.progress import ingest_progress
+from flows.control.jobs import on_interrupt
+from flows.control.progress import certificate_lines, ingest_progress, ingest_words
 from flows.home import home_directory, tracking_uri
 from flows.lifecycle_report import lifecycle_folder, publish
 from flows.orchestration.own_state import own_state, this_watch
-from flows.orchestration.reporting import controlled, refused, reporter, settled, stop_job
+from flows.orchestration.reporting import TERMINAL, Terminal, controlled, refused, reporter, settled, stop_job
 from flows.requests.evaluation import evaluation_run
 from flows.requests.inspection import inspection_run
+from flows.requests.lifecycle import (
+    LifecycleRequest,
+    companion_settings,
+    pretraining_run,
+    protocols_for,
+    require_downstream,
+    require_valid,
+)
+from flows.requests.named import dataset
 from flows.requests.registration import registration_run
 from flows.requests.training import sequence_run, training_run
-from pipeline.config.ingest import IngestConfig
-from pipeline.config.recipe import apply_overrides, parse_overrides, validate
-from pipeline.errors import EXIT_DONE, InputError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.ingestion.making import IngestError
 from pipeline.redaction import first_line, without_secrets
 from pipeline.report.record import Record
 from pipeline.run_directory import RunDirectory, read_json
+from pipeline.shards.index import DatasetIndex
+from pipeline.storage.location import Location
 
 TENTH = "data.label_fraction=0.1"
 FROZEN, RANDOM_WEIGHTS = "pretrained, frozen", "random, frozen"  # encoders that the labels never reached
@@ -43,11 +57,14 @@ IN_WORDS = {
     FROZEN: "the pretrained encoder as it is: no label has reached it",
     RANDOM_WEIGHTS: "the same encoder with random weights: what is left is the data's and the probe's",
 }
-PROTOCOLS = ("classify-v1", "calibration-v1", "knn-20-v1", "linear-cached-v1", "fewshot-lsr-v1")
 
 
 class StageFailed(Exception):
-    """A stage ended with another code than 0; the message says which and why."""
+    """A stage ended with another exit code than 0, which is `code`; the message says which and why."""
+
+    def __init__(self, message: str, code: int = EXIT_FAILED):
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass
@@ -55,27 +72,14 @@ class Lifecycle:
     """What a lifecycle was asked, and what it has made so far, which its `record` says."""
 
     home: Path
-    source: str
-    name: str
-    pretrain_recipe: str
-    finetune_recipe: str
-    scratch_recipe: str | None
-    profile: str
-    set: list[str]
-    ingest_set: list[str]
+    asked: LifecycleRequest
     report: Callable[[str], None]
     stage: str = ""  # the one that is at work
 
     @functools.cached_property
     def record(self) -> Record:
-        asked = {
-            "pretrain_recipe": self.pretrain_recipe, "finetune_recipe": self.finetune_recipe,
-            "scratch_recipe": self.scratch_recipe, "profile": self.profile,
-            "set": [without_secrets(one) for one in self.set],
-            "ingest_set": [without_secrets(one) for one in self.ingest_set],
-        }  # fmt: skip
-        source = without_secrets(self.source)
-        return Record(self.name, source, str(self.home), tracking_uri(self.home), asked)
+        source = without_secrets(self.asked.source)
+        return Record(self.asked.name, source, str(self.home), tracking_uri(self.home), self.asked.told())
 
     def run(self) -> dict[str, Any]:
         """Every stage in order; returns {uri, tracking_uri, stages, metrics, pretrained, finetuned, report}.
@@ -95,14 +99,15 @@ class Lifecycle:
 
     def _run(self) -> dict[str, Any]:
         data = self._timed("ingest", self._ingest)
+        downstream = self._downstream(data)
         pretrained = self._timed("pretrain", lambda: self._pretrain(data))
-        finetuned = self._timed("fine-tune", lambda: self._finetune(pretrained, data, []))
+        finetuned = self._timed("fine-tune", lambda: self._finetune(pretrained, downstream.directory))
         scored = {"fine-tuned": finetuned}
-        if self.scratch_recipe:
-            scored |= self._timed("compare", lambda: self._companions(pretrained, data))
-        evaluation = self._timed("evaluate", lambda: self._evaluate(scored, pretrained, data))
+        if self.asked.scratch_recipe:
+            scored |= self._timed("compare", lambda: self._companions(pretrained, downstream.directory))
+        evaluation = self._timed("evaluate", lambda: self._evaluate(scored, pretrained, downstream))
         registered = self._timed("register", lambda: self._register(finetuned, evaluation))
-        self._timed("inspect", lambda: self._inspect(finetuned, data))
+        self._timed("inspect", lambda: self._inspect(finetuned, downstream.directory))
         metrics = _result(evaluation)["metrics"]
         return _result(registered) | {
             "metrics": metrics, "pretrained": str(pretrained.path), "finetuned": str(finetuned.path), "data": str(data),
@@ -117,32 +122,58 @@ class Lifecycle:
         return made
 
     def _ingest(self) -> Path:
-        destination = self.home / "data" / self.name
-        config = validate(IngestConfig, apply_overrides({}, parse_overrides(self.ingest_set)), "ingest_set")
-        build_dataset(self.source, destination, config, progress=ingest_progress(self.report))
+        """The dataset: of the source, or the source itself where it is one already."""
+        if self.asked.is_dataset:
+            self.record.data = self.asked.source
+            return Path(self.asked.source)
+        destination, show = self.home / "data" / self.asked.name, ingest_progress(self.report)
+        cancelled, here = this_watch().cancelled, TERMINAL.get() is not None
+
+        def progress(*told: Any) -> None:
+            if cancelled.is_set():  # in Prefect
+                raise KeyboardInterrupt
+            show(*told)
+
+        interrupted = on_interrupt(cancelled, signal.SIGINT, at_once=True) if here else contextlib.nullcontext()
+        try:
+            with interrupted:
+                report = build_dataset(self.asked.source, destination, self.asked.ingest_config, progress=progress)
+        except KeyboardInterrupt as stopped:
+            if not cancelled.is_set():
+                raise
+            raise StageFailed(str(stopped) or "stopped", EXIT_STOPPED) from None
+        for line in [ingest_words(report), *certificate_lines(report)]:
+            self.report(line)
         self.record.data = str(destination)
         return destination
 
+    def _downstream(self, data: Path) -> DatasetIndex:
+        """What is fine-tuned and scored on. InputError where it cannot be, before anything is trained."""
+        index = dataset(self.asked.downstream or str(data), self.home)
+        require_downstream(index, self.asked)
+        self.record.downstream = str(index.directory) if self.asked.downstream else None
+        return index
+
     def _pretrain(self, data: Path) -> RunDirectory:
-        run = self._training("pretrain", self.pretrain_recipe, data, self.set)
+        run = pretraining_run(self.asked, data, self.home)
         self.record.pretrained = str(run.path)
         return self._done(run)
 
-    def _finetune(self, pretrained: RunDirectory, data: Path, settings: list[str]) -> RunDirectory:
-        run = self._finetuning(pretrained, data, settings)
+    def _finetune(self, pretrained: RunDirectory, data: Location) -> RunDirectory:
+        run = self._finetuning(pretrained, data, [*self.asked.of_profile, *self.asked.finetune_set])
         self.record.finetuned = str(run.path)
         return self._done(run)
 
-    def _companions(self, pretrained: RunDirectory, data: Path) -> dict[str, RunDirectory]:
-        """Scratch with all labels, and both with a tenth: two sets of one process each, side by side."""
-        alone = ["micro_batch_size=64", "profile.ranks_per_node=1", "profile.env={OMP_NUM_THREADS: '1'}"]
-        scratch = self._training("pretrain", self.scratch_recipe, data, alone)
-        tenth = self._finetuning(pretrained, data, [TENTH, *alone])
-        scratch_tenth = self._training("pretrain", self.scratch_recipe, data, [TENTH, *alone])
+    def _companions(self, pretrained: RunDirectory, data: Location) -> dict[str, RunDirectory]:
+        """Scratch with all labels, and both with a tenth."""
+        settings, side_by_side = companion_settings(self.asked)
+        scratch = self._training("pretrain", self.asked.scratch_recipe, data, settings)
+        tenth = self._finetuning(pretrained, data, [*self.asked.finetune_set, TENTH, *settings])
+        scratch_tenth = self._training("pretrain", self.asked.scratch_recipe, data, [TENTH, *settings])
         compared = {"fine-tuned, tenth": tenth, "scratch": scratch, "scratch, tenth": scratch_tenth}
         sequences = [
-            sequence_run(runs, profile=self.profile, overrides=alone, home=self.home)
-            for runs in ([scratch], [tenth, scratch_tenth])
+            sequence_run(runs, profile=self.asked.profile, overrides=settings, home=self.home)
+            for runs in ([[scratch], [tenth, scratch_tenth]] if side_by_side else [[scratch, tenth, scratch_tenth]])
         ]
         context = contextvars.copy_context
         with ThreadPoolExecutor() as pool:
@@ -150,26 +181,28 @@ class Lifecycle:
                 done.result()
         return compared
 
-    def _evaluate(self, scored: dict[str, RunDirectory], pretrained: RunDirectory, data: Path) -> RunDirectory:
+    def _evaluate(
+        self, scored: dict[str, RunDirectory], pretrained: RunDirectory, index: DatasetIndex
+    ) -> RunDirectory:  # fmt: skip
         models = {name: str(run.path) for name, run in scored.items()}
         models |= {FROZEN: str(pretrained.path), RANDOM_WEIGHTS: f"random:{pretrained.path}"}
         run = evaluation_run(
-            models, data=str(data), protocols=PROTOCOLS, profile=self.profile, overrides=[], run_dir=None,
-            home=self.home,
+            models, data=str(index.directory), protocols=protocols_for(index), profile=self.asked.profile,
+            overrides=self.asked.of_profile, run_dir=None, home=self.home,
         )  # fmt: skip
         self.record.evaluation, self.record.models = str(run.path), {name: IN_WORDS[name] for name in models}
         return self._done(run)
 
     def _register(self, finetuned: RunDirectory, evaluation: RunDirectory) -> RunDirectory:
-        run = registration_run(str(finetuned.path), self.name, home=self.home, evaluations=[str(evaluation.path)])
+        run = registration_run(str(finetuned.path), self.asked.name, home=self.home, evaluations=[str(evaluation.path)])
         self._done(run)
         self.record.registration = str(run.path)
         return run
 
-    def _inspect(self, finetuned: RunDirectory, data: Path) -> str:
+    def _inspect(self, finetuned: RunDirectory, data: Location) -> str:
         """Pictures of what the model learned, on images that it was not trained on. What has none is registered all
         the same."""
-        folder = lifecycle_folder(self.home, self.name) / "pictures"
+        folder = lifecycle_folder(self.home, self.asked.name) / "pictures"
         try:
             run = self._done(
                 inspection_run(str(finetuned.path), [str(data)], str(folder), overrides=[], home=self.home)
@@ -183,21 +216,21 @@ class Lifecycle:
         return f"{len(_result(run)['pictures'])} pictures"
 
     def _training(
-        self, stage: str, recipe: str, data: Path, settings: list[str], model: str | None = None
+        self, stage: str, recipe: str, data: Location, settings: Sequence[str], model: str | None = None
     ) -> RunDirectory:
         return training_run(
-            stage, recipe, data=str(data), profile=self.profile, overrides=settings, run_dir=None, home=self.home,
+            stage, recipe, data=str(data), profile=self.asked.profile, overrides=settings, run_dir=None, home=self.home,
             rehearse="never", model=model,
         )  # fmt: skip
 
-    def _finetuning(self, pretrained: RunDirectory, data: Path, settings: list[str]) -> RunDirectory:
-        return self._training("finetune", self.finetune_recipe, data, settings, model=str(pretrained.path))
+    def _finetuning(self, pretrained: RunDirectory, data: Location, settings: list[str]) -> RunDirectory:
+        return self._training("finetune", self.asked.finetune_recipe, data, settings, model=str(pretrained.path))
 
     def _done(self, run: RunDirectory) -> RunDirectory:
         self.record.runs.append(str(run.path))
         conclusion = controlled(run, self.home, self.report)
         if conclusion.code != EXIT_DONE:
-            raise StageFailed(conclusion.message)
+            raise StageFailed(conclusion.message, conclusion.code)
         return run
 
 
@@ -232,37 +265,54 @@ def lifecycle(
     profile: str = "local",
     set: list[str] = [],
     ingest_set: list[str] = [],
+    downstream: str | None = None,
+    finetune_set: list[str] = [],
 ) -> State:
     """Images in, a registered and evaluated model out.
 
     Args:
-        source: a folder of images, a glob of tars, or sklearn:digits; absolute.
+        source: a folder of images, a glob of tars, a dataset directory, or sklearn:digits; absolute.
         name: of the registered model, and of the dataset made from the source.
         pretrain_recipe: how the encoder is pretrained.
         finetune_recipe: how it is fine-tuned.
         scratch_recipe: the same network from scratch; with it, both are also trained on a tenth of the labels.
         profile: where to train.
-        set: settings of the pretraining recipe, as key=value.
+        set: settings of the pretraining recipe, as key=value; those of the profile are every stage's.
         ingest_set: settings of the ingestion, as key=value, for example labels=/data/labels.csv.
+        downstream: the labelled dataset to fine-tune and evaluate on; by default the one made from the source.
+        finetune_set: settings of the fine-tuning recipe, as key=value.
     """
-    work = Lifecycle(
-        home_directory(),
-        source,
-        name,
-        pretrain_recipe,
-        finetune_recipe,
-        scratch_recipe,
-        profile,
-        set,
-        ingest_set,
-        reporter(),
-    )
-    with own_state(work.home, single=False) as watch:
+    asked = LifecycleRequest(
+        source=source, name=name, pretrain_recipe=pretrain_recipe, finetune_recipe=finetune_recipe,
+        scratch_recipe=scratch_recipe, downstream=downstream, profile=profile, set=set, ingest_set=ingest_set,
+        finetune_set=finetune_set,
+    )  # fmt: skip
+    work, terminal = Lifecycle(home_directory(), asked, reporter()), TERMINAL.get()
+    of_command = {"cancelled": terminal.cancelled, "on_sigterm": terminal.on_sigterm} if terminal else {}
+    with own_state(work.home, single=False, **of_command) as watch:
         try:
+            require_valid(asked, work.home)
             summary = work.run()
-        except InputError as error:
-            return settled(watch, refused(error))
-        except (StageFailed, IngestError) as error:
+        except (InputError, StageFailed, IngestError) as error:
+            if terminal is not None:
+                terminal.failure = error
+            if isinstance(error, InputError):
+                return settled(watch, refused(error))
             ended = Cancelled if watch.cancelled.is_set() else Failed
             return settled(watch, ended(message=without_secrets(str(error))))
         return settled(watch, Completed(message=summary["summary"], data=summary))
+
+
+def lifecycle_here(home: Path, say: Callable[[str], None], **asked: Any) -> dict[str, Any]:
+    """The flow in this process, for a command: what `Lifecycle.run` returns, or the error that it ended by.
+
+    It speaks to the terminal, and Ctrl-C stops in order what runs.
+    """
+    os.environ["VIT_HOME"] = str(home)  # the flow asks the environment for its home
+    terminal = Terminal(say, threading.Event())
+    TERMINAL.set(terminal)
+    with on_interrupt(terminal.cancelled, signal.SIGINT, signal.SIGTERM):
+        state = lifecycle(**asked, return_state=True)
+    if terminal.failure is not None:
+        raise terminal.failure
+    return state.result()

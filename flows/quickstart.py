@@ -1,7 +1,6 @@
 """`vit quickstart`: the lifecycle flow on scikit-learn's handwritten digits, and a table that says what it shows."""
 
 import io
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,9 +11,8 @@ import numpy as np
 from PIL import Image
 
 from flows.home import tracking_uri
-from flows.lifecycle import FROZEN, RANDOM_WEIGHTS, StageFailed, lifecycle
+from flows.lifecycle import FROZEN, RANDOM_WEIGHTS, lifecycle_here
 from flows.lifecycle_report import lifecycle_folder, publish
-from flows.orchestration.reporting import CONSOLE
 from pipeline.evaluation.intervals import interval_of_counts
 from pipeline.loading.selection import Selection
 from pipeline.report.record import read_record
@@ -30,16 +28,11 @@ CLOSING = (
 
 
 def quickstart(home: Path, say: Callable[[str], None], started: float) -> dict[str, Any]:
-    """Run it, print the table, and return what `quickstart.json` holds."""
-    os.environ["VIT_HOME"] = str(home)  # the flow asks the environment for its home
-    CONSOLE.set(say)
-    state = lifecycle(
-        source="sklearn:digits", name=NAME, pretrain_recipe="pretrain_mae_digits",
-        finetune_recipe="finetune_digits", scratch_recipe="pretrain_supervised_digits", return_state=True,
+    """Run it, print the table, and return what `quickstart.json` holds. Errors are those of `lifecycle_here`."""
+    summary = lifecycle_here(
+        home, say, source="sklearn:digits", name=NAME, pretrain_recipe="pretrain_mae_digits",
+        finetune_recipe="finetune_digits", scratch_recipe="pretrain_supervised_digits",
     )  # fmt: skip
-    if not state.is_completed():
-        raise StageFailed(f"quickstart: {state.message}")
-    summary = state.result()
     baselines = baseline_rows(read_index(summary["data"]))
     report = _with_baselines(home, baselines) or summary["report"]
     rows = _network_rows(summary["metrics"])

@@ -1,8 +1,6 @@
 """The bodies of the command line's commands; each returns an exit code and reports through `say`."""
 
-import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -33,7 +31,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, In
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.ingestion.making import IngestError
 from pipeline.preparation.memory import lowest_stage_that_fits, memory_shortage
-from pipeline.run_directory import RunDirectory, write_atomic, write_json
+from pipeline.run_directory import RunDirectory, write_atomic
 from pipeline.shards.check import checked_index
 
 Say = Callable[..., None]
@@ -265,22 +263,3 @@ def reconcile_command(directory: str | None, say: Say) -> int:
     from flows.orchestration.reconciliation import reconcile_home
 
     return reconcile_home(home_directory(directory), say)
-
-
-def quickstart_command(directory: str | None, say: Say) -> int:
-    home = home_directory(directory)
-    from flows.services.temporary_server import prefect_server
-
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-    started = time.monotonic()
-    with prefect_server(home, say):
-        from flows.lifecycle import StageFailed
-        from flows.quickstart import quickstart
-
-        try:
-            summary = quickstart(home, say, started)
-        except StageFailed as error:
-            say(str(error), error=True)
-            return EXIT_FAILED
-    write_json(home / "quickstart.json", summary)
-    return EXIT_DONE

@@ -136,13 +136,17 @@ def rehearsal_message(result: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def on_interrupt(event: threading.Event, *numbers: int) -> Iterator[None]:
-    """Set `event` at the first of these signals; a second Ctrl-C ends the watching at once."""
+def on_interrupt(event: threading.Event, *numbers: int, at_once: bool = False) -> Iterator[None]:
+    """Set `event` at the first of these signals; a second Ctrl-C ends the watching at once.
+
+    `at_once` the first raises KeyboardInterrupt, too: of work that is done by this process, and stops by it in order.
+    """
 
     def handle(number: int, frame: object) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = event.is_set() and number == signal.SIGINT
         event.set()
+        if again or at_once:
+            raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:

@@ -3,9 +3,11 @@
 Prefect is told, and never decides: whatever it does, or does not answer, the run goes on.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,21 +31,38 @@ from pipeline.redaction import without_secrets
 from pipeline.run_directory import RunDirectory
 
 PROGRESS_SECONDS = 15.0  # between two lines of progress in a flow run's log
-CONSOLE: ContextVar[Callable[[str], None] | None] = ContextVar("console", default=None)
+
+
+@dataclass
+class Terminal:
+    """The terminal of a command that runs a flow itself: where lines go, and what its Ctrl-C and a SIGTERM set.
+
+    `failure` is what the flow ended by, for the command's exit code: a state has only its words.
+    """
+
+    say: Callable[[str], None]
+    cancelled: threading.Event
+    failure: Exception | None = None
+
+    def on_sigterm(self, number: int, frame: object) -> None:
+        self.cancelled.set()
+
+
+TERMINAL: ContextVar[Terminal | None] = ContextVar("terminal", default=None)
 
 
 def reporter() -> Callable[[str], None]:
-    """Where lines go: the flow run's log, and the terminal of a command that runs the flow itself (`CONSOLE`).
+    """Where lines go: the flow run's log, and the `TERMINAL` of a command that runs the flow itself.
 
     Of the lines of progress the log takes one in `PROGRESS_SECONDS`.
     """
-    logger, console, told_at = get_run_logger(), CONSOLE.get(), -PROGRESS_SECONDS
+    logger, terminal, told_at = get_run_logger(), TERMINAL.get(), -PROGRESS_SECONDS
 
     def report(line: str) -> None:
         nonlocal told_at
         line = without_secrets(line)
-        if console is not None:
-            console(line)
+        if terminal is not None:
+            terminal.say(line)
         if line.startswith("step "):
             if time.monotonic() - told_at < PROGRESS_SECONDS:
                 return
@@ -110,7 +129,7 @@ def settled(watch: OwnState, state: State) -> State:
 def refused(error: InputError) -> State:
     """Wrong input: the same lines as on the command line, and nothing was submitted."""
     problems = [without_secrets(problem) for problem in error.problems]
-    for problem in problems:
+    for problem in problems if TERMINAL.get() is None else ():  # whose command says it
         get_run_logger().error(problem)
     return Failed(message="; ".join(problems))
 

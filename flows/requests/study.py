@@ -15,11 +15,11 @@ from flows.requests.named import dataset
 from flows.requests.scorable import require_scorable
 from flows.requests.training import checked_training
 from pipeline.config.problems import config_classes, kind_of
-from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, resolve, validate
+from pipeline.config.recipe import apply_overrides, parse_overrides, read_yaml, recipe_path, validate
 from pipeline.config.study import PROFILE, StudyConfig, StudyNetwork, StudyObjective, read_study, study_path
-from pipeline.config.training import LENGTH_UNITS, FinetuneConfig, PretrainConfig, learns_by
+from pipeline.config.training import LENGTH_UNITS, PretrainConfig, learns_by
 from pipeline.errors import InputError
-from pipeline.preparation.training import PreparedRun
+from pipeline.preparation.training import PreparedRun, recipe_config
 from pipeline.preparation.write import run_path
 from pipeline.shards.index import DatasetIndex
 
@@ -193,15 +193,8 @@ def _require_recipe(config: StudyConfig, path: Path) -> None:
     if downstream.recipe is None:
         return
     try:
-        raw, settings = read_yaml(recipe_path(downstream.recipe)), parse_overrides(as_overrides(downstream.set))
-        if raw.get("stage") != "finetune":
-            raise InputError(f"{downstream.recipe} is a recipe of stage {raw.get('stage')!r}, not finetune")
-        by_hand = any(unit in settings for unit in LENGTH_UNITS)
-        raw = {key: value for key, value in raw.items() if not by_hand or key not in LENGTH_UNITS}
         for network in config.networks.values():
             encoder = network.encoder.model_dump(mode="json")
-            of_recipe = {key: value for key, value in (raw.get("encoder") or {}).items() if key in encoder}
-            resolve(FinetuneConfig, raw | {"encoder": encoder | of_recipe, "initialise_from": "a cell"}, settings,
-                    downstream.recipe)  # fmt: skip
+            recipe_config("finetune", downstream.recipe, as_overrides(downstream.set), encoder)
     except InputError as error:
         raise InputError(*(f"{path.name}: downstream.recipe: {problem}" for problem in error.problems)) from None

@@ -91,7 +91,7 @@ def prepare_training(
     config = _filled_in(config, sources, model, path)
     if teacher is not None:
         config = taught_by(teacher, config, sources, path, notes)
-    _require_loss_of_label_sets(config, sources, path)
+    require_loss_of_label_sets(config, sources, path)
     samples_per_epoch = _samples_per_epoch(config, sources)
     if by_hand:
         recipe_unit = next((unit for unit in LENGTH_UNITS if unit in read_yaml(path)), config.length[0])
@@ -122,6 +122,23 @@ def prepare_training(
         where = "here" if placement.here else "on the nodes of this profile"
         notes.append(f"no accelerator {where}: computing in fp32")
     return PreparedRun(path.stem, config, plan, notes)
+
+
+def recipe_config(
+    stage: str, recipe: str, overrides: Sequence[str] = (), encoder: Mapping[str, Any] | None = None
+) -> TrainingConfig:
+    """A recipe before there are datasets: InputError where it is wrong as far as can be said without them.
+
+    `encoder` is that of the MODEL to come where it is one of fine-tuning; what the recipe says of it goes before.
+    """
+    path = recipe_path(recipe)
+    raw, settings = read_yaml(path), parse_overrides(overrides)
+    _require_stage(raw, stage, path)
+    raw, _ = _replace_length(raw, settings)
+    if encoder is not None:
+        of_recipe = {key: value for key, value in (raw.get("encoder") or {}).items() if key in encoder}
+        raw = raw | {"encoder": {**encoder, **of_recipe}, "initialise_from": "a run to come"}
+    return resolve(CONFIGS[stage], without_keys_of_a_plain_vit(raw, settings, []), settings, path.name)[0]
 
 
 def _require_stage(raw: Mapping[str, Any], stage: str, path: Path) -> None:
@@ -227,7 +244,7 @@ def _note_small_cache(config: TrainingConfig, sources: Sources, placement: Place
         notes.append(shortage)
 
 
-def _require_loss_of_label_sets(config: TrainingConfig, sources: Sources, path: Path) -> None:
+def require_loss_of_label_sets(config: TrainingConfig, sources: Sources, path: Path) -> None:
     """InputError where images have several classes each and the loss is of one."""
     objective = config.objective
     if not objective.reads_labels or sources.label_sets is None:

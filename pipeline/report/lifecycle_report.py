@@ -130,7 +130,8 @@ class _Story:
         return joined(facts_table(rows), table(("stage", "time", "result"), made, numbers=(1,)))
 
     def _data(self) -> Html:
-        return dataset_summary(self.record.data) if self.record.data else paragraph(NOT_REACHED, "quiet")
+        paths = [path for path in (self.record.data, self.record.downstream) if path]
+        return joined(*map(dataset_summary, paths)) if paths else paragraph(NOT_REACHED, "quiet")
 
     def _health(self) -> Html:
         if not self.trainings:

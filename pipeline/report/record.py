@@ -9,7 +9,7 @@ from pipeline.run_directory import read_json, write_json
 
 RECORD = "lifecycle.json"
 FORMAT_VERSION = 1
-PLACES = ("home", "data", "pretrained", "finetuned", "evaluation", "registration", "pictures", "runs")
+PLACES = ("home", "data", "downstream", "pretrained", "finetuned", "evaluation", "registration", "pictures", "runs")
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Record:
     asked: dict[str, Any] = field(default_factory=dict)
     stages: list[tuple[str, float, str]] = field(default_factory=list)
     data: str | None = None
+    downstream: str | None = None  # what was fine-tuned and scored on, where that is another dataset
     pretrained: str | None = None
     finetuned: str | None = None
     models: dict[str, str] = field(default_factory=dict)  # those that are scored by name, in words

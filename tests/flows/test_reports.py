@@ -14,6 +14,7 @@ from flows.control.run_reports import write_run_reports
 from flows.lifecycle import Lifecycle
 from flows.lifecycle_report import lifecycle_folder, publish
 from flows.quickstart import NAME, _with_baselines, baseline_rows
+from flows.requests.lifecycle import LifecycleRequest
 from pipeline.config.stages import SequenceConfig
 from pipeline.errors import EXIT_DONE, InputError
 from pipeline.preparation.training import dump_config
@@ -107,7 +108,8 @@ def test_the_report_of_a_lifecycle_that_failed_is_in_the_last_run_that_mlflow_ha
     (run.path / "forwarded.json").unlink()
     Forwarder(run, store, print).finish(EXIT_DONE, read_json(run.result_file))
     said: list[str] = []
-    work = Lifecycle(home, str(tmp_path / "nowhere"), "birds", "a", "b", None, "local", [], [], said.append)
+    monkeypatch.setattr("flows.lifecycle.this_watch", lambda: SimpleNamespace(cancelled=threading.Event()))
+    work = Lifecycle(home, LifecycleRequest(str(tmp_path / "nowhere"), "birds"), said.append)
     work.record.runs += [str(run.path), str(home / "runs" / "evaluation"), str(home / "runs" / "never-begun")]
     with pytest.raises(InputError, match="nowhere"):  # its first stage
         work.run()
@@ -133,7 +135,7 @@ def test_what_cannot_be_looked_into_is_told_without_secrets(tmp_path, monkeypatc
 
     monkeypatch.setattr("flows.lifecycle.inspection_run", away)
     monkeypatch.setattr("flows.lifecycle.this_watch", lambda: SimpleNamespace(cancelled=threading.Event()))
-    work = Lifecycle(tmp_path, "/photos", "birds", "a", "b", None, "local", [], [], print)
+    work = Lifecycle(tmp_path, LifecycleRequest("/photos", "birds"), print)
     work._timed("inspect", lambda: work._inspect(RunDirectory(tmp_path), tmp_path))
     assert secret not in str(work.record) and "no pictures: https://***@store/x: 403" in str(work.record.stages)
 
@@ -145,7 +147,7 @@ from flows.services.temporary_server import prefect_server
 with prefect_server(Path(sys.argv[1])):
     from prefect.client.orchestration import get_client
     from flows.lifecycle import lifecycle
-    state = lifecycle(source=sys.argv[2], name="birds", set=["env=hf_" + "a" * 30], return_state=True)
+    state = lifecycle(source=sys.argv[2], name="birds", ingest_set=["labels=/hf_" + "a" * 30], return_state=True)
     assert state.is_failed(), state
     with get_client(sync_client=True) as client:
         (shown,) = client.read_artifacts()
