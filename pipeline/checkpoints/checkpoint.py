@@ -8,8 +8,7 @@ attempt A is still the current one before it renames, so a cut-off node cannot h
 
 import os
 import shutil
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from torch import Tensor, nn
 
 from pipeline.checkpoints.files import FROZEN_FILE, StoredFragments, rank_file, read_model, write_parts
 from pipeline.checkpoints.fragments import TrainingState
+from pipeline.checkpoints.reading import Part, read_parts
 from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.errors import FaultError
 from pipeline.run_directory import FORMAT_VERSION, Attempt, Checkpoint, RunDirectory, read_json, write_json
 from pipeline.shards.atomic import sync_directory, write_file
-
-READERS = 4  # threads of a restore: more than one stream is what a disk, a file server and memory are fast at
 
 
 def frozen_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -136,37 +134,22 @@ def write_weights(checkpoint: Checkpoint, directory: Path) -> None:
 
 @torch.no_grad()
 def load_checkpoint(state: TrainingState, checkpoint: Checkpoint) -> None:
-    """Read this rank's fragments, whoever wrote them. Collective under ZeRO.
-
-    Several threads read, into where the tensors lie; the compute weights are filled while moments are still being read.
-    """
+    """Read this rank's fragments, whoever wrote them, into where the tensors lie. Collective under ZeRO."""
     place = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     stored = StoredFragments(checkpoint, first=rank_file(*place))
     state.prepare_moments(checkpoint.manifest.get("updates", checkpoint.step))
-    with ThreadPoolExecutor(READERS, "restore") as readers:
-        reading: dict[str, list[Future]] = {}
-        for kind, flats in state.tensors().items():
-            source = kind if stored.has(kind) else "fp32"  # an average that was switched on starts at the weights
-            reads = [
-                read
-                for one in state.fragments
-                for read in stored.reads(
-                    one.name, source, one.start, flats[one.flat].narrow(0, one.offset, one.count)
-                )
-            ]  # fmt: skip
-            reading[kind] = [readers.submit(_all, reads[reader::READERS]) for reader in range(READERS)]
-        _await(reading.pop("fp32"))
-        state.publish()
-        for parts in reading.values():
-            _await(parts)
+    read_parts(_parts(state, stored))
+    state.share()
     state.publish_average()
 
 
-def _all(reads: list[Callable[[], None]]) -> None:
-    for read in reads:
-        read()
-
-
-def _await(reads: list[Future]) -> None:
-    for read in reads:
-        read.result()
+def _parts(state: TrainingState, stored: StoredFragments) -> Iterator[Part]:
+    """All that this rank holds, in the order of a rank's file; the compute weights are filled along with the truth."""
+    tensors, compute = state.tensors(), state.compute_flats()
+    sources = {kind: kind if stored.has(kind) else "fp32" for kind in tensors}  # an average begins at the weights
+    for one in state.fragments:
+        for kind, flats in tensors.items():
+            target, copy = flats[one.flat].narrow(0, one.offset, one.count), None
+            if kind == "fp32" and compute:
+                copy = compute[one.flat].view(-1).narrow(0, one.offset, one.count)
+            yield from stored.parts(one.name, sources[kind], one.start, target, copy)

@@ -11,9 +11,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from models.tuning.config import AdaLoRATuning, LoRATuning, TuningConfig
 from models.tuning.low_rank import merged
 from pipeline.checkpoints.checksums import CHECKSUM, checksum
+from pipeline.checkpoints.reading import Part, read_parts
 from pipeline.errors import FaultError
 from pipeline.run_directory import Checkpoint
 
@@ -42,7 +42,7 @@ def fragments_header(counts: Mapping[str, int]) -> bytes:
         header[key] = {"dtype": "F32", "shape": [count], "data_offsets": [offset, offset + 4 * count]}
         offset += 4 * count
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
+    text += b" " * (-(8 + len(text)) % 4096)  # the data begin with a page: memory is copied faster so
     return len(text).to_bytes(8, "little") + text
 
 
@@ -75,17 +75,6 @@ class _Piece(NamedTuple):
     file: io.FileIO
     offset: int
 
-    def read(self, first: int, target: Tensor) -> None:
-        """Fill `target`, contiguous fp32, with elements from `first` of the piece: where it lies, if on the host."""
-        host = target if target.device.type == "cpu" else torch.empty(target.shape)
-        content, offset = memoryview(host.detach().numpy()).cast("B"), self.offset + 4 * first
-        while content:
-            read = os.preadv(self.file.fileno(), [content], offset)
-            assert read, f"{self.file.name}: ends at byte {offset}"
-            content, offset = content[read:], offset + read
-        if host is not target:
-            target.copy_(host)
-
 
 class StoredFragments:
     """The fragments of one checkpoint, found by parameter and kind; tensors are read only where they are asked for.
@@ -115,26 +104,29 @@ class StoredFragments:
 
     def read(self, name: str, kind: str, start: int, target: Tensor) -> None:
         """Fill `target`, one-dimensional, with elements from `start` of a parameter; every one must be stored once."""
-        for read in self.reads(name, kind, start, target):
-            read()
+        read_parts(self.parts(name, kind, start, target))
 
-    def reads(self, name: str, kind: str, start: int, target: Tensor) -> list[Callable[[], None]]:
-        """What fills `target`, part by part; the parts may be read in any order, and beside each other."""
+    def parts(self, name: str, kind: str, start: int, target: Tensor, copy: Tensor | None = None) -> list[Part]:
+        """What fills `target`, and from it `copy`, to be read together with others."""
         end, found, seen = start + target.numel(), 0, 0
-        reads = []
+        parts = []
         while True:
             pieces = self._pieces.get((name, kind), [])
             for piece in pieces[seen:]:
                 low, high = max(start, piece.start), min(end, piece.start + piece.count)
                 if low < high:
-                    reads.append(partial(piece.read, low - piece.start, target[low - start : high - start]))
+                    part = Part(piece.file, piece.offset + 4 * (low - piece.start), target, copy)
+                    if (low, high) != (start, end):
+                        within = slice(low - start, high - start)
+                        part = part._replace(target=target[within], copy=None if copy is None else copy[within])
+                    parts.append(part)
                     found += high - low
             seen = len(pieces)
             if found >= target.numel() or not self._unopened:
                 break
             self._open_next()
         assert found == target.numel(), f"{self.directory}: {name} {kind}: {found} of {target.numel()} elements"
-        return reads
+        return parts
 
 
 def _places(file: io.FileIO) -> dict[str, tuple[int, int]]:
@@ -160,10 +152,9 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Whole fp32 tensors: the moving average where there is one, and what was not trained."""
     stored = StoredFragments(checkpoint)
     kind = "ema" if checkpoint.manifest.get("ema") else "fp32"
-    weights = {}
-    for name, shape in checkpoint.manifest["shapes"].items():
-        flat = torch.empty(math.prod(shape))
-        stored.read(name, kind, 0, flat)
-        weights[name] = flat.view(shape)
+    shapes = checkpoint.manifest["shapes"]
+    flats = {name: torch.empty(math.prod(shape)) for name, shape in shapes.items()}
+    read_parts(part for name, flat in flats.items() for part in stored.parts(name, kind, 0, flat))
+    weights = {name: flat.view(shapes[name]) for name, flat in flats.items()}
     frozen = load_file(checkpoint.directory / FROZEN_FILE)
     return weights | {name: tensor for name, tensor in frozen.items() if "@" not in name}

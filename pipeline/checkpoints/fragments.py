@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.utils import all_gather_dp_groups
 from torch import Tensor, nn
 
 from pipeline.checkpoints.moments import moment_names, reset_moments, updates_of
@@ -184,14 +185,33 @@ class TrainingState:
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the fp32 truth into the compute weights. Collective under ZeRO."""
+        for compute, flat in zip(self.compute_flats(), self._flats(), strict=False):
+            compute.data.copy_(flat.data)
+        self.share()
+
+    def compute_flats(self) -> list[Tensor]:
+        """This rank's part of the compute weights, laid out as the fp32 truth is; none where that itself computes."""
+        if self.stage == 0:
+            return []
+        zero = self._zero()
+        if self.stage == 3:
+            return zero.fp16_partitioned_groups_flat
+        groups = zip(zero.parallel_partitioned_bit16_groups, zero.real_dp_process_group, strict=True)
+        return [parts[dist.get_rank(group)] for parts, group in groups]
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Bring every rank's part of the compute weights to where they compute. Collective under ZeRO."""
         if self.stage == 0:
             return
         zero = self._zero()
         if self.stage < 3:
-            zero.update_lp_params()
+            all_gather_dp_groups(
+                zero.bit16_groups_flat, zero.parallel_partitioned_bit16_groups, zero.real_dp_process_group,
+                zero.nccl_start_alignment_factor, zero.allgather_bucket_size,
+            )  # fmt: skip
             return
-        for group, flat in enumerate(zero.fp32_partitioned_groups_flat):
-            zero.fp16_partitioned_groups_flat[group].data.copy_(flat.data)
+        for group in range(len(zero.fp32_partitioned_groups_flat)):
             parts = zero.unflatten(zero.fp16_partitioned_groups_flat[group], zero.fp16_partitioned_groups[group])
             for parameter, part in zip(zero.fp16_partitioned_groups[group], parts, strict=True):
                 parameter.data = part.data
