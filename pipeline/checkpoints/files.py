@@ -102,12 +102,9 @@ class StoredFragments:
             self._open_next()
         return any(stored == kind for _, stored in self._pieces)
 
-    def read(self, name: str, kind: str, start: int, target: Tensor) -> None:
-        """Fill `target`, one-dimensional, with elements from `start` of a parameter; every one must be stored once."""
-        read_parts(self.parts(name, kind, start, target))
-
     def parts(self, name: str, kind: str, start: int, target: Tensor, copy: Tensor | None = None) -> list[Part]:
-        """What fills `target`, and from it `copy`, to be read together with others."""
+        """What fills `target`, one-dimensional, with elements from `start` of a parameter, every one of which must be
+        stored once; and from it `copy`. `read_parts` reads them, with others."""
         end, found, seen = start + target.numel(), 0, 0
         parts = []
         while True:

@@ -185,8 +185,9 @@ class TrainingState:
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the fp32 truth into the compute weights. Collective under ZeRO."""
-        for compute, flat in zip(self.compute_flats(), self._flats(), strict=False):
-            compute.data.copy_(flat.data)
+        if compute_flats := self.compute_flats():
+            for compute, flat in zip(compute_flats, self._flats(), strict=True):
+                compute.data.copy_(flat.data)
         self.share()
 
     def compute_flats(self) -> list[Tensor]:

@@ -180,12 +180,13 @@ def change_while_copying(folder: str, stage: int) -> dict[str, object]:
 def max_difference(training: Training, checkpoint, expected: dict[str, list[torch.Tensor]]) -> float:
     """Of the fragments that a checkpoint has for this rank from those in `expected`."""
     from pipeline.checkpoints.files import StoredFragments
+    from pipeline.checkpoints.reading import read_parts
 
     stored, differences = StoredFragments(checkpoint), [0.0]
     for fragment in training.engine.state.fragments:
         for kind in ("fp32", "exp_avg", "exp_avg_sq", "ema"):
             target = torch.empty(fragment.count)
-            stored.read(fragment.name, kind, fragment.start, target)
+            read_parts(stored.parts(fragment.name, kind, fragment.start, target))
             there = expected[kind][fragment.flat].narrow(0, fragment.offset, fragment.count)
             differences.append((target - there).abs().max().item())
     return max(differences)
