@@ -42,7 +42,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, InputError
 from pipeline.ingestion.build import ingest as build_dataset
 from pipeline.ingestion.making import IngestError
 from pipeline.redaction import first_line, without_secrets
-from pipeline.report.record import Record
+from pipeline.report.record import Record, read_record
 from pipeline.run_directory import RunDirectory, read_json
 from pipeline.shards.index import DatasetIndex
 from pipeline.storage.location import Location
@@ -89,13 +89,21 @@ class Lifecycle:
         try:
             summary = self._run()
         except Exception as error:
-            self.record.failure = {"stage": self.stage, "reason": without_secrets(str(error) or type(error).__name__)}
-            publish(self.record, self.report)
+            ended = "stopped" if getattr(error, "code", EXIT_FAILED) == EXIT_STOPPED else "failed"
+            reason = without_secrets(str(error) or type(error).__name__)
+            self.record.failure = {"stage": self.stage, "reason": reason, "ended": ended}
+            if not (isinstance(error, InputError) and not self.record.runs and self._has_finished()):
+                publish(self.record, self.report)
             raise
         started = time.monotonic()
         path = publish(self.record, self.report)
         self.record.stages.append(("report", time.monotonic() - started, str(path or "not written")))
         return summary | {"stages": self.record.stages, "report": str(path) if path else None}
+
+    def _has_finished(self) -> bool:
+        """Whether a lifecycle of this name came to a registered model: nothing refused takes its report's place."""
+        before = read_record(lifecycle_folder(self.home, self.asked.name))
+        return before is not None and before.registration is not None
 
     def _run(self) -> dict[str, Any]:
         data = self._timed("ingest", self._ingest)
@@ -248,11 +256,17 @@ def _words(made: Any) -> str:
     match result["stage"]:
         case "evaluate":
             first = next(iter(result["metrics"].values()))
-            return ", ".join(f"{key.split('/')[1]} {value:.4f}" for key, value in first.items() if key.endswith("top1"))
+            return ", ".join(_score(key, value) for key, value in first.items() if key.endswith("top1"))
         case "register":
             return result["summary"]
         case _:
             return f"loss {result['metrics']['train/loss']:.4f} after {result['steps']} steps"
+
+
+def _score(key: str, value: float) -> str:
+    """Of `eval/PROTOCOL/DATASET.validation/top1`: the scores of other splits than `test` say theirs."""
+    _, protocol, scored, *_ = key.split("/")
+    return f"{protocol}{' on validation' if scored.endswith('.validation') else ''} {value:.4f}"
 
 
 @flow(name="lifecycle", flow_run_name="lifecycle-{name}", on_cancellation=[stop_job])

@@ -98,7 +98,8 @@ def _show(path: Path, address: str | None, record: Record) -> None:
 
     if not flow_run.id:
         return
-    ended = f"failed at stage {record.failure['stage']}" if record.failure else "done"
+    failure = record.failure
+    ended = f"{failure.get('ended', 'failed')} at stage {failure['stage']}" if failure else "done"
     link = f"[Report of {record.name}]({address})\n\n" if address else ""
     words = f"report of lifecycle {record.name}, {ended}: {address or path}"
     show(str(flow_run.id), f"report-{record.name}", f"{link}`{path}`", words)

@@ -28,7 +28,9 @@ def lifecycle_command(source: str, directory: str | None, say: Say, **named: Any
         summary = lifecycle_here(home, say, **named)
         for stage, seconds, result in summary["stages"]:
             say(f"{stage:<12} {duration_in_words(seconds):>12}  {result}")
-        say(f"registered: {summary['uri']}   load it: mlflow.pyfunc.load_model('{summary['uri']}')")
+        say(f"registered: {summary['uri']}")
+        say(f"load it: mlflow.set_tracking_uri({summary['tracking_uri']!r}); "
+            f"mlflow.pyfunc.load_model({summary['uri']!r})")  # fmt: skip
         say(f"what was made of what: vit explain {summary['uri']}")
         if summary["report"]:
             say(f"report, to open in a browser: {summary['report']}")

@@ -45,7 +45,7 @@ def problem_lines(
 
 def kind_of(config_class: type[BaseModel]) -> str | None:
     field = config_class.model_fields.get("kind")
-    return field.default if field is not None else None
+    return field.default if field is not None and isinstance(field.default, str) else None
 
 
 def config_classes(annotation: Any) -> list[type[BaseModel]]:

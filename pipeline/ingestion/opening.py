@@ -106,7 +106,9 @@ def open_source(source: str) -> Source:
 
 
 def source_name(source: str) -> str:
-    """What identifies the source: an absolute path, or a URL; InputError for one that may carry a secret."""
+    """What identifies the source: an absolute path, or a URL; InputError for one that may carry a secret, or none."""
+    if not source.strip():
+        raise InputError(f"SOURCE is empty; {KINDS}")
     source = _named_locally(source)
     if is_url(source):
         _url(source)
@@ -116,7 +118,7 @@ def source_name(source: str) -> str:
 
 
 def _named_locally(source: str) -> str:
-    return source if source == DIGITS or is_url(source) else str(location(source))
+    return source if source == DIGITS or is_url(source) else str(location(os.path.expanduser(source)))
 
 
 def _url(source: str) -> Url:

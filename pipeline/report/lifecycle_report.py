@@ -72,7 +72,9 @@ class _Story:
         if failure := self.record.failure:
             done = ", ".join(stage for stage, _, _ in self.record.stages)
             lines = [failure["reason"], f"Done before: {done or 'nothing'}. What there is stands below."]
-            return Verdict(False, f"Failed at stage {failure['stage']}", lines)
+            ended = failure.get("ended", "failed")
+            lines += ["The same command goes on."] if ended == "stopped" else []
+            return Verdict(False, f"{ended.capitalize()} at stage {failure['stage']}", lines)
         lines = [str(self.registered["summary"])] if self.registered.get("summary") else []
         unhealthy = [(name, one) for name, facts in self.trainings.items() for one in facts.health.bad]
         lines += [f"{name}, health, {one.words or one.metric}" for name, one in unhealthy]
@@ -94,7 +96,7 @@ class _Story:
         ):
             found.append((f"{number_in_words(plan['parameters'] / 1e6)} M", "parameters"))
         if self.record.stages:
-            found.append((duration_in_words(sum(one[1] for one in self.record.stages)), "from images to here"))
+            found.append((duration_in_words(sum(one[1] for one in self.record.stages)), "for what its last run did"))
         known = [facts.hours for _, facts in self.costs if facts.hours is not None]
         if known:
             unit = (
@@ -125,7 +127,7 @@ class _Story:
         rows += [(key.replace("_", " "), _said(value)) for key, value in self.record.asked.items() if value]
         stages = [(stage, duration_in_words(seconds), words) for stage, seconds, words in self.record.stages]
         if self.record.failure:
-            stages.append((self.record.failure["stage"], "", "failed"))
+            stages.append((self.record.failure["stage"], "", self.record.failure.get("ended", "failed")))
         made = [(stage, time, Html(f'<span class="wrap">{joined(words)}</span>')) for stage, time, words in stages]
         return joined(facts_table(rows), table(("stage", "time", "result"), made, numbers=(1,)))
 

@@ -33,7 +33,7 @@ class Record:
     runs: list[str] = field(default_factory=list)
     baselines: list[dict[str, Any]] = field(default_factory=list)  # {method, labels, accuracy, low?, high?}
     notes: list[str] = field(default_factory=list)
-    failure: dict[str, str] | None = None  # {stage, reason}
+    failure: dict[str, str] | None = None  # {stage, reason, ended: stopped or failed}
 
     def write(self, folder: Path) -> None:
         """Write it, without secrets but for what stands in its paths."""

@@ -25,7 +25,7 @@ from pipeline.report.record import read_record
 from pipeline.shards.index import read_index
 from tests.pipeline.pages import Page
 
-ASKED = LifecycleRequest("/photos", "birds", "pretrain_mae_digits", "finetune_digits")
+ASKED = LifecycleRequest("sklearn:digits", "birds", "pretrain_mae_digits", "finetune_digits")
 
 
 def photos(folder: Path, count: int) -> Path:
@@ -45,10 +45,20 @@ def photos(folder: Path, count: int) -> Path:
         ({"finetune_recipe": "pretrain_mae_digits"}, "this is a recipe of stage 'pretrain', not finetune"),
         ({"scratch_recipe": "finetune_digits"}, "this is a recipe of stage 'finetune', not pretrain"),
         ({"set": ["optimizer.lerning_rate=1"]}, "lerning_rate: no such key; did you mean `learning_rate`"),
-        ({"finetune_set": ["optimizer.lerning_rate=1"]}, "lerning_rate: no such key; did you mean `learning_rate`"),
+        (
+            {"finetune_set": ["optimizer.lerning_rate=1"]},
+            "--finetune-set optimizer.lerning_rate: no such key; did you mean `learning_rate`",
+        ),
         ({"set": ["profile.rank=1"]}, "profile.rank: no such key"),
         ({"ingest_set": ["label=x.csv"]}, "label: no such key; did you mean `labels`"),
         ({"profile": "lokal"}, "did you mean `local`"),
+        ({"source": "/nowhere"}, "/nowhere: no such folder"),
+        ({"finetune_set": ["global_batch_size=100"]}, "finetune_digits: global_batch_size 100 is not a multiple of"),
+        ({"finetune_set": ["profile.ranks_per_node=3"]}, "finetune_digits: global_batch_size 64 is not a multiple of"),
+        ({"finetune_set": ["initialise_from=/x"]}, "--finetune-set initialise_from: what was pretrained is fine-tuned"),
+        ({"scratch_recipe": "pretrain_mae_digits"}, "learns no labels, so there is nothing to compare"),
+        ({"scratch_recipe": "pretrain_supervised_vit_s16"}, "take a recipe of the same network"),
+        ({"downstream": " "}, "--downstream is empty"),
         ({"downstream": "/nowhere"}, "/nowhere: no such dataset"),
     ],
 )
@@ -61,14 +71,14 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(home, chang
 
 def test_settings_of_an_ingestion_are_refused_where_nothing_is_ingested(home, digits):
     require_valid(replace(ASKED, source=str(digits)), home)
-    with pytest.raises(InputError, match="is a dataset already, of which nothing is ingested"):
+    with pytest.raises(InputError, match="is a dataset, of which nothing is ingested"):
         require_valid(replace(ASKED, source=str(digits), ingest_set=["seed=1"]), home)
 
 
 def test_images_without_labels_are_refused_before_the_pretraining(tmp_path, home, digits):
     require_downstream(read_index(digits), ASKED)
     ingest(str(photos(tmp_path / "photos", 12)), tmp_path / "plain", IngestConfig(splits="hash"))
-    with pytest.raises(InputError, match="of `train` have none; give them .* or name a labelled dataset"):
+    with pytest.raises(InputError, match="of `train` have none; give them .* or name a labelled dataset to"):
         require_downstream(read_index(tmp_path / "plain"), ASKED)
     with pytest.raises(InputError, match="have none"):
         require_valid(replace(ASKED, downstream=str(tmp_path / "plain")), home)
@@ -89,12 +99,14 @@ def test_images_of_several_classes_want_a_loss_of_them(tmp_path):
 
 
 def test_companions_share_the_processors_of_this_machine_and_elsewhere_have_the_profile(tmp_path):
-    scratch = replace(ASKED, scratch_recipe="pretrain_supervised_digits", set=["profile.cpus_per_node=2", "steps=3"])
+    scratch = replace(ASKED, scratch_recipe="pretrain_supervised_digits", set=["profile.ranks_per_node=2", "steps=3"])
     settings, side_by_side = companion_settings(replace(scratch, set=["steps=3"]))
     assert side_by_side and {"profile.ranks_per_node=1", "micro_batch_size=64"} <= set(settings)
     assert "steps=3" not in settings
     on_slurm = replace(scratch, profile="slurm", set=["profile.nodes=2", "steps=3"])
     assert companion_settings(on_slurm) == (["profile.nodes=2"], False)
+    settings, _ = companion_settings(replace(scratch, finetune_set=["global_batch_size=48"]))
+    assert "micro_batch_size=16" in settings  # both batches are multiples of it
 
 
 def test_years_on_processors_are_not_begun_unless_a_length_says_so(home, digits):

@@ -157,6 +157,7 @@ with prefect_server(Path(sys.argv[1])):
 
 @pytest.mark.slow
 def test_a_lifecycle_that_failed_has_a_report_that_its_flow_run_shows(home, tmp_path):
+    (tmp_path / "nowhere").mkdir()
     command = [sys.executable, "-c", FAILING, str(home), str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
