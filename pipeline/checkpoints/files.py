@@ -42,7 +42,7 @@ def fragments_header(counts: Mapping[str, int]) -> bytes:
         header[key] = {"dtype": "F32", "shape": [count], "data_offsets": [offset, offset + 4 * count]}
         offset += 4 * count
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % 4096)  # the data begin with a page: memory is copied faster so
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text
 
 
