@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion.opening import KINDS
 from pipeline.ingestion.sources.digits import DIGITS
 from pipeline.loading.sources import Sources
-from pipeline.preparation.rehearsal import DAY_SECONDS, length_set_by_hand, seconds_without_accelerator
+from pipeline.preparation.rehearsal import days_here, length_set_by_hand
 from pipeline.preparation.training import recipe_config, require_loss_of_label_sets
 from pipeline.redaction import without_secrets
 from pipeline.run_directory import RunDirectory
@@ -139,13 +139,11 @@ def pretraining_run(asked: LifecycleRequest, data: Path, home: Path) -> RunDirec
     )  # fmt: skip
     of_recipe, of_profile = split_profile_overrides(asked.set)
     _, placement = load_profile(asked.profile, of_profile)
-    on_processors = placement.here and placement.accelerators_per_node == 0
-    if on_processors and not length_set_by_hand(of_recipe):
-        if (seconds := seconds_without_accelerator(prepared)) > DAY_SECONDS:
-            raise InputError(
-                f"{asked.pretrain_recipe}: would take some {duration_in_words(seconds)} here, without an accelerator; "
-                "say how long (--set epochs=1), take a smaller recipe, or a profile of a cluster"
-            )
+    if not length_set_by_hand(of_recipe) and (seconds := days_here(prepared, placement)) is not None:
+        raise InputError(
+            f"{asked.pretrain_recipe}: would take some {duration_in_words(seconds)} here, without an accelerator; "
+            "say how long (--set epochs=1), take a smaller recipe, or a profile of a cluster"
+        )
     return written(prepared, profile, None, home)
 
 

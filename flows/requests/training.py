@@ -29,10 +29,9 @@ from pipeline.loading.sources import Sources
 from pipeline.preparation.memory import memory_shortage
 from pipeline.preparation.placement import Placement, require_every_size
 from pipeline.preparation.rehearsal import (
-    DAY_SECONDS,
+    days_here,
     length_set_by_hand,
     prepare_rehearsal,
-    seconds_without_accelerator,
 )
 from pipeline.preparation.training import PreparedRun, prepare_training
 from pipeline.preparation.write import has_begun, is_same_profile, run_path, write_run
@@ -190,9 +189,7 @@ def _should_rehearse(
         return False
     if built_in:
         return True
-    if not where.here:  # its processors are not timed on this one
-        return False
-    return where.accelerators_per_node == 0 and seconds_without_accelerator(full) > DAY_SECONDS
+    return days_here(full, where) is not None
 
 
 def sequence_run(

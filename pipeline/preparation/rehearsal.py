@@ -122,7 +122,15 @@ def length_set_by_hand(overrides: Sequence[str]) -> bool:
     return any(override.partition("=")[0].strip() in LENGTH_UNITS for override in overrides)
 
 
-def seconds_without_accelerator(full: PreparedRun) -> float:
+def days_here(full: PreparedRun, where: Placement) -> float | None:
+    """Seconds of a run that would take this machine, without an accelerator, more than a day; of any other None."""
+    if not where.here or where.accelerators_per_node:  # others' processors are not timed on this one
+        return None
+    seconds = _seconds_without_accelerator(full)
+    return seconds if seconds > DAY_SECONDS else None
+
+
+def _seconds_without_accelerator(full: PreparedRun) -> float:
     """How long the full run would take on this machine's processor, from one timed matrix product."""
     size = 1024
     matrix = np.random.default_rng(0).random((size, size), dtype=np.float32)
